@@ -1,0 +1,55 @@
+# Every target sets up what it needs in .venv; none needs another one to have run before.
+# PYTHON picks the interpreter (3.11 to 3.13). TORCH_INDEX, if set, is the package index that torch alone is taken from.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# One thread a worker: pytest runs a worker a core.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check format bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/.runtime ## ask the embedded model about the bundled picture
+	$(BIN)/tilewise generate
+
+test: .venv/.dev ## run every test that needs no GPU, browser or system package
+	$(PYTEST)
+
+test-all: .venv/.dev ## run the slow tests too, and the GPU ones where there is a GPU
+	$(PYTEST) -m "not browser"
+
+check: .venv/.dev ## format, lint, types, and the house rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -q tests/meta
+
+format: .venv/.dev ## rewrite the sources as ruff wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.runtime ## time the embedded model
+	$(BIN)/python benchmarks/demo.py
+
+clean: ## remove the environment and the caches
+	rm -rf .venv .hypothesis .pytest_cache .ruff_cache
+
+.venv/.torch: Makefile
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Tilewise needs Python 3.11 to 3.13; set PYTHON=/path/to/one.")'
+	$(PYTHON) -m venv .venv
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	touch $@
+
+.venv/.runtime: .venv/.torch pyproject.toml
+	$(PIP) --editable .
+	touch $@
+
+.venv/.dev: .venv/.torch pyproject.toml
+	$(PIP) --editable ".[dev]"
+	touch $@ .venv/.runtime

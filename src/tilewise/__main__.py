@@ -1,0 +1,8 @@
+"""`python -m tilewise` is the command line."""
+
+import sys
+
+from tilewise.frontends.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

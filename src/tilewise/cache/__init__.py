@@ -1,0 +1,1 @@
+"""KV blocks, prefix chains and picture embeddings: bookkeeping without torch, tensors apart."""

@@ -1,0 +1,74 @@
+"""Which block holds which prefix: a chain of digests, each over its parent and what one block adds to it.
+
+A digest covers the namespace, all tokens so far and, where a block lies in a picture, the picture's content
+with its tiling and the offset inside it. So equal digests mean equal keys and values.
+
+    namespace -> H(ids 0..63) -> H(ids 64..127, picture a from 37) -> …
+"""
+
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+
+from tilewise.types import Request
+
+_DIGEST_BYTES = 16
+
+
+def iterate_digests(request: Request, token_ids: Sequence[int], block_size: int) -> Iterator[bytes]:
+    """Yield the digest of every full block of `token_ids`, which begin with the request's prompt."""
+    parent = blake2b(request.namespace.encode(), digest_size=_DIGEST_BYTES).digest()
+    spans = request.spans
+    first_span = 0
+    for start in range(0, len(token_ids) - block_size + 1, block_size):
+        end = start + block_size
+        digest = blake2b(parent, digest_size=_DIGEST_BYTES)
+        for token_id in token_ids[start:end]:
+            digest.update(token_id.to_bytes(4, "little"))
+        while first_span < len(spans) and spans[first_span].end <= start:
+            first_span += 1
+        for span in spans[first_span:]:
+            if span.start >= end:
+                break
+            digest.update(span.start.to_bytes(4, "little"))
+            digest.update(request.images[span.image].digest)
+        parent = digest.digest()
+        yield parent
+
+
+class PrefixCache:
+    """The map between digests and blocks, both ways; a block has at most one digest and a digest one block."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._block_of: dict[bytes, int] = {}
+        self._digest_of: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        """Count identified blocks."""
+        return len(self._block_of)
+
+    def find(self, digest: bytes) -> int | None:
+        """Return the block that holds this prefix's last tokens."""
+        return self._block_of.get(digest)
+
+    def publish(self, digest: bytes, block: int) -> None:
+        """Say that `block` now holds `digest`; the first of two equal blocks keeps the identity."""
+        if digest not in self._block_of and block not in self._digest_of:
+            self._block_of[digest] = block
+            self._digest_of[block] = digest
+
+    def is_identified(self, block: int) -> bool:
+        """Tell whether the content of `block` has an identity."""
+        return block in self._digest_of
+
+    def forget(self, block: int) -> None:
+        """Take the identity of a block whose content is about to change."""
+        digest = self._digest_of.pop(block, None)
+        if digest is not None:
+            del self._block_of[digest]
+
+    def check_integrity(self) -> None:
+        """Raise unless the two maps are inverse to each other."""
+        assert len(self._block_of) == len(self._digest_of), "the maps differ in size"
+        for digest, block in self._block_of.items():
+            assert self._digest_of.get(block) == digest, f"block {block} has another digest"

@@ -1,0 +1,1 @@
+"""Reading checkpoints: finding them, their config.json, their weights."""

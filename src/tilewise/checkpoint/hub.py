@@ -1,0 +1,146 @@
+"""Finds a model's folder: the embedded demo, a local folder or symbolic link, or a download from a hub.
+
+Owns which files are ever fetched (safetensors, JSON, tokenizer models; never code or pickles) and how a hub's
+failures read. The hub's own library keeps the cache and does mirrors (HF_ENDPOINT), offline mode
+(HF_HUB_OFFLINE), tokens (HF_TOKEN), resuming and the progress bar.
+"""
+
+import importlib
+import os
+import re
+from pathlib import Path
+
+from tilewise.errors import CheckpointError, ConfigError, DownloadError
+
+ALLOW_PATTERNS = ("*.safetensors", "*.json", "*.model")
+# Both hubs match with fnmatch, whose * crosses folders; a model's own files lie at the top.
+IGNORE_PATTERNS = ("*/*",)
+
+_MODELSCOPE_PREFIX = "modelscope:"
+_MODELSCOPE_VARIABLE = "TILEWISE_USE_MODELSCOPE"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+def find_model(
+    model: str | None, *, revision: str | None = None, download_dir: str | os.PathLike[str] | None = None
+) -> Path:
+    """Return the folder of `model`, downloading it if it is a hub id (`org/name`) that is not cached.
+
+    `None` is the embedded demo. An existing path wins over a hub id. `modelscope:org/name`, or any id while
+    TILEWISE_USE_MODELSCOPE=1, comes from ModelScope. `download_dir` replaces the hub's own cache folder.
+
+    Raises:
+        CheckpointError: no such folder, or one without config.json.
+        ConfigError: a revision was given for something that has none.
+        DownloadError: the hub was not reachable, refused, or does not hold a model in safetensors.
+    """
+    model = None if model is None else os.path.expanduser(model)
+    if model is not None and not os.path.lexists(model):
+        return _download(model, revision, None if download_dir is None else str(download_dir))
+    if revision is not None:
+        raise ConfigError(
+            f"revision={revision!r} applies to hub ids only; {model or 'the embedded model'} is local. Leave it out.",
+            param="revision",
+        )
+    if model is None:
+        # Inside: the demo ranks above this module, which knows only that there is one.
+        from tilewise.demo import model_folder
+
+        return model_folder()
+    if not os.path.isdir(model):
+        is_broken = not os.path.exists(model)
+        what = "a symbolic link to nothing" if is_broken else "a file"
+        raise CheckpointError(f"{model!r:.200} is {what}; give the model's folder, or a hub id (org/name).")
+    if not os.path.isfile(os.path.join(model, "config.json")):
+        raise CheckpointError(f"The folder {model!r:.200} holds no config.json; give the folder that does.")
+    return Path(model)
+
+
+def _download(model: str, revision: str | None, download_dir: str | None) -> Path:
+    hub_id = model.removeprefix(_MODELSCOPE_PREFIX)
+    if not _HUB_ID.fullmatch(hub_id):
+        raise CheckpointError(
+            f"{model!r:.200} is neither an existing folder nor a hub id (org/name, or modelscope:org/name); "
+            "check the path."
+        )
+    from_modelscope = hub_id != model or os.environ.get(_MODELSCOPE_VARIABLE, "").lower() in ("1", "true", "yes", "on")
+    fetch = _download_from_modelscope if from_modelscope else _download_from_huggingface
+    folder = fetch(hub_id, revision, download_dir)
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise DownloadError(
+            f"{hub_id} was found but holds no config.json with .safetensors weights; "
+            "choose a repository or revision in safetensors (pickled .bin weights are never fetched)."
+        )
+    return folder
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what a library or the system said, without advice and file names."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error).strip()
+    return f"{type(error).__name__}: {said.partition(chr(10))[0]:.200}"
+
+
+def _download_from_huggingface(hub_id: str, revision: str | None, download_dir: str | None) -> Path:
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        folder = snapshot_download(
+            hub_id,
+            revision=revision,
+            cache_dir=download_dir,
+            allow_patterns=list(ALLOW_PATTERNS),
+            ignore_patterns=list(IGNORE_PATTERNS),
+        )
+    except HFValidationError as error:
+        raise CheckpointError(f"{hub_id!r} is not a valid hub id ({_reason(error)}).") from error
+    except GatedRepoError as error:
+        raise DownloadError(
+            f"{hub_id} is gated: accept its terms on the hub's page, then set HF_TOKEN to a token that may read it."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise DownloadError(
+            f"The hub has no model {hub_id}, or it is private: check the spelling, and set HF_TOKEN for a private one."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise DownloadError(f"{hub_id} has no revision {revision!r}; leave it out for the default one.") from error
+    except LocalEntryNotFoundError as error:
+        raise DownloadError(
+            f"{hub_id} is not (completely) in the cache and the hub was not reached: unset HF_HUB_OFFLINE or check the "
+            "network, set HF_ENDPOINT to a mirror, or give a local folder."
+        ) from error
+    except Exception as error:  # The library lets its HTTP client's and the disk's errors through.
+        raise DownloadError(
+            f"Downloading {hub_id} failed ({_reason(error)}): check network and disk space, then run the same again; "
+            "files that are complete are kept."
+        ) from error
+    return Path(folder)
+
+
+def _download_from_modelscope(hub_id: str, revision: str | None, download_dir: str | None) -> Path:
+    try:
+        modelscope = importlib.import_module("modelscope")
+    except ImportError as error:
+        raise DownloadError(
+            "Downloading from ModelScope needs its package: pip install modelscope (or tilewise[modelscope])."
+        ) from error
+    try:
+        folder = modelscope.snapshot_download(
+            hub_id,
+            revision=revision,
+            cache_dir=download_dir,
+            allow_patterns=list(ALLOW_PATTERNS),
+            ignore_patterns=list(IGNORE_PATTERNS),
+        )
+    except Exception as error:  # Its error classes differ between versions.
+        raise DownloadError(
+            f"Downloading {hub_id} from ModelScope failed ({_reason(error)}): check the id, the revision and the "
+            "network, then run the same again."
+        ) from error
+    return Path(str(folder))

@@ -1,0 +1,300 @@
+"""What a model is and how an engine runs it: frozen values, resolved once into new ones.
+
+`ModelConfig` and its parts are facts of a checkpoint, whatever dialect its config.json spoke.
+`EngineConfig` is the user's wish with LMDeploy's field names; `resolve` turns it, a model and a device into
+the same type with no open field. Nothing here touches disk or a device.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from tilewise.errors import ConfigError
+
+MIB = 1 << 20
+CPU_KV_CACHE_BYTES = 512 * MIB
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+NormType = Literal["rms_norm", "layer_norm"]
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """InternViT as flags: the 6B and the 300M differ in these fields only."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    image_size: int = 448
+    patch_size: int = 14
+    norm_type: NormType = "rms_norm"
+    norm_eps: float = 1e-6
+    use_qk_norm: bool = True
+    use_qkv_bias: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one tile, the class token not counted."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """Rotary scaling of a checkpoint: `linear` divides positions, `dynamic` grows the base past the limit."""
+
+    type: Literal["linear", "dynamic"]
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """A decoder-only language model; `family` names its row in the decoder's table."""
+
+    family: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    use_bias: bool = False
+    tie_word_embeddings: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One servable checkpoint.
+
+    `dtype` is the checkpoint's own. `select_layer` indexes the tower's hidden states, embeddings first.
+    `is_random` marks weights that were never trained: answers are then withheld, not shown.
+    """
+
+    architecture: str
+    vision: VisionConfig
+    decoder: DecoderConfig
+    dtype: str = "bfloat16"
+    downsample_ratio: float = 0.5
+    pixel_shuffle_version: Literal["v1", "v2"] = "v2"
+    select_layer: int = -1
+    min_dynamic_patch: int = 1
+    max_dynamic_patch: int = 12
+    use_thumbnail: bool = True
+    template: str | None = None
+    is_random: bool = False
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Prompt positions that one tile fills after pixel shuffle."""
+        return int(self.vision.num_patches * self.downsample_ratio**2)
+
+    @property
+    def projector_input_size(self) -> int:
+        """Channels of one position after pixel shuffle."""
+        return int(self.vision.hidden_size / self.downsample_ratio**2)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceConfig:
+    """The device an engine runs on, as far as configuration cares. `capability` is (0, 0) on the CPU."""
+
+    type: Literal["cpu", "cuda"]
+    index: int = 0
+    capability: tuple[int, int] = (0, 0)
+
+    @property
+    def name(self) -> str:
+        """The name torch knows it by."""
+        return self.type if self.type == "cpu" else f"{self.type}:{self.index}"
+
+
+_UNSUPPORTED_YET = {
+    "tp": (1, "tensor parallelism is not available in this version; leave tp=1"),
+    "quant_policy": (0, "a quantised KV cache is not available in this version; leave quant_policy=0"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How to run an engine; `None` means "choose for me", and `resolve` chooses.
+
+    The first block keeps LMDeploy's names. `cache_max_entry_count` is the share of the memory left after
+    weights, tower workspace and graphs that KV blocks may take; on the CPU the budget is `kv_cache_bytes`.
+    `max_prefill_tiles` bounds the tiles that the tower sees at once. `session_len` counts prompt and answer.
+
+    Raises:
+        ConfigError: a field is outside its range or not available; `param` names it.
+    """
+
+    tp: int = 1
+    session_len: int | None = None
+    max_batch_size: int = 128
+    cache_max_entry_count: float = 0.8
+    cache_block_seq_len: int = 64
+    quant_policy: int = 0
+    rope_scaling_factor: float = 0.0
+    max_prefill_token_num: int | None = None
+    model_format: str | None = None
+    dtype: str = "auto"
+    enable_prefix_caching: bool = True
+    download_dir: str | None = None
+    revision: str | None = None
+
+    device: str = "auto"
+    load_format: Literal["auto", "dummy"] = "auto"
+    kv_cache_bytes: int | None = None
+    image_cache_bytes: int | None = None
+    max_prefill_tiles: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field that can be checked without a model."""
+        for name, (allowed, remedy) in _UNSUPPORTED_YET.items():
+            if getattr(self, name) != allowed:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: {remedy}.", param=name)
+        if self.model_format not in (None, "hf"):
+            raise ConfigError(f"model_format={self.model_format!r} is not available; use 'hf'.", param="model_format")
+        if self.dtype not in ("auto", *DTYPE_BYTES):
+            allowed = ", ".join(("auto", *DTYPE_BYTES))
+            raise ConfigError(f"dtype={self.dtype!r} is unknown; choose one of {allowed}.", param="dtype")
+        if self.load_format not in ("auto", "dummy"):
+            given = self.load_format
+            raise ConfigError(f"load_format={given!r} is unknown; choose 'auto' or 'dummy'.", param="load_format")
+        if not 0.0 < self.cache_max_entry_count < 1.0:
+            given = self.cache_max_entry_count
+            raise ConfigError(
+                f"cache_max_entry_count={given} must be a share between 0 and 1; use kv_cache_bytes for a size.",
+                param="cache_max_entry_count",
+            )
+        if self.cache_block_seq_len not in (16, 32, 64, 128):
+            given = self.cache_block_seq_len
+            raise ConfigError(
+                f"cache_block_seq_len={given} must be 16, 32, 64 or 128.", param="cache_block_seq_len"
+            )
+        if self.rope_scaling_factor < 0.0:
+            raise ConfigError("rope_scaling_factor must be 0 (off) or positive.", param="rope_scaling_factor")
+        for name in ("session_len", "max_batch_size", "max_prefill_token_num", "kv_cache_bytes", "max_prefill_tiles"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigError(f"{name}={value!r} must be a positive whole number.", param=name)
+        if self.image_cache_bytes is not None and self.image_cache_bytes < 0:
+            raise ConfigError("image_cache_bytes must be 0 or more.", param="image_cache_bytes")
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "EngineConfig":
+        """Build from keyword options, refusing unknown names with the nearest known one."""
+        known = {f.name for f in fields(cls)}
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(sorted(known))}."
+                raise ConfigError(f"Unknown engine option {name!r}.{hint}", param=name)
+        return cls(**options)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplateConfig:
+    """Which prompt profile to use, and what to change in it: `None` keeps the profile's own.
+
+    `model_name` names a profile (`internvl-internlm2`, `internvl-official`, …) or a JSON file of one.
+    """
+
+    model_name: str | None = None
+    meta_instruction: str | None = None
+    stop_words: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedConfig:
+    """An `EngineConfig` with every choice made for one model on one device: nothing is `None` or `auto`."""
+
+    model: ModelConfig
+    device: DeviceConfig
+    dtype: str
+    session_len: int
+    max_batch_size: int
+    block_size: int
+    max_step_tokens: int
+    max_step_tiles: int
+    use_prefix_cache: bool
+    rope_base: float
+    rope_position_scale: float
+    load_format: Literal["auto", "dummy"]
+    cache_share: float
+    kv_cache_bytes: int | None
+    image_cache_bytes: int
+    tensor_parallel_size: int = 1
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values that one token takes over all layers, on one rank."""
+        decoder = self.model.decoder
+        heads = decoder.num_kv_heads // self.tensor_parallel_size
+        return 2 * decoder.num_layers * heads * decoder.head_dim * DTYPE_BYTES[self.dtype]
+
+
+def _resolve_rope(config: EngineConfig, decoder: DecoderConfig, session_len: int) -> tuple[float, float]:
+    """Return (base, position scale): one pair for the engine's life, so that cached keys stay valid.
+
+    Source: NTK-aware scaling as in transformers' dynamic rope, with the sequence length fixed at `session_len`.
+    """
+    scaling = decoder.rope_scaling
+    if scaling is not None and scaling.type == "linear":
+        return decoder.rope_theta, 1.0 / scaling.factor
+    limit = decoder.max_position_embeddings
+    if session_len <= limit:
+        return decoder.rope_theta, 1.0
+    factor = config.rope_scaling_factor
+    growth = factor * session_len / limit - (factor - 1.0)
+    return decoder.rope_theta * growth ** (decoder.head_dim / (decoder.head_dim - 2)), 1.0
+
+
+def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> ResolvedConfig:
+    """Make every open choice of `config` for `model` on `device`.
+
+    Raises:
+        ConfigError: the wish contradicts the model or the device.
+    """
+    on_cpu = device.type == "cpu"
+    dtype = config.dtype if config.dtype != "auto" else ("float32" if on_cpu else model.dtype)
+    limit = model.decoder.max_position_embeddings
+    session_len = config.session_len or limit
+    if session_len > limit and config.rope_scaling_factor < 1.0:
+        raise ConfigError(
+            f"session_len={session_len} is beyond the {limit} positions that the model was trained for; "
+            "lower it, or set rope_scaling_factor (for instance 2.0) to extend the rotary base.",
+            param="session_len",
+        )
+    if config.image_cache_bytes is not None:
+        image_cache_bytes = config.image_cache_bytes
+    else:
+        image_cache_bytes = 64 * MIB if on_cpu else 512 * MIB
+    rope_base, rope_position_scale = _resolve_rope(config, model.decoder, session_len)
+    return ResolvedConfig(
+        model=replace(model, is_random=True) if config.load_format == "dummy" else model,
+        device=device,
+        dtype=dtype,
+        session_len=session_len,
+        max_batch_size=config.max_batch_size,
+        block_size=config.cache_block_seq_len,
+        max_step_tokens=config.max_prefill_token_num or (1024 if on_cpu else 4096),
+        max_step_tiles=config.max_prefill_tiles or (1 if on_cpu else 16),
+        use_prefix_cache=config.enable_prefix_caching,
+        rope_base=rope_base,
+        rope_position_scale=rope_position_scale,
+        load_format=config.load_format,
+        cache_share=config.cache_max_entry_count,
+        kv_cache_bytes=config.kv_cache_bytes or (CPU_KV_CACHE_BYTES if on_cpu else None),
+        image_cache_bytes=image_cache_bytes,
+        tensor_parallel_size=config.tp,
+    )

@@ -1,0 +1,1 @@
+"""What people touch: pipeline and command line."""

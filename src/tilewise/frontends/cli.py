@@ -1,0 +1,102 @@
+"""The `tilewise` command: its grammar, and how it fails.
+
+Bad input ends in one line on stderr that says what to do, and status 2; Ctrl-C in status 130. Commands live in
+`commands` and import what they need when they run, so that `--help` is instant.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from tilewise import __version__
+from tilewise.config import EngineConfig
+from tilewise.errors import EngineError, TilewiseError
+from tilewise.frontends.flags import ENGINE_HELP, GENERATION_HELP, add_flags
+from tilewise.types import GenerationConfig
+
+_MODEL_HELP = "a folder, a symbolic link to one, or a hub id (org/name); default: the embedded model"
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line in place of argparse's usage and message; no abbreviated flags."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}. See: {self.prog} --help\n")
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """The grammar of every command."""
+    parser = _Parser(prog="tilewise", description="Ask InternVL about pictures.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"tilewise {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    generate = commands.add_parser(
+        "generate",
+        help="answer one prompt, with pictures",
+        usage="tilewise generate [MODEL] [--image PATH ...] [--prompt TEXT] [FLAGS ...]",
+        description="Answer one prompt. With neither --prompt nor --image, the bundled picture is described.",
+        allow_abbrev=False,
+    )
+    _add_generate_flags(generate)
+    commands.add_parser("check_env", help="show versions, devices and memory", allow_abbrev=False)
+    commands.add_parser("list", help="show what can be served, and the prompt profiles", allow_abbrev=False)
+    download = commands.add_parser("download", help="fetch a model and print its folder", allow_abbrev=False)
+    download.add_argument("model", metavar="MODEL", help="a hub id (org/name)")
+    download.add_argument("--dir", metavar="FOLDER", help="where to keep it, in place of the hub's own cache")
+    download.add_argument("--revision", metavar="TEXT", help=ENGINE_HELP["revision"])
+    return parser
+
+
+def _add_generate_flags(generate: argparse.ArgumentParser) -> None:
+    generate.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL_HELP)
+    generate.add_argument("--image", metavar="PATH", action="append", default=[], help="a file or URL; may be repeated")
+    generate.add_argument("--prompt", metavar="TEXT", help="what to ask; <IMAGE_TOKEN> may mark the pictures' places")
+    generate.add_argument("--stream", action="store_true", help="print the answer as it grows")
+    generate.add_argument("--json", action="store_true", help="print one JSON object")
+    generate.add_argument(
+        "--chat-template", metavar="NAME|FILE.json", help="prompt profile (see: tilewise list), or a file of one"
+    )
+    generate.add_argument("--log-level", metavar="LEVEL", default="WARNING", help="DEBUG, INFO, WARNING or ERROR")
+    add_flags(generate, "answer", GenerationConfig, GENERATION_HELP)
+    add_flags(generate, "engine", EngineConfig, ENGINE_HELP)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = create_parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        command = f"tilewise {args.command}" if args.command else "tilewise"
+        known = [*_dashed(ENGINE_HELP), *_dashed(GENERATION_HELP), "--image", "--prompt", "--stream", "--json"]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1)
+        hint = f" Did you mean {near[0]}?" if near and args.command == "generate" else ""
+        parser.exit(2, f"{command}: unknown argument {unknown[0]!r:.100}.{hint} See: {command} --help\n")
+    if args.command is None:
+        parser.error("a command is missing; try: tilewise generate")
+    return args
+
+
+def _dashed(names: dict[str, str]) -> list[str]:
+    return ["--" + name.replace("_", "-") for name in names]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status; a usage error exits by itself."""
+    try:
+        args = _parse(argv)
+        from tilewise.frontends import commands
+
+        getattr(commands, f"run_{args.command}")(args)
+        sys.stdout.flush()
+    except TilewiseError as error:
+        print(f"tilewise: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1 if isinstance(error, EngineError) else 2
+    except KeyboardInterrupt:
+        print("tilewise: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output left; the interpreter must not fail again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0

@@ -1,0 +1,150 @@
+"""What each command of the command line does; everything heavy is imported where it is used."""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, cast
+
+from tilewise import __version__
+from tilewise.errors import InputError
+from tilewise.frontends.flags import ENGINE_HELP, GENERATION_HELP, given_flags
+
+if TYPE_CHECKING:
+    from tilewise.frontends.pipeline import Pipeline
+    from tilewise.types import GenerationConfig, Response
+
+DEMO_QUESTION = "请描述图中内容"
+# Architecture and language model of the checkpoints that can be served, as config.json names them.
+SERVED = (("InternVLChatModel", "InternLM2ForCausalLM"),)
+_SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "random_seed")
+_PACKAGES = (
+    *("torch", "triton", "numpy", "safetensors", "sentencepiece", "pillow", "huggingface_hub", "rich"),
+    *("gradio", "fastapi", "ray", "modelscope"),
+)
+_GIB = 1 << 30
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    """Answer one prompt; pictures and settings are checked before the model is loaded."""
+    from tilewise.config import ChatTemplateConfig, EngineConfig
+    from tilewise.inputs.images import load_image
+
+    is_demo = args.prompt is None and not args.image
+    if is_demo:
+        from tilewise.demo import picture_path
+
+        args.prompt, args.image = DEMO_QUESTION, [str(picture_path())]
+        print(f"picture   {args.image[0]}\nquestion  {args.prompt}", file=sys.stderr)
+    generation = _read_generation(args)
+    config = EngineConfig.from_options(given_flags(args, ENGINE_HELP))
+    images = [load_image(source) for source in args.image]
+    prompt = (args.prompt, images) if images else args.prompt
+
+    from tilewise.frontends.pipeline import pipeline
+
+    started_at = time.perf_counter()
+    template = ChatTemplateConfig(model_name=args.chat_template)
+    with pipeline(args.model, None, config, template, args.log_level) as pipe:
+        load_s = time.perf_counter() - started_at
+        if args.stream:
+            responses = _print_stream(pipe, prompt, generation)
+        else:
+            answered: Any = pipe(prompt, generation)
+            responses = cast("list[Response]", answered if isinstance(answered, list) else [answered])
+        answer_s = time.perf_counter() - started_at - load_s
+    if args.json:
+        answers = [asdict(response) for response in responses]
+        print(json.dumps({"answers": answers, "load_s": load_s, "answer_s": answer_s}, ensure_ascii=False))
+        return
+    if not args.stream:
+        for response in responses:
+            print(response if is_demo else response.text)
+    num_new = sum(response.generate_token_len for response in responses)
+    ends = ", ".join(str(response.finish_reason) for response in responses)
+    print(
+        f"{responses[0].input_token_len} tokens in, {num_new} out ({ends}); "
+        f"loaded in {load_s:.1f} s, answered in {answer_s:.1f} s",
+        file=sys.stderr,
+    )
+
+
+def _read_generation(args: argparse.Namespace) -> "GenerationConfig":
+    from tilewise.types import GenerationConfig
+
+    if args.prompt is None:
+        raise InputError("A picture came without a question; add --prompt TEXT.", param="prompt")
+    if args.stream and args.json:
+        raise InputError("--stream and --json exclude each other; give one.")
+    given = given_flags(args, GENERATION_HELP)
+    idle = [name for name in _SAMPLING_ONLY if name in given]
+    if idle and not given.get("do_sample"):
+        flags = ", ".join("--" + name.replace("_", "-") for name in idle)
+        raise InputError(f"{flags}: has no effect without sampling; add --do-sample, or leave it out.", param=idle[0])
+    if given.get("logprobs") is not None and not args.json:
+        raise InputError("--logprobs shows in JSON only; add --json.", param="logprobs")
+    return GenerationConfig(**given)
+
+
+def _print_stream(pipe: "Pipeline", prompt: Any, generation: "GenerationConfig") -> "list[Response]":
+    """Print the pieces as they come; the last one holds the final counts."""
+    last: list[Response] = []
+    for piece in pipe.stream_infer(prompt, generation):
+        print(piece.text, end="", flush=True)
+        last = [piece]
+    print()
+    return last
+
+
+def run_check_env(args: argparse.Namespace) -> None:
+    """Show what an issue report needs: versions, devices, memory."""
+    rows = [("tilewise", __version__), ("python", f"{platform.python_version()}, {platform.platform()}")]
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            rows.append((name, metadata.version(name)))
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    rows.append(("host", f"{os.cpu_count()} cores, {memory_bytes / _GIB:.1f} GiB memory"))
+    rows += _find_devices()
+    _print_table(("what", "found"), rows)
+
+
+def _find_devices() -> list[tuple[str, str]]:
+    import torch
+
+    rows = [("torch device", "cuda" if torch.cuda.is_available() else "cpu")]
+    for index in range(torch.cuda.device_count()):
+        properties: Any = torch.cuda.get_device_properties(index)
+        free_bytes, total_bytes = torch.cuda.mem_get_info(index)
+        memory = f"{free_bytes / _GIB:.1f} of {total_bytes / _GIB:.1f} GiB free"
+        rows.append((f"cuda:{index}", f"{properties.name}, {properties.major}.{properties.minor}, {memory}"))
+    return rows
+
+
+def run_list(args: argparse.Namespace) -> None:
+    """Show the architectures that can be served, and the prompt profiles."""
+    from tilewise.inputs.prompt import PROFILES
+
+    _print_table(("architecture", "language model"), SERVED)
+    _print_table(("prompt profile", "system sentence"), [(name, p.meta_instruction) for name, p in PROFILES.items()])
+
+
+def run_download(args: argparse.Namespace) -> None:
+    """Fetch a model and print its folder."""
+    from tilewise.checkpoint.hub import find_model
+
+    print(find_model(args.model, revision=args.revision, download_dir=args.dir))
+
+
+def _print_table(headings: tuple[str, str], rows: "tuple[tuple[str, str], ...] | list[tuple[str, str]]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*headings)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

@@ -1,0 +1,91 @@
+"""Command-line flags from the fields of a frozen configuration: one name, type and default, in one place.
+
+A flag that is not given does not appear in the result, so the configuration's own default holds.
+"""
+
+import argparse
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+ENGINE_HELP = {
+    "tp": "GPUs to spread the model over; only 1 in this version",
+    "session_len": "most tokens of prompt and answer together; default: what the model was trained for",
+    "max_batch_size": "most sequences that run at once",
+    "cache_max_entry_count": "share of the memory left after loading that KV blocks may take",
+    "cache_block_seq_len": "tokens of one KV block: 16, 32, 64 or 128",
+    "quant_policy": "bits of the KV cache, 0 for as they are; only 0 in this version",
+    "rope_scaling_factor": "extend the rotary base, for a session longer than the model was trained for",
+    "max_prefill_token_num": "most prompt tokens in one step",
+    "model_format": "weights of the checkpoint; only hf in this version",
+    "dtype": "auto, float32, bfloat16 or float16; auto is float32 on the CPU, the checkpoint's own on a GPU",
+    "enable_prefix_caching": "reuse the KV of prompts that begin alike",
+    "download_dir": "folder for downloads, in place of the hub's own cache",
+    "revision": "branch, tag or commit of a hub id",
+    "device": "auto, cpu, cuda or cuda:N",
+    "load_format": "dummy makes random weights from config.json alone, for measuring",
+    "kv_cache_bytes": "memory for KV blocks, in place of the share; 512 MiB on the CPU",
+    "image_cache_bytes": "memory for embeddings of pictures seen before",
+    "max_prefill_tiles": "most picture tiles that the tower sees in one step",
+}
+GENERATION_HELP = {
+    "n": "answers to one prompt",
+    "max_new_tokens": "most tokens of an answer",
+    "do_sample": "sample; without it the likeliest token is taken",
+    "top_p": "sample from the likeliest tokens that hold this share of the probability",
+    "top_k": "sample from this many of the likeliest tokens; 0 for all",
+    "min_p": "drop tokens below this share of the likeliest one's probability",
+    "temperature": "above 1 flattens, below 1 sharpens",
+    "repetition_penalty": "above 1 discourages tokens that were there before",
+    "presence_penalty": "taken once from every token of the answer so far",
+    "frequency_penalty": "taken as often as a token is in the answer so far",
+    "ignore_eos": "go on after the model's own end",
+    "random_seed": "makes a sampled answer repeat",
+    "stop_words": "end the answer before this text; may be repeated",
+    "bad_words": "never say this word of one token; may be repeated",
+    "stop_token_ids": "end the answer at this id; may be repeated",
+    "bad_token_ids": "never give this id; may be repeated",
+    "min_new_tokens": "fewest tokens of an answer",
+    "skip_special_tokens": "leave tokens such as <box> out of the text",
+    "logprobs": "give this many of the likeliest tokens of every step (with --json)",
+}
+
+
+def add_flags(parser: argparse.ArgumentParser, title: str, config: type, help_texts: Mapping[str, str]) -> None:
+    """Add a flag for every field of `config` that `help_texts` describes, in a group of their own."""
+    group = parser.add_argument_group(title)
+    hints = typing.get_type_hints(config)
+    for field in fields(config):
+        if field.name not in help_texts:
+            continue
+        options = _options(hints[field.name])
+        default = field.default
+        shown = "" if default is None or default == () or isinstance(default, bool) else f" (default: {default})"
+        text = (help_texts[field.name] + shown).replace("%", "%%")
+        flag = "--" + field.name.replace("_", "-")
+        group.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, help=text, **options)
+
+
+def given_flags(args: argparse.Namespace, help_texts: Mapping[str, str]) -> dict[str, Any]:
+    """The fields that were given on the command line."""
+    return {name: value for name, value in vars(args).items() if name in help_texts}
+
+
+def _options(hint: Any) -> dict[str, Any]:
+    """What argparse needs for a field's type: T, T | None, a tuple of T, a Literal or a bool."""
+    if typing.get_origin(hint) is types.UnionType:
+        hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
+    if typing.get_origin(hint) is typing.Literal:
+        return {"choices": typing.get_args(hint)}
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if typing.get_origin(hint) is tuple:
+        kind = typing.get_args(hint)[0]
+        return {"action": "append", "type": kind, "metavar": _metavar(kind)}
+    return {"type": hint, "metavar": _metavar(hint)}
+
+
+def _metavar(kind: type) -> str:
+    return {int: "N", float: "X", str: "TEXT"}[kind]

@@ -1,0 +1,259 @@
+"""`pipeline(model)`: ask a model from Python, in the call forms that LMDeploy's users know.
+
+A `Pipeline` owns an engine and whatever turns prompts into its requests. It never imports torch itself. Prompts of
+one call run together; one that fails ends the call, and the others are aborted.
+"""
+
+import logging
+import uuid
+import weakref
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self, cast
+
+from tilewise.config import ChatTemplateConfig, EngineConfig
+from tilewise.engine.launch import Engine, launch_engine
+from tilewise.errors import ConfigError, EngineError, InputError
+from tilewise.frontends.answers import Answer, follow
+from tilewise.frontends.progress import show_progress
+from tilewise.inputs.conversation import Message, is_message_list, parse_prompt
+from tilewise.inputs.policy import ImagePolicy
+from tilewise.inputs.prompt import choose_profile
+from tilewise.inputs.request import RequestBuilder
+from tilewise.inputs.tokenizer import load_tokenizer
+from tilewise.types import GenerationConfig, Request, Response, TilingParameters
+
+Generations = GenerationConfig | Sequence[GenerationConfig] | None
+_NUM_SEEDS = 2**64
+
+
+def pipeline(
+    model_path: str | None = None,
+    model_name: str | None = None,
+    backend_config: EngineConfig | None = None,
+    chat_template_config: ChatTemplateConfig | None = None,
+    log_level: str = "WARNING",
+    **kwargs: Any,
+) -> "Pipeline":
+    """Load a model and return a `Pipeline` that answers with it.
+
+    `model_path` is a folder, a hub id, or nothing for the embedded model. `model_name` names a prompt profile, as
+    `chat_template_config.model_name` does. `kwargs` are fields of `EngineConfig`, in place of `backend_config`.
+
+    Raises:
+        ConfigError: a setting is unknown, given twice, or not available.
+        CheckpointError: the model cannot be found or served.
+    """
+    _set_log_level(log_level)
+    if backend_config is not None and kwargs:
+        given = ", ".join(kwargs)
+        raise ConfigError(f"Engine options ({given}) came beside backend_config; put them into it.", param=given)
+    config = EngineConfig.from_options(kwargs) if backend_config is None else backend_config
+    template = chat_template_config or ChatTemplateConfig()
+    if model_name is not None:
+        if template.model_name not in (None, model_name):
+            raise ConfigError(
+                f"model_name={model_name!r} and chat_template_config.model_name={template.model_name!r} name two "
+                "prompt profiles; give one.",
+                param="model_name",
+            )
+        template = replace(template, model_name=model_name)
+    engine = launch_engine(model_path, config)
+    try:
+        return Pipeline(engine, template)
+    except BaseException:
+        engine.client.close()
+        raise
+
+
+def _set_log_level(level: str) -> None:
+    known = logging.getLevelNamesMapping()
+    if level.upper() not in known:
+        raise ConfigError(f"log_level={level!r} is unknown; choose DEBUG, INFO, WARNING or ERROR.", param="log_level")
+    logging.getLogger("tilewise").setLevel(known[level.upper()])
+
+
+class Session:
+    """A conversation held by `Pipeline.chat`: `response` is the last answer, `history` all (prompt, text) pairs."""
+
+    def __init__(self) -> None:
+        """Start an empty conversation."""
+        self.response: Response | None = None
+        self.history: list[tuple[Any, str]] = []
+        self.messages: tuple[Message, ...] = ()
+
+    def close(self) -> None:
+        """Forget the conversation and its pictures."""
+        self.response, self.history, self.messages = None, [], ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Pipeline:
+    """Answers prompts with one engine; may be called from several threads. Close it, or use it in `with`."""
+
+    def __init__(self, engine: Engine, chat_template: ChatTemplateConfig | None = None) -> None:
+        """Take over `engine`; `close` ends it."""
+        model = engine.resolved.model
+        self.engine = engine
+        self._builder = RequestBuilder(
+            model,
+            engine.resolved.session_len,
+            load_tokenizer(engine.folder),
+            choose_profile(model, chat_template),
+            ImagePolicy(),
+            TilingParameters(
+                model.min_dynamic_patch, model.max_dynamic_patch, model.use_thumbnail, model.vision.image_size
+            ),
+        )
+        # Also at the interpreter's exit, for scripts that never close.
+        self._finalizer = weakref.finalize(self, engine.client.close)
+
+    def __call__(
+        self, prompts: Any, gen_config: Generations = None, *, use_tqdm: bool | None = None
+    ) -> Response | list[Response] | list[Response | list[Response]]:
+        """Answer one prompt with a `Response`, a list of prompts with a list in order.
+
+        A prompt is 'text', (text, image), (text, [image, ...]) or an OpenAI message list; an image is a PIL image, a
+        path, an http(s) or data URL. `gen_config` may be a list, one for each prompt; with `n` > 1 a list of n
+        responses takes the prompt's place. `use_tqdm` shows a progress bar; `None` leaves it to length and terminal.
+
+        Raises:
+            InputError: a prompt, picture or setting is refused; of several, the message says which.
+            EngineError: the engine failed, or is closed.
+        """
+        batch, is_batch = _as_batch(prompts)
+        results = self.batch_infer(batch, gen_config, use_tqdm=use_tqdm)
+        return results if is_batch else results[0]
+
+    def batch_infer(
+        self, prompts: Sequence[Any], gen_config: Generations = None, *, use_tqdm: bool | None = None
+    ) -> list[Response | list[Response]]:
+        """Answer several prompts, in order."""
+        generations = _spread(gen_config, len(prompts))
+        groups: list[list[Answer]] = []
+        with show_progress(len(prompts), use_tqdm) as advance, closing(self._run(prompts, generations, groups)) as run:
+            for answer, _ in run:
+                if all(choice.finish_reason is not None for choice in groups[answer.session_id]):
+                    advance()
+        answered = ([choice.response() for choice in choices] for choices in groups)
+        return [choices if len(choices) > 1 else choices[0] for choices in answered]
+
+    def stream_infer(self, prompts: Any, gen_config: Generations = None) -> Iterator[Response]:
+        """Yield answers as they grow: `text` and `token_ids` are what is new, `session_id` the prompt's number.
+
+        Each prompt's last piece, and no other, has a `finish_reason`; its counts are final. The texts of a prompt
+        join to exactly the text that a call gives. Leaving the loop aborts what runs.
+        """
+        batch, _ = _as_batch(prompts)
+        generations = _spread(gen_config, len(batch))
+        if any(generation.n > 1 for generation in generations):
+            raise InputError("n > 1 cannot be streamed; call the pipeline itself, or stream with n=1.", param="n")
+        return self._stream(batch, generations)
+
+    def _stream(self, batch: Sequence[Any], generations: Sequence[GenerationConfig]) -> Iterator[Response]:
+        num_shown = [0] * len(batch)
+        with closing(self._run(batch, generations, [])) as steps:
+            for answer, delta in steps:
+                number = answer.session_id
+                yield answer.step_response(delta, num_shown[number])
+                num_shown[number] = len(answer.token_ids)
+
+    def chat(self, prompt: Any, session: Session | None = None, gen_config: GenerationConfig | None = None) -> Session:
+        """Answer `prompt` as the next turn of `session`, or of a new one; returns the session.
+
+        A turn that fails leaves the session as it was.
+        """
+        session = Session() if session is None else session
+        generation = gen_config or GenerationConfig()
+        if generation.n > 1:
+            raise InputError("n > 1 has no place in a chat; a session continues one answer.", param="n")
+        messages = (*session.messages, *parse_prompt(prompt))
+        jobs = self._create_jobs(messages, generation, 0)
+        answer = jobs[0][1]
+        with closing(follow(self.engine.client, jobs, 1)) as steps:
+            for _ in steps:
+                pass
+        session.response = answer.response()
+        session.history.append((prompt, session.response.text))
+        session.messages = (*messages, Message("assistant", (answer.own_text,)))
+        return session
+
+    def close(self) -> None:
+        """End the engine and give back its memory; a closed pipeline answers nothing more."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(
+        self, prompts: Sequence[Any], generations: Sequence[GenerationConfig], groups: list[list[Answer]]
+    ) -> Generator[tuple[Answer, str], None, None]:
+        """Follow all prompts; `groups` receives each prompt's answers, in order."""
+        # Twice what runs at once: the next ones are prepared while these run, and a long list's pictures never all
+        # lie in memory.
+        max_running = 2 * self.engine.resolved.max_batch_size
+        return follow(self.engine.client, self._prepare(prompts, generations, groups), max_running)
+
+    def _prepare(
+        self, prompts: Sequence[Any], generations: Sequence[GenerationConfig], groups: list[list[Answer]]
+    ) -> Iterator[tuple[Request, Answer]]:
+        for number, (prompt, generation) in enumerate(zip(prompts, generations, strict=True)):
+            try:
+                jobs = self._create_jobs(parse_prompt(prompt), generation, number)
+            except InputError as error:
+                if len(prompts) > 1:
+                    error.args = (f"Prompt {number} of {len(prompts)}, counted from 0: {error}",)
+                raise
+            groups.append([answer for _, answer in jobs])
+            yield from jobs
+
+    def _create_jobs(
+        self, messages: Sequence[Message], generation: GenerationConfig, session_id: int
+    ) -> list[tuple[Request, Answer]]:
+        """One request and answer for each of `n` choices; the pictures are prepared once."""
+        if not self._finalizer.alive:
+            raise EngineError("This pipeline is closed; make a new one with pipeline(...).")
+        request = self._builder.build(messages, generation, "")
+        seed = generation.random_seed
+        requests = [
+            replace(
+                request,
+                request_id=uuid.uuid4().hex,
+                generation=replace(
+                    request.generation, n=1, random_seed=None if seed is None else (seed + choice) % _NUM_SEEDS
+                ),
+            )
+            for choice in range(generation.n)
+        ]
+        return [(own, Answer(own, self._builder, session_id)) for own in requests]
+
+
+def _as_batch(prompts: object) -> tuple[Sequence[Any], bool]:
+    """The prompts as a list, and whether the caller gave one."""
+    if is_message_list(prompts) or not isinstance(prompts, list):
+        return [prompts], False
+    return cast(list[Any], prompts), True
+
+
+def _spread(gen_config: Generations, num_prompts: int) -> list[GenerationConfig]:
+    if gen_config is None or isinstance(gen_config, GenerationConfig):
+        return [gen_config or GenerationConfig()] * num_prompts
+    given: list[Any] = list(gen_config)
+    if len(given) != num_prompts or not all(isinstance(item, GenerationConfig) for item in given):
+        raise InputError(
+            f"gen_config must be one GenerationConfig or a list of one for each of the {num_prompts} prompts.",
+            param="gen_config",
+        )
+    return given

@@ -1,0 +1,148 @@
+"""From encoded bytes or any Pillow image to 8-bit RGB, upright and opaque.
+
+Pure functions over Pillow: `decode` is for hostile bytes and runs in a decoder process; `to_rgb` is shared with
+pictures that callers made themselves. Sizes are checked on the header, before pixels are allocated.
+"""
+
+import io
+import warnings
+
+from PIL import Image
+
+from tilewise.errors import ImageError, ImageTooLargeError
+from tilewise.inputs.policy import ImageLimits
+
+ACCEPTED = "JPEG, PNG, WEBP, GIF and BMP"
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+_EIGHT_BIT_MODES = frozenset({"1", "L", "P", "LA", "La", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV"})
+
+
+def sniff_format(data: bytes | bytearray) -> str:
+    """Return Pillow's name of the format that the first bytes announce.
+
+    Raises:
+        ImageError: none of the accepted five.
+    """
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if data.startswith(b"BM"):
+        return "BMP"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    raise ImageError(f"The data is not a picture in an accepted format; {ACCEPTED} are accepted.")
+
+
+def check_size(width: int, height: int, limits: ImageLimits) -> None:
+    """Hold a picture's size to the limits.
+
+    Raises:
+        ImageTooLargeError: too many pixels, too long a side, or too thin.
+        ImageError: a side of zero.
+    """
+    if width < 1 or height < 1:
+        raise ImageError(f"The picture is {width}x{height}; each side must have at least 1 pixel.")
+    if width * height > limits.max_pixels or max(width, height) > limits.max_side:
+        raise ImageTooLargeError(
+            f"The picture is {width}x{height}; at most {limits.max_pixels} pixels and {limits.max_side} "
+            "on a side are allowed. Scale it down."
+        )
+    is_thin = max(width, height) > limits.max_aspect_ratio * min(width, height)
+    if is_thin and width * height > limits.aspect_free_pixels:
+        raise ImageTooLargeError(
+            f"The picture is {width}x{height}; above {limits.aspect_free_pixels} pixels no side may be more than "
+            f"{limits.max_aspect_ratio:g} times the other. Crop it."
+        )
+
+
+def decode(data: bytes | bytearray, limits: ImageLimits) -> Image.Image:
+    """Decode the first frame of a picture in an accepted format.
+
+    Not for use in a process that matters: the decoders below are C code, and `data` may be hostile.
+
+    Raises:
+        ImageTooLargeError: its size is outside `limits`, or its decoding needs more memory than there is.
+        ImageError: anything else that is wrong with it.
+    """
+    format_name = sniff_format(data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return to_rgb(Image.open(io.BytesIO(data), formats=(format_name,)), limits)
+    except ImageError:
+        raise
+    except (MemoryError, Image.DecompressionBombError):
+        raise ImageTooLargeError(
+            f"The picture has, or takes the memory of, more than the {limits.max_pixels} pixels allowed. Scale it down."
+        ) from None
+    except Exception:  # Pillow's plugins raise whatever a malformed field happens to trip
+        raise ImageError(f"The {format_name} data is damaged or incomplete. Save the picture again.") from None
+
+
+def to_rgb(image: Image.Image, limits: ImageLimits) -> Image.Image:
+    """Return 8-bit RGB: turned as its EXIF says, transparency laid on white, 16 bits scaled to 8.
+
+    `image` keeps its pixels, and is itself the result where nothing is to be done.
+
+    Numerics: v / 255 * alpha on white is rounded to nearest; 16-bit samples keep their upper 8 bits, as Pillow
+        does with 16-bit colour.
+        QUIRK: the reference's `convert('RGB')` drops alpha and clips 16-bit greys to white.
+
+    Raises:
+        ImageTooLargeError: the size is outside `limits`.
+        ImageError: the mode has no defined 8-bit meaning.
+    """
+    check_size(*image.size, limits)
+    if image.mode not in _EIGHT_BIT_MODES | _SIXTEEN_BIT_MODES:
+        raise ImageError(f"A picture of mode {image.mode!r} has no defined range; convert it to 'RGB' first.")
+    image.load()
+    turn = _TURNS.get(_read_orientation(image))
+    flat = _flatten(image)
+    if turn is None:
+        return flat
+    upright = flat.transpose(turn)
+    upright.info = {}  # NOTE: the EXIF in there would turn the picture once more
+    return upright
+
+
+def _read_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation; damaged EXIF counts as none, since it says nothing about the pixels."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:
+        return 1
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    if image.mode in _SIXTEEN_BIT_MODES:
+        return _flatten_grey16(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")  # Pillow has no way from La
+    white = Image.new("RGB", image.size, "white")
+    white.paste(layer, mask=layer)
+    return white
+
+
+def _flatten_grey16(image: Image.Image) -> Image.Image:
+    wide = image.convert("I")
+    grey = wide.point([value >> 8 for value in range(1 << 16)], "L")
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey.paste(255, mask=wide.point([255 * (value == clear) for value in range(1 << 16)], "L"))
+    return grey.convert("RGB")

@@ -1,0 +1,71 @@
+"""What a picture may cost and where it may come from: data only, no Pillow, no sockets.
+
+`ImageLimits` bounds bytes, pixels and time; `ImagePolicy` adds the places that may be read. The defaults fit a
+library whose caller owns the machine; a server that answers strangers sets `allowed_local_media_path`.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+
+from tilewise.errors import ConfigError
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """Bounds on one picture, checked before anything of that size is allocated.
+
+    Units: `_bytes`, `_s` and pixels by name. `max_aspect_ratio` holds above `aspect_free_pixels` pixels only, so
+    that thin strips of modest size pass. A transfer slower than `min_bytes_per_s`, after `rate_grace_s`, is cut.
+
+    Raises:
+        ConfigError: a bound is not a positive number; `param` names it.
+    """
+
+    max_bytes: int = 20 * MIB
+    max_pixels: int = 50_000_000
+    max_side: int = 32_768
+    max_aspect_ratio: float = 200.0
+    aspect_free_pixels: int = 1_000_000
+    decode_timeout_s: float = 10.0
+    fetch_timeout_s: float = 10.0
+    min_bytes_per_s: int = 1024
+    rate_grace_s: float = 2.0
+    max_redirects: int = 3
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that would switch a limit off."""
+        for bound in fields(self):
+            value = getattr(self, bound.name)
+            lowest = 0 if bound.name == "max_redirects" else 1e-3
+            if isinstance(value, bool) or not math.isfinite(value) or value < lowest:
+                raise ConfigError(f"{bound.name}={value!r} must be a positive number.", param=bound.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePolicy:
+    """Limits, and the places that pictures may be read from.
+
+    `allowed_media_hosts` names hosts or addresses that may be fetched from though they are not on the public
+    internet. `allowed_local_media_path` is the folder that local files must lie in once symbolic links are
+    followed: "/" allows every file, None allows none.
+
+    Raises:
+        ConfigError: an entry of `allowed_media_hosts` is not a bare host; `param` names the field.
+    """
+
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    allowed_media_hosts: tuple[str, ...] = ()
+    allowed_local_media_path: str | None = "/"
+
+    def __post_init__(self) -> None:
+        """Bring hosts into the one form that they are compared in."""
+        hosts = tuple(host.strip().lower().strip("[]").rstrip(".") for host in self.allowed_media_hosts)
+        for given, host in zip(self.allowed_media_hosts, hosts, strict=True):
+            if not host or "/" in host or "@" in host or host.count(":") == 1:
+                raise ConfigError(
+                    f"allowed_media_hosts holds {given!r}; give bare hosts or addresses, without scheme, port or path.",
+                    param="allowed_media_hosts",
+                )
+        object.__setattr__(self, "allowed_media_hosts", hosts)

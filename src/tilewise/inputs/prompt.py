@@ -1,0 +1,242 @@
+"""Prompt profiles as data, and a conversation laid out as segments of words, special tokens and pictures.
+
+A profile is chosen by the checkpoint's architecture and `template`, or by the user, never by a folder's name.
+Special tokens come from the profile alone: what users and answers say stays `Text`, whatever it looks like.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+from tilewise.config import ChatTemplateConfig, ModelConfig
+from tilewise.errors import ConfigError
+from tilewise.inputs.conversation import ImagePart, Message, check_turns
+from tilewise.inputs.tokenizer import SPECIAL_NAMES
+
+_SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIAL_NAMES)) + ")")
+_MAX_FILE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PromptProfile:
+    """How turns are written. In each field but the first two, names of special tokens stand for the tokens.
+
+    `meta_instruction` is the system sentence (empty: no system block); a system message takes its place.
+    `system`, `user` and `assistant` open a turn and `turn_end` closes it. A picture stands between `image_start`
+    and `image_end`, and `after_image` follows it; where `image_label` is set and there are several pictures, each
+    is preceded by it with {n} counted from 1, and `after_image` follows the last of a row only.
+    `stop_words` end an answer.
+    """
+
+    name: str
+    meta_instruction: str
+    system: str = "<|im_start|>system\n"
+    user: str = "<|im_start|>user\n"
+    assistant: str = "<|im_start|>assistant\n"
+    turn_end: str = "<|im_end|>\n"
+    image_start: str = "<img>"
+    image_end: str = "</img>"
+    after_image: str = "\n"
+    image_label: str = ""
+    stop_words: tuple[str, ...] = ("<|im_end|>", "<|action_end|>", "</s>")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Words; they never become special tokens."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """One special token, by its name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSlot:
+    """Where picture `number` of the conversation goes, counted from 0."""
+
+    number: int
+
+
+Segment = Text | Special | ImageSlot
+
+_INTERNLM2 = PromptProfile("internvl-internlm2", "You are an AI assistant whose name is InternLM (书生·浦语).")
+_OFFICIAL = replace(_INTERNLM2, name="internvl-official", turn_end="<|im_end|>")
+# Source: OpenGVLab/InternVL at a08ba33 for the numbered pictures; the system sentences of the InternVL2 releases.
+_ALL_PROFILES = (
+    _INTERNLM2,
+    _OFFICIAL,
+    replace(_OFFICIAL, name="internvl-official-numbered", image_label="<image {n}> (图{n}):"),
+    replace(
+        _OFFICIAL,
+        name="internvl2-internlm2",
+        meta_instruction="你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
+        "是一个有用无害的人工智能助手。",
+    ),
+    replace(
+        _INTERNLM2,
+        name="internvl2_5",
+        meta_instruction="你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"
+        "多模态大语言模型。",
+    ),
+)
+PROFILES = {profile.name: profile for profile in _ALL_PROFILES}
+
+# QUIRK: the official template lacks the line breaks of internvl-internlm2, but LMDeploy's users know the latter.
+_DEFAULTS = {
+    ("InternVLChatModel", "internlm2-chat"): "internvl-internlm2",
+    ("InternVLChatModel", "internvl2_5"): "internvl2_5",
+}
+
+
+def choose_profile(model: ModelConfig, chosen: ChatTemplateConfig | None = None) -> PromptProfile:
+    """Take the user's profile or else the checkpoint's, with the user's changes.
+
+    Raises:
+        ConfigError: the name is unknown, the file malformed, or the checkpoint names no template known here.
+    """
+    chosen = chosen or ChatTemplateConfig()
+    profile = _find_profile(model, chosen.model_name)
+    if chosen.meta_instruction is not None:
+        profile = replace(profile, meta_instruction=chosen.meta_instruction)
+    if chosen.stop_words is not None:
+        profile = replace(profile, stop_words=_read_words(chosen.stop_words))
+    return profile
+
+
+def _find_profile(model: ModelConfig, name: str | None) -> PromptProfile:
+    known = ", ".join(PROFILES)
+    if name is None:
+        key = (model.architecture, model.template or "")
+        if key not in _DEFAULTS:
+            raise ConfigError(
+                f"The checkpoint ({model.architecture}, template {model.template!r}) has no prompt profile here; "
+                f"choose one with --chat-template NAME or FILE.json: {known}.",
+                param="chat_template_config",
+            )
+        return PROFILES[_DEFAULTS[key]]
+    if name in PROFILES:
+        return PROFILES[name]
+    if name.endswith(".json"):
+        return load_profile(Path(name))
+    raise ConfigError(
+        f"Prompt profile {name!r} is unknown; choose {known}, or a .json file.", param="chat_template_config"
+    )
+
+
+def load_profile(path: Path) -> PromptProfile:
+    """Read a profile from a JSON object: `base`, a known profile's name, and any field of `PromptProfile` to change.
+
+    Without `base` the fields not given are those of `internvl-internlm2`.
+
+    Raises:
+        ConfigError: the file cannot be read or is no such object; the message names the key.
+    """
+    try:
+        with path.open("rb") as file:
+            data: Any = json.loads(file.read(_MAX_FILE_BYTES))
+    except OSError as error:
+        raise ConfigError(f"Chat template {path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"Chat template {path} is not valid JSON: {error!s:.120}.") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"Chat template {path} must hold a JSON object.")
+    values = cast(dict[str, Any], data)
+    allowed = ("base", *(field.name for field in fields(PromptProfile)))
+    for key, value in values.items():
+        if key not in allowed:
+            raise ConfigError(f"Chat template {path} has an unknown key {key!r:.80}; known: {', '.join(allowed)}.")
+        if key != "stop_words" and not isinstance(value, str):
+            raise ConfigError(f"Chat template {path}: {key} must be a string, got a {type(value).__name__}.")
+    base = values.pop("base", _INTERNLM2.name)
+    if base not in PROFILES:
+        raise ConfigError(f"Chat template {path}: base {base!r:.80} is unknown; known: {', '.join(PROFILES)}.")
+    if "stop_words" in values:
+        values["stop_words"] = _read_words(values["stop_words"])
+    return replace(PROFILES[base], **{"name": path.stem, **values})
+
+
+def _read_words(words: object) -> tuple[str, ...]:
+    given = cast(Sequence[object], words) if isinstance(words, (list, tuple)) else (None,)
+    if not all(isinstance(word, str) and word for word in given):
+        raise ConfigError("A chat template's stop_words must be a list of non-empty strings.", param="stop_words")
+    return cast(tuple[str, ...], tuple(given))
+
+
+def render(profile: PromptProfile, messages: Sequence[Message]) -> tuple[Segment, ...]:
+    """Lay a conversation out, ending with the assistant's opening; BOS is not part of it.
+
+    Pictures are numbered in the order in which they appear. Neighbouring texts are one segment.
+
+    Raises:
+        InputError: the turns are out of order.
+    """
+    check_turns(messages)
+    layout = _Layout(profile, num_images=sum(len(message.images) for message in messages))
+    has_own_system = messages[0].role == "system"
+    system_text = messages[0].text if has_own_system else profile.meta_instruction
+    if system_text:
+        layout.add_turn(profile.system, (system_text,))
+    for message in messages[has_own_system:]:
+        layout.add_turn(profile.user if message.role == "user" else profile.assistant, message.parts)
+    layout.add_template(profile.assistant)
+    return layout.finish()
+
+
+class _Layout:
+    def __init__(self, profile: PromptProfile, num_images: int) -> None:
+        self._segments: list[Segment] = []
+        self._words: list[str] = []
+        self._profile = profile
+        self._label = profile.image_label if num_images > 1 else ""
+        self._num_placed = 0
+
+    def add_turn(self, opening: str, parts: Sequence[str | ImagePart]) -> None:
+        self.add_template(opening)
+        previous: str | ImagePart | None = None
+        for number, part in enumerate(parts):
+            if isinstance(part, str):
+                self._words.append("\n" + part if isinstance(previous, str) else part)
+            else:
+                following = parts[number + 1] if number + 1 < len(parts) else None
+                self._add_image(is_last_of_row=not isinstance(following, ImagePart))
+            previous = part
+        self.add_template(self._profile.turn_end)
+
+    def add_template(self, template: str) -> None:
+        for number, piece in enumerate(_SPECIAL.split(template)):
+            if number % 2:
+                self._add(Special(piece))
+            else:
+                self._words.append(piece)
+
+    def finish(self) -> tuple[Segment, ...]:
+        self._close_text()
+        return tuple(self._segments)
+
+    def _add_image(self, *, is_last_of_row: bool) -> None:
+        # Not str.format: a template file must not reach into objects.
+        self._words.append(self._label.replace("{n}", str(self._num_placed + 1)))
+        self.add_template(self._profile.image_start)
+        self._add(ImageSlot(self._num_placed))
+        self.add_template(self._profile.image_end)
+        if is_last_of_row or not self._label:
+            self.add_template(self._profile.after_image)
+        self._num_placed += 1
+
+    def _add(self, segment: Segment) -> None:
+        self._close_text()
+        self._segments.append(segment)
+
+    def _close_text(self) -> None:
+        text = "".join(self._words)
+        self._words.clear()
+        if text:
+            self._segments.append(Text(text))

@@ -1,0 +1,112 @@
+"""Plain-torch twins of every operation: the oracle of each kernel, and what runs on the CPU.
+
+Written to be read beside the paper, in as few operations as say it. Shapes: T tokens, B sequences,
+Hq/Hkv heads, D head dim, C width, N tiles, P positions of a tile.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tilewise.kernels.batch import PrefillChunk
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last axis.
+
+    Numerics: fp32 inside, rounded to x's dtype, then multiplied by the weight, as the reference model does.
+    Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4.
+    """
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return normed.to(x.dtype) * weight
+
+
+def silu_and_multiply(gate_up: Tensor) -> Tensor:
+    """SwiGLU's elementwise part: silu(left half) * right half, (T, 2I) -> (T, I).
+
+    Source: Shazeer 2020, "GLU Variants Improve Transformer", section 2.
+    """
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the half-split pairs of each head.
+
+    Shapes: x: (T, H, D) · cos, sin: (T, D/2) fp32 -> (T, H, D)
+    Numerics: fp32 inside, one rounding at the end.
+    Source: Su et al. 2021, "RoFormer", section 3.4.2, in the half-split (NeoX) layout.
+    """
+    left, right = x.float().chunk(2, dim=-1)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).to(x.dtype)
+
+
+def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    """Store fresh keys and values at their slots.
+
+    Shapes: k, v: (T, Hkv, D) · k_cache, v_cache: (num_blocks, block_size, Hkv, D) · slots: (T,) int64
+    """
+    k_cache.flatten(0, 1)[slots] = k
+    v_cache.flatten(0, 1)[slots] = v
+
+
+def attend_tiles(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Full attention inside each tile: q, k, v (N, P, H, D) -> (N, P, H, D)."""
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return out.transpose(1, 2)
+
+
+def attend_decodes(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, lengths: Tensor) -> Tensor:
+    """One query a sequence against its cached context.
+
+    Shapes:
+        q: (B, Hq, D) · k_cache, v_cache: (num_blocks, block_size, Hkv, D)
+        block_table: (B, max_blocks) int32, -1 padded · lengths: (B,) int32, this token included -> (B, Hq, D)
+    """
+    num_blocks = block_table.shape[1]
+    block_size = k_cache.shape[1]
+    blocks = block_table.clamp(min=0).long()
+    k = k_cache[blocks].flatten(1, 2)  # (B, S, Hkv, D)
+    v = v_cache[blocks].flatten(1, 2)
+    visible = torch.arange(num_blocks * block_size, device=q.device)[None] < lengths[:, None]
+    # A freed block may hold anything, NaN too, and 0 * NaN is NaN: what is invisible is zeroed, not only masked.
+    v = v.masked_fill(~visible[:, :, None, None], 0)
+    out = F.scaled_dot_product_attention(
+        q.unsqueeze(2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=visible[:, None, None], enable_gqa=True
+    )  # (B, Hq, 1, D)
+    return out.squeeze(2)
+
+
+def attend_prefill(q: Tensor, k: Tensor, v: Tensor, chunk: PrefillChunk) -> Tensor:
+    """One chunk's queries against its whole context, causal and aligned at the bottom right.
+
+    Shapes: q: (chunk.num_tokens, Hq, D) · k, v: (chunk.context_len, Hkv, D) -> (chunk.num_tokens, Hq, D)
+    """
+    query_positions = torch.arange(chunk.start, chunk.end, device=q.device)
+    visible = torch.arange(chunk.end, device=q.device)[None] <= query_positions[:, None]
+    out = F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None], attn_mask=visible, enable_gqa=True
+    )
+    return out[0].transpose(0, 1)
+
+
+def gather_context(k_cache: Tensor, v_cache: Tensor, chunk: PrefillChunk) -> tuple[Tensor, Tensor]:
+    """Copy one chunk's whole context out of its blocks: two (chunk.end, Hkv, D)."""
+    k = k_cache[chunk.blocks].flatten(0, 1)[: chunk.end]
+    v = v_cache[chunk.blocks].flatten(0, 1)[: chunk.end]
+    return k, v
+
+
+def pixel_shuffle(x: Tensor, ratio: float, version: str) -> Tensor:
+    """Fold neighbouring positions into channels: (N, w, h, c) -> (N, w * ratio, h * ratio, c / ratio^2).
+
+    Source: the official InternVL modelling code; v1 leaves the two position axes swapped, v2 swaps them back.
+    """
+    n, w, h, c = x.shape
+    x = x.reshape(n, w, int(h * ratio), int(c / ratio)).transpose(1, 2)
+    x = x.reshape(n, int(h * ratio), int(w * ratio), int(c / ratio**2))
+    return x.transpose(1, 2) if version == "v2" else x
+
+

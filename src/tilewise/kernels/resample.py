@@ -1,0 +1,109 @@
+"""Pillow's 8-bit bicubic resize as integer tensor arithmetic, on any device, without one differing pixel.
+
+Pillow computes coefficients in double precision, normalises them, rounds them to 22 fractional bits, and
+then works in 32-bit integers: a horizontal pass, then a vertical one, each rounding and clipping to 8 bits;
+a pass whose side does not change is skipped. Source: Pillow, src/libImaging/Resample.c (behaviour, not code).
+
+QUIRK: Pillow 13 runs the vertical pass first where the width grows and the height shrinks. The order here is
+that of Pillow up to 12, which the reference model's preprocessing was written against; each pass alone is the
+same in both.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_FRACTION_BITS = 22
+_BICUBIC_SUPPORT = 2.0
+_BICUBIC_A = -0.5
+_MAX_ROWS_AT_ONCE = 2048  # bounds the int32 scratch of a tall picture
+
+
+def _bicubic(x: np.ndarray) -> np.ndarray:
+    x = np.abs(x)
+    near = ((_BICUBIC_A + 2.0) * x - (_BICUBIC_A + 3.0)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * _BICUBIC_A
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+@lru_cache(maxsize=256)
+def _coefficients(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return first source index (target,) and integer weights (target, taps) of every output pixel."""
+    scale = source / target
+    stretch = max(scale, 1.0)  # antialias: the kernel grows when the picture shrinks
+    support = _BICUBIC_SUPPORT * stretch
+    taps = int(np.ceil(support)) * 2 + 1
+    center = (np.arange(target) + 0.5) * scale
+    # C casts truncate towards zero; negative values are clipped to zero anyway.
+    first = np.maximum(np.trunc(center - support + 0.5).astype(np.int64), 0)
+    last = np.minimum(np.trunc(center + support + 0.5).astype(np.int64), source)
+    index = np.arange(taps)
+    inside = index[None] < (last - first)[:, None]
+    weights = _bicubic((index[None] + first[:, None] - center[:, None] + 0.5) * (1.0 / stretch))
+    weights = np.where(inside, weights, 0.0)
+    total = np.zeros(target)
+    for tap in range(taps):  # summed in Pillow's order: doubles do not associate
+        total = total + weights[:, tap]
+    weights = weights / np.where(total == 0.0, 1.0, total)[:, None]
+    fixed = np.trunc(weights * (1 << _FRACTION_BITS) + np.where(weights < 0, -0.5, 0.5))
+    return first, fixed.astype(np.int32)
+
+
+def _resample_axis(image: Tensor, target: int, axis: int) -> Tensor:
+    """Resize one axis of a uint8 tensor; the 32-bit sums cannot overflow since the weights sum to 1."""
+    source = image.shape[axis]
+    first, weights = _coefficients(source, target)
+    start = torch.from_numpy(first).to(image.device)
+    weight = torch.from_numpy(weights).to(image.device)
+    shape = [1] * image.dim()
+    shape[axis] = target
+    total = torch.full([], 1 << (_FRACTION_BITS - 1), dtype=torch.int32, device=image.device)
+    for tap in range(weights.shape[1]):
+        index = (start + tap).clamp(max=source - 1)
+        total = total + image.index_select(axis, index).int() * weight[:, tap].view(shape)
+    return (total >> _FRACTION_BITS).clamp(0, 255).to(torch.uint8)
+
+
+def resize_bicubic(image: Tensor, width: int, height: int) -> Tensor:
+    """Resize like `PIL.Image.resize((width, height), BICUBIC)`.
+
+    Shapes: image: (H, W, 3) uint8 -> (height, width, 3) uint8
+    Numerics: bit-exact with Pillow's passes, horizontal first.
+    """
+    if image.shape[1] != width:
+        bands = [_resample_axis(band, width, 1) for band in image.split(_MAX_ROWS_AT_ONCE)]
+        image = torch.cat(bands) if len(bands) > 1 else bands[0]
+    if image.shape[0] != height:
+        image = _resample_axis(image, height, 0)
+    return image
+
+
+def cut_tiles(image: Tensor, columns: int, rows: int, has_thumbnail: bool, tile_size: int) -> Tensor:
+    """Resize to the grid and cut it row by row; the thumbnail, made from the source, comes last.
+
+    Shapes: image: (H, W, 3) uint8 -> (N, tile_size, tile_size, 3) uint8
+    """
+    canvas = resize_bicubic(image, columns * tile_size, rows * tile_size)
+    grid = canvas.view(rows, tile_size, columns, tile_size, 3).transpose(1, 2)
+    tiles = grid.reshape(rows * columns, tile_size, tile_size, 3)
+    if not has_thumbnail:
+        return tiles
+    return torch.cat((tiles, resize_bicubic(image, tile_size, tile_size)[None]))
+
+
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+def normalize_tiles(tiles: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scale to [0, 1] and standardise with ImageNet's mean and deviation.
+
+    Shapes: tiles: (N, S, S, 3) uint8 -> (N, 3, S, S) dtype
+    Numerics: fp32 until the last cast. fp16 arithmetic here is known to cost answers.
+    """
+    mean = torch.tensor(_MEAN, device=tiles.device)
+    std = torch.tensor(_STD, device=tiles.device)
+    normalized = (tiles.float() / 255.0 - mean) / std
+    return normalized.permute(0, 3, 1, 2).to(dtype)

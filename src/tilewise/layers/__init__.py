@@ -1,0 +1,1 @@
+"""Building blocks of models: they hold parameters, know tensor-parallel ranks, and call kernels."""

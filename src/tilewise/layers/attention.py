@@ -1,0 +1,62 @@
+"""Attention blocks: the tower's, which sees a whole tile, and the decoder's, which writes and reads a KV cache."""
+
+import torch
+from torch import Tensor, nn
+
+from tilewise import kernels
+from tilewise.config import DecoderConfig, VisionConfig
+from tilewise.layers.linear import ColumnLinear, QKVLinear, RowLinear
+from tilewise.layers.norm import RMSNorm
+from tilewise.layers.rope import Rope
+from tilewise.parallel import SINGLE, Group
+
+
+class TileAttention(nn.Module):
+    """Full attention inside each tile; queries and keys may be RMS-normalised over the full width first.
+
+    It is never split over ranks: 25 heads divide by no useful number. Ranks share the tiles instead.
+    """
+
+    def __init__(self, config: VisionConfig, dtype: torch.dtype) -> None:
+        """Create the projections and, where the flavour has them, the q and k norms."""
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.qkv = ColumnLinear(width, {"q": width, "k": width, "v": width}, dtype=dtype, bias=config.use_qkv_bias)
+        self.output = RowLinear(width, width, dtype=dtype, bias=True)
+        self.q_norm = RMSNorm(width, config.norm_eps, dtype) if config.use_qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(width, config.norm_eps, dtype) if config.use_qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, P, C) -> (N, P, C)."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        shape = (*x.shape[:2], self.num_heads, self.head_dim)
+        out = kernels.attend_tiles(self.q_norm(q).view(shape), self.k_norm(k).view(shape), v.view(shape))
+        return self.output(out.reshape(x.shape))
+
+
+class CachedAttention(nn.Module):
+    """Grouped-query attention over a paged cache. Source: Ainslie et al. 2023, "GQA", section 2.2."""
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, group: Group = SINGLE) -> None:
+        """Create this rank's heads."""
+        super().__init__()
+        heads = (config.num_heads, config.num_kv_heads, config.head_dim)
+        self.head_dim = config.head_dim
+        self.qkv = QKVLinear(config.hidden_size, heads, dtype=dtype, bias=config.use_bias, group=group)
+        self.output = RowLinear(
+            config.num_heads * config.head_dim, config.hidden_size, dtype=dtype, bias=config.use_bias, group=group
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, Tensor],
+        batch: kernels.AttentionBatch,
+    ) -> Tensor:
+        """(T, C) -> (T, C); `cache` holds this layer's keys and values, (num_blocks, block_size, Hkv, D) each."""
+        shares = list(self.qkv.shares.values())
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(x).split(shares, dim=-1))
+        out = kernels.attend(Rope.rotate(q, angles), Rope.rotate(k, angles), v, *cache, batch)
+        return self.output(out.flatten(1))

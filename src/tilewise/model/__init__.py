@@ -1,0 +1,1 @@
+"""The model, composed of layers; name maps as data."""

@@ -1,0 +1,116 @@
+"""One decoder for every language model of the family; what differs between them is a row of a table.
+
+InternLM2, Llama and their kin share the computation: pre-norm, rotary grouped-query attention, SwiGLU,
+untied head. A row says how its checkpoint calls the tensors, and which place each has here.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tilewise import kernels
+from tilewise.config import DecoderConfig
+from tilewise.layers.attention import CachedAttention
+from tilewise.layers.embedding import Head, TokenEmbedding
+from tilewise.layers.linear import ColumnLinear, RowLinear
+from tilewise.layers.norm import RMSNorm
+from tilewise.layers.rope import Rope
+from tilewise.parallel import SINGLE, Group
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How one language model names its tensors: official name -> (module, parameter, piece or None)."""
+
+    ends: Mapping[str, tuple[str, str]]
+    layer: Mapping[str, tuple[str, str | None]]
+
+
+FAMILIES = {
+    "internlm2": Family(
+        ends={
+            "model.tok_embeddings": ("embedding", "weight"),
+            "model.norm": ("norm", "weight"),
+            "output": ("head", "weight"),
+        },
+        layer={
+            "attention.wqkv": ("attention.qkv", "grouped"),
+            "attention.wo": ("attention.output", None),
+            "feed_forward.w1": ("gate_up", "gate"),
+            "feed_forward.w3": ("gate_up", "up"),
+            "feed_forward.w2": ("down", None),
+            "attention_norm": ("attention_norm", None),
+            "ffn_norm": ("mlp_norm", None),
+        },
+    ),
+}
+
+
+class DecoderLayer(nn.Module):
+    """Attention and SwiGLU, each behind its norm and added to the stream."""
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, group: Group) -> None:
+        """Create this rank's part."""
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
+        self.attention_norm = RMSNorm(width, config.norm_eps, dtype)
+        self.attention = CachedAttention(config, dtype, group)
+        self.mlp_norm = RMSNorm(width, config.norm_eps, dtype)
+        self.gate_up = ColumnLinear(width, {"gate": inner, "up": inner}, dtype=dtype, group=group)
+        self.down = RowLinear(inner, width, dtype=dtype, group=group)
+
+    def forward(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, Tensor],
+        batch: kernels.AttentionBatch,
+    ) -> Tensor:
+        """(T, C) -> (T, C)."""
+        x = x + self.attention(self.attention_norm(x), angles, cache, batch)
+        return x + self.down(kernels.silu_and_multiply(self.gate_up(self.mlp_norm(x))))
+
+
+class Decoder(nn.Module):
+    """A language model over a paged cache."""
+
+    def __init__(
+        self, config: DecoderConfig, rope: Rope, dtype: torch.dtype, group: Group = SINGLE
+    ) -> None:
+        """Create the parameters of the `config.family` row."""
+        super().__init__()
+        self.config = config
+        self.embedding = TokenEmbedding(config.vocab_size, config.hidden_size, dtype)
+        self.layers = nn.ModuleList(DecoderLayer(config, dtype, group) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype)
+        self.head = Head(config.vocab_size, config.hidden_size, dtype)
+        self.rope = rope
+
+    def forward(self, x: Tensor, k_cache: Tensor, v_cache: Tensor, batch: kernels.AttentionBatch) -> Tensor:
+        """Run all layers.
+
+        Shapes: x: (T, C) embeddings · k_cache, v_cache: (layers, num_blocks, block_size, Hkv, D) -> (T, C)
+        """
+        angles = self.rope(batch.positions)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, angles, (k_cache[number], v_cache[number]), batch)
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, C) hidden rows -> (B, vocab_size) fp32."""
+        return self.head(self.norm(x))
+
+    def names(self) -> Iterator[tuple[str, str, str, str | None]]:
+        """Yield (official name, module path, parameter, piece) of every tensor."""
+        family = FAMILIES[self.config.family]
+        for official, (module, parameter) in family.ends.items():
+            yield f"{official}.weight", module, parameter, None
+        for number in range(self.config.num_layers):
+            for official, (module, piece) in family.layer.items():
+                for parameter in self._tensors_of(module):
+                    yield f"model.layers.{number}.{official}.{parameter}", f"layers.{number}.{module}", parameter, piece
+
+    def _tensors_of(self, module: str) -> tuple[str, ...]:
+        return ("weight", "bias") if self.config.use_bias and module.startswith("attention.") else ("weight",)

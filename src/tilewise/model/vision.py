@@ -1,0 +1,90 @@
+"""InternViT as flags: 6B (RMSNorm, q/k norm, no qkv bias) and 300M (LayerNorm, qkv bias) are one class.
+
+Source: Chen et al. 2024, "How far are we to GPT-4V?" (InternVL 1.5), section 3.1, and the official config.json.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tilewise.config import VisionConfig
+from tilewise.layers.attention import TileAttention
+from tilewise.layers.linear import ColumnLinear, RowLinear
+from tilewise.layers.norm import LayerNorm, RMSNorm
+from tilewise.layers.slot import Slot, whole
+
+_NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
+
+
+class PatchEmbedding(nn.Module):
+    """Cut a tile into patches, project them, put the class token first and add learned positions."""
+
+    def __init__(self, config: VisionConfig, dtype: torch.dtype) -> None:
+        """Create projection, class token and positions (1 + P, C)."""
+        super().__init__()
+        self.patch_size, self.side = config.patch_size, config.image_size // config.patch_size
+        width = config.hidden_size
+        # A convolution whose stride is its kernel is a matrix product over unfolded patches.
+        self.projection = ColumnLinear(3 * config.patch_size**2, {"patch": width}, dtype=dtype, bias=True)
+        self.class_token = nn.Parameter(torch.empty(1, 1, width, dtype=dtype), requires_grad=False)
+        self.positions = nn.Parameter(torch.empty(1, 1 + config.num_patches, width, dtype=dtype), requires_grad=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) -> (N, 1 + P, C)."""
+        size, side = self.patch_size, self.side
+        patches = pixels.unflatten(3, (side, size)).unflatten(2, (side, size))  # (N, 3, rows, size, columns, size)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (N, P, 3 * size * size)
+        class_token = self.class_token.expand(len(pixels), -1, -1)
+        return torch.cat((class_token, self.projection(patches)), dim=1) + self.positions
+
+    def slot(self, parameter: str) -> Slot:
+        """Return the place of the convolution's weight (C, 3, size, size) or bias, or of a learned token."""
+        if parameter == "weight":
+            inner = self.projection.slot("weight")
+            shape = (inner.shape[0], 3, self.patch_size, self.patch_size)
+            return Slot(shape, lambda tensor: inner.load(tensor.flatten(1)))
+        return self.projection.slot("bias") if parameter == "bias" else whole(getattr(self, parameter))
+
+
+class VisionLayer(nn.Module):
+    """Pre-norm transformer layer with layer scale on both branches. Source: Touvron et al. 2021, "CaiT", eq. 2."""
+
+    def __init__(self, config: VisionConfig, dtype: torch.dtype) -> None:
+        """Create both branches."""
+        super().__init__()
+        width, norm = config.hidden_size, _NORMS[config.norm_type]
+        self.norm1 = norm(width, config.norm_eps, dtype)
+        self.attention = TileAttention(config, dtype)
+        self.scale1 = nn.Parameter(torch.empty(width, dtype=dtype), requires_grad=False)
+        self.norm2 = norm(width, config.norm_eps, dtype)
+        self.up = ColumnLinear(width, {"up": config.intermediate_size}, dtype=dtype, bias=True)
+        self.down = RowLinear(config.intermediate_size, width, dtype=dtype, bias=True)
+        self.scale2 = nn.Parameter(torch.empty(width, dtype=dtype), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 1 + P, C) -> (N, 1 + P, C)."""
+        x = x + self.attention(self.norm1(x)) * self.scale1
+        return x + self.down(F.gelu(self.up(self.norm2(x)))) * self.scale2
+
+    def slot(self, parameter: str) -> Slot:
+        """Return the place of a layer scale."""
+        return whole(getattr(self, parameter))
+
+
+class VisionTower(nn.Module):
+    """InternViT up to `select_layer`; layers behind it are neither built nor run, but their tensors are known."""
+
+    def __init__(self, config: VisionConfig, select_layer: int, dtype: torch.dtype) -> None:
+        """Build the layers that `select_layer`, an index into [embeddings, layer 1, …], needs."""
+        super().__init__()
+        states = config.num_layers + 1
+        self.num_used_layers = select_layer % states
+        self.embedding = PatchEmbedding(config, dtype)
+        self.layers = nn.ModuleList(VisionLayer(config, dtype) for _ in range(self.num_used_layers))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) -> (N, P, C), class token dropped; there is no final norm."""
+        x = self.embedding(pixels)
+        for layer in self.layers:
+            x = layer(x)
+        return x[:, 1:]

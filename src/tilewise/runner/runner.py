@@ -1,0 +1,100 @@
+"""One rank's work: it holds the model and the cache tensors, and turns a step plan into sampled tokens."""
+
+import random
+import time
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from tilewise import kernels
+from tilewise.cache.kv import CacheTensors
+from tilewise.config import ResolvedConfig
+from tilewise.model.internvl import InternVL
+from tilewise.runner.batch import StepBatch, build_batch
+from tilewise.runner.sampler import SamplingState, sample
+from tilewise.scheduler import Sampled, StepPlan, TileJob
+from tilewise.types import PreparedImage
+
+
+class Runner:
+    """Runs steps in the order in which they were planned; nothing here decides what runs."""
+
+    def __init__(self, model: InternVL, caches: CacheTensors, config: ResolvedConfig) -> None:
+        """Take a loaded model and allocated caches on one device."""
+        self.model = model
+        self.caches = caches
+        self.config = config
+        self.device = caches.k.device
+        self.seconds: Counter[str] = Counter()
+        self._states: dict[int, SamplingState] = {}
+        self._seeds = random.Random()
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> dict[int, Sampled]:
+        """Run one step: tiles, then tokens, then the sampler."""
+        for sequence_id in plan.released:
+            self._states.pop(sequence_id, None)
+        for sequence_id, request in plan.admitted:
+            self._states[sequence_id] = SamplingState(request, self._seeds.getrandbits(64))
+        started = time.perf_counter()
+        if plan.tiles:
+            self._encode(plan.tiles)
+            self._synchronize()
+        encoded = time.perf_counter()
+        batch = build_batch(plan, self.config.block_size, self.device)
+        hidden = self._forward(batch)
+        sampled = self._sample(batch, hidden)
+        self.seconds["tower"] += encoded - started
+        self.seconds["prefill" if plan.prefills else "decode"] += time.perf_counter() - encoded
+        return sampled
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+
+    def _encode(self, jobs: tuple[TileJob, ...]) -> None:
+        """Cut what the jobs name out of their pictures and write the tower's output to the pool's rows."""
+        tiles = torch.cat([self._cut(image, [job.tile for job in group]) for image, group in _by_image(jobs)])
+        rows = torch.tensor([job.row for job in jobs], device=self.device)
+        self.caches.tiles[rows] = self.model.encode_tiles(tiles)
+
+    def _cut(self, image: PreparedImage, numbers: list[int]) -> Tensor:
+        pixels = torch.frombuffer(bytearray(image.pixels), dtype=torch.uint8)
+        pixels = pixels.view(image.height, image.width, 3).to(self.device)
+        size = self.config.model.vision.image_size
+        tiles = kernels.cut_tiles(pixels, image.columns, image.rows, image.has_thumbnail, size)
+        return tiles[torch.tensor(numbers, device=self.device)]
+
+    def _forward(self, batch: StepBatch) -> Tensor:
+        """Embed tokens and picture slots and run the decoder: (T, C)."""
+        x = self.model.decoder.embedding(batch.token_ids)
+        if batch.image_positions.numel():
+            x[batch.image_positions] = self.caches.tiles.flatten(0, 1)[batch.image_rows]
+        return self.model.decoder(x, self.caches.k, self.caches.v, batch.attention)
+
+    def _sample(self, batch: StepBatch, hidden: Tensor) -> dict[int, Sampled]:
+        if not batch.sampled_ids:
+            self._synchronize()
+            return {}
+        states = [self._states[sequence_id] for sequence_id in batch.sampled_ids]
+        samples = sample(self.model.decoder.logits(hidden[batch.last]), states)
+        results: dict[int, Sampled] = {}
+        token_ids = samples.token_ids.tolist()
+        for sequence_id, state, token_id, logprob in zip(
+            batch.sampled_ids, states, token_ids, samples.logprobs, strict=True
+        ):
+            state.output_ids.append(token_id)
+            results[sequence_id] = Sampled(token_id, logprob)
+        return results
+
+
+def _by_image(jobs: tuple[TileJob, ...]) -> list[tuple[PreparedImage, list[TileJob]]]:
+    """Group neighbouring jobs of one picture, in order."""
+    groups: list[tuple[PreparedImage, list[TileJob]]] = []
+    for job in jobs:
+        if groups and groups[-1][0] is job.image:
+            groups[-1][1].append(job)
+        else:
+            groups.append((job.image, [job]))
+    return groups

@@ -1,0 +1,135 @@
+"""From logits to the next token of each row, on the device, in any company alike.
+
+A row's draw comes from its own seed and the number of tokens it has generated, never from its place in the
+batch: the uniform number is made on the CPU, and the device inverts the distribution at it.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tilewise.types import GenerationConfig, Request, TokenLogprob
+
+
+class SamplingState:
+    """What one sequence's sampling remembers: its settings, its seed and its tokens so far."""
+
+    def __init__(self, request: Request, fallback_seed: int) -> None:
+        """Take the request's seed, or `fallback_seed` where it has none."""
+        self.generation: GenerationConfig = request.generation
+        self.stop_token_ids = request.stop_token_ids
+        self.prompt_ids = request.token_ids
+        self.output_ids: list[int] = []
+        seed = self.generation.random_seed
+        self.seed = fallback_seed if seed is None else seed
+
+    @property
+    def is_greedy(self) -> bool:
+        """The most likely token is taken."""
+        return not self.generation.do_sample or self.generation.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Logits change before the choice."""
+        g = self.generation
+        penalised = g.repetition_penalty != 1.0 or g.presence_penalty != 0.0 or g.frequency_penalty != 0.0
+        return penalised or bool(g.bad_token_ids or g.logit_bias or self.is_short)
+
+    @property
+    def is_short(self) -> bool:
+        """Too few tokens so far for a stop token."""
+        return len(self.output_ids) < self.generation.min_new_tokens
+
+    def draw(self) -> float:
+        """Return this step's number in [0, 1): a function of the seed and the number of tokens so far."""
+        return random.Random(f"{self.seed}:{len(self.output_ids)}").random()
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Shapes: token_ids: (B,) int64 on the device; logprobs one a row that asked, else None."""
+
+    token_ids: Tensor
+    logprobs: list[TokenLogprob | None]
+
+
+def sample(logits: Tensor, states: Sequence[SamplingState]) -> Samples:
+    """Choose one token a row.
+
+    Shapes: logits: (B, V) fp32, changed in place
+    """
+    for row, state in enumerate(states):
+        if state.has_penalties:
+            _penalize(logits[row], state)
+    token_ids = logits.argmax(dim=-1)
+    sampled = [row for row, state in enumerate(states) if not state.is_greedy]
+    if sampled:
+        rows = torch.tensor(sampled, device=logits.device)
+        token_ids[rows] = _draw(logits[rows], [states[row] for row in sampled])
+    return Samples(token_ids, _logprobs(logits, token_ids, states))
+
+
+def _penalize(logits: Tensor, state: SamplingState) -> None:
+    """Apply one row's penalties, biases and bans in place.
+
+    Source: repetition penalty: Keskar et al. 2019, "CTRL", section 4.1; it sees prompt and output. Presence
+    and frequency penalties as OpenAI documents them; they see the output only.
+    """
+    g = state.generation
+    if g.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted({*state.prompt_ids, *state.output_ids}), device=logits.device)
+        values = logits[seen]
+        logits[seen] = torch.where(values > 0, values / g.repetition_penalty, values * g.repetition_penalty)
+    if state.output_ids and (g.presence_penalty or g.frequency_penalty):
+        output = torch.tensor(state.output_ids, device=logits.device)
+        counts = torch.bincount(output, minlength=logits.numel())
+        logits -= g.frequency_penalty * counts + g.presence_penalty * (counts > 0)
+    for token_id, bias in g.logit_bias:
+        logits[token_id] += bias
+    banned = [*g.bad_token_ids, *(state.stop_token_ids if state.is_short else ())]
+    if banned:
+        logits[torch.tensor(banned, device=logits.device)] = -math.inf
+
+
+def _draw(logits: Tensor, states: list[SamplingState]) -> Tensor:
+    """Temperature, then top-k, top-p and min-p, then the inverse of the cumulative distribution.
+
+    Source: top-p: Holtzman et al. 2020, "The curious case of neural text degeneration", section 3.1;
+    min-p: Nguyen et al. 2024, "Turning up the heat", section 3.
+    """
+    device, width = logits.device, logits.shape[1]
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, device=device).unsqueeze(1)
+
+    settings = [state.generation for state in states]
+    ordered, order = (logits / column([g.temperature for g in settings])).sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.softmax(dim=-1)
+    rank = torch.arange(width, device=device)
+    keep = rank < column([float(g.top_k or width) for g in settings])
+    # The token that crosses top_p is kept: what came before it must be below the threshold.
+    keep &= probabilities.cumsum(dim=-1) - probabilities < column([g.top_p for g in settings])
+    keep &= probabilities >= column([g.min_p for g in settings]) * probabilities[:, :1]
+    cumulative = (probabilities * keep).cumsum(dim=-1)
+    target = column([state.draw() for state in states]) * cumulative[:, -1:]
+    place = torch.searchsorted(cumulative, target, right=True).clamp(max=width - 1)
+    last_kept = keep.int().cumsum(dim=-1).argmax(dim=-1, keepdim=True)
+    return order.gather(1, torch.minimum(place, last_kept)).squeeze(1)
+
+
+def _logprobs(logits: Tensor, token_ids: Tensor, states: Sequence[SamplingState]) -> list[TokenLogprob | None]:
+    results: list[TokenLogprob | None] = [None] * len(states)
+    for row, state in enumerate(states):
+        count = state.generation.logprobs
+        if count is None:
+            continue
+        logprobs = logits[row].log_softmax(dim=-1)
+        values, ids = logprobs.topk(count) if count else (logprobs[:0], token_ids[:0])
+        chosen = int(token_ids[row])
+        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        results[row] = TokenLogprob(chosen, float(logprobs[chosen]), top)
+    return results

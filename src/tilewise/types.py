@@ -1,0 +1,263 @@
+"""The data that crosses layers: generation settings, prepared pictures, requests, step outputs, responses.
+
+Everything here is frozen, plain and torch-free, so that it can be hashed, compared and sent over a wire.
+A value that constructs is valid: each class checks its own fields and names the offending one.
+"""
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from tilewise.errors import InputError
+
+MAX_CHOICES = 16
+MAX_STOP_WORDS = 16
+MAX_TOP_LOGPROBS = 20
+
+
+class FinishReason(StrEnum):
+    """Why a request ended; every request ends with exactly one of these."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+def _check_range(name: str, value: float, low: float, high: float, *, low_open: bool = False) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    below = not is_number or not math.isfinite(value) or value < low or (low_open and value == low)
+    if below or value > high:
+        bracket = "(" if low_open else "["
+        raise InputError(f"{name} must be a number in {bracket}{low}, {high}], got {value!r}.", param=name)
+
+
+def _check_count(name: str, value: int, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InputError(f"{name} must be a whole number in [{low}, {high}], got {value!r}.", param=name)
+
+
+def _frozen_words(name: str, words: object) -> tuple[str, ...]:
+    given = (words,) if isinstance(words, str) else tuple(words or ())  # type: ignore[arg-type]
+    for word in given:
+        if not isinstance(word, str) or not word:
+            raise InputError(f"{name} must hold non-empty strings, got {word!r}.", param=name)
+    return given
+
+
+def _frozen_ids(name: str, ids: object) -> tuple[int, ...]:
+    given = tuple(ids or ())  # type: ignore[arg-type]
+    for token_id in given:
+        _check_count(name, token_id, 0, 2**31 - 1)
+    return given
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationConfig:
+    """How to continue a prompt; field names and defaults are LMDeploy's.
+
+    Greedy unless `do_sample`. `top_k=0` means no limit. `logprobs=k` returns the k most likely tokens of
+    every step beside the chosen one. `random_seed` makes a sampled answer repeat in any company.
+
+    Raises:
+        InputError: a field is outside its range; `param` names it.
+    """
+
+    n: int = 1
+    max_new_tokens: int = 512
+    do_sample: bool = False
+    top_p: float = 1.0
+    top_k: int = 50
+    min_p: float = 0.0
+    temperature: float = 0.8
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    ignore_eos: bool = False
+    random_seed: int | None = None
+    stop_words: tuple[str, ...] = ()
+    bad_words: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    bad_token_ids: tuple[int, ...] = ()
+    min_new_tokens: int = 0
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        """Freeze lists into tuples and check every range."""
+        _check_count("n", self.n, 1, MAX_CHOICES)
+        _check_count("max_new_tokens", self.max_new_tokens, 1, 2**31 - 1)
+        _check_count("top_k", self.top_k, 0, 2**31 - 1)
+        _check_count("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
+        _check_range("top_p", self.top_p, 0.0, 1.0, low_open=True)
+        _check_range("min_p", self.min_p, 0.0, 1.0)
+        _check_range("temperature", self.temperature, 0.0, 100.0)
+        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 10.0, low_open=True)
+        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if self.random_seed is not None:
+            _check_count("random_seed", self.random_seed, 0, 2**64 - 1)
+        if self.logprobs is not None:
+            _check_count("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        for name in ("do_sample", "ignore_eos", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be True or False, got {getattr(self, name)!r}.", param=name)
+        object.__setattr__(self, "stop_words", _frozen_words("stop_words", self.stop_words))
+        object.__setattr__(self, "bad_words", _frozen_words("bad_words", self.bad_words))
+        object.__setattr__(self, "stop_token_ids", _frozen_ids("stop_token_ids", self.stop_token_ids))
+        object.__setattr__(self, "bad_token_ids", _frozen_ids("bad_token_ids", self.bad_token_ids))
+        object.__setattr__(self, "logit_bias", self._frozen_bias())
+        if len(self.stop_words) > MAX_STOP_WORDS:
+            given = len(self.stop_words)
+            raise InputError(f"stop_words holds {given}; at most {MAX_STOP_WORDS} are allowed.", param="stop_words")
+
+    def _frozen_bias(self) -> tuple[tuple[int, float], ...]:
+        given = self.logit_bias.items() if isinstance(self.logit_bias, dict) else self.logit_bias
+        pairs = tuple((token_id, float(bias)) for token_id, bias in given or ())
+        for token_id, bias in pairs:
+            _check_count("logit_bias", token_id, 0, 2**31 - 1)
+            _check_range("logit_bias", bias, -100.0, 100.0)
+        return pairs
+
+
+@dataclass(frozen=True, slots=True)
+class TilingParameters:
+    """How a picture is cut: every field changes the tiles, so every field is part of a picture's identity."""
+
+    min_tiles: int = 1
+    max_tiles: int = 12
+    use_thumbnail: bool = True
+    tile_size: int = 448
+
+    def __post_init__(self) -> None:
+        """Refuse counts that no grid satisfies."""
+        _check_count("max_dynamic_patch", self.max_tiles, 1, 64)
+        _check_count("min_dynamic_patch", self.min_tiles, 1, self.max_tiles)
+        _check_count("tile_size", self.tile_size, 1, 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """A decoded picture and the grid it will be cut into; the tiles themselves are made beside the tower.
+
+    Shapes:
+        pixels: height * width * 3 bytes, RGB, row-major.
+
+    `digest` is 32 bytes over mode, size, pixels and tiling: the picture's identity in every cache.
+    """
+
+    width: int
+    height: int
+    pixels: bytes = field(repr=False)
+    columns: int
+    rows: int
+    has_thumbnail: bool
+    digest: bytes
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles that the tower sees: the grid, and the thumbnail where there is one."""
+        return self.columns * self.rows + int(self.has_thumbnail)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpan:
+    """The half-open range [start, end) of prompt positions that picture number `image` fills."""
+
+    start: int
+    end: int
+    image: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One sequence to continue, ready for the engine: ids, spans and pixels, no text.
+
+    `token_ids` holds the image-context id at every position of a span. `stop_token_ids` is complete: the
+    template's stops and the caller's, empty where the caller ignores them. `namespace` separates caches.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    spans: tuple[ImageSpan, ...] = ()
+    images: tuple[PreparedImage, ...] = field(default=(), repr=False)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    stop_token_ids: tuple[int, ...] = ()
+    namespace: str = ""
+
+    def __post_init__(self) -> None:
+        """Hold the spans to the ids: in order, disjoint, inside the prompt, one a picture."""
+        previous_end = 0
+        for number, span in enumerate(self.spans):
+            if span.image != number or not previous_end <= span.start < span.end <= len(self.token_ids):
+                raise InputError(f"Image span {number} does not lie in the prompt in order.", param="spans")
+            previous_end = span.end
+        if len(self.spans) != len(self.images):
+            raise InputError(f"{len(self.images)} pictures but {len(self.spans)} image spans.", param="spans")
+        if not self.token_ids:
+            raise InputError("The prompt is empty; give it text or a picture.", param="prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One chosen token with the most likely ones of its step: natural logarithms after penalties."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one engine step says of one request: new ids, and on the last one why it ended.
+
+    `token_ids` includes a stop token where one ended the request. `cached_tokens` counts prompt tokens that
+    were not computed, and is set from the first output on.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one answered request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    image_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A grounded region: `<ref>label</ref><box>[[x1, y1, x2, y2]]</box>`, coordinates in 0-1000 of each side."""
+
+    label: str
+    x1: int
+    y1: int
+    x2: int
+    y2: int
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One answer. The repr is the one LMDeploy's users know; further facts do not show in it.
+
+    `generate_token_len` counts the stop token and `token_ids` does not.
+    """
+
+    text: str
+    generate_token_len: int
+    input_token_len: int
+    session_id: int
+    finish_reason: str | None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    usage: Usage | None = field(default=None, repr=False)
+    boxes: tuple[Box, ...] = field(default=(), repr=False)
