@@ -178,9 +178,7 @@ class EngineConfig:
             )
         if self.cache_block_seq_len not in (16, 32, 64, 128):
             given = self.cache_block_seq_len
-            raise ConfigError(
-                f"cache_block_seq_len={given} must be 16, 32, 64 or 128.", param="cache_block_seq_len"
-            )
+            raise ConfigError(f"cache_block_seq_len={given} must be 16, 32, 64 or 128.", param="cache_block_seq_len")
         if self.rope_scaling_factor < 0.0:
             raise ConfigError("rope_scaling_factor must be 0 (off) or positive.", param="rope_scaling_factor")
         for name in ("session_len", "max_batch_size", "max_prefill_token_num", "kv_cache_bytes", "max_prefill_tiles"):

@@ -5,8 +5,10 @@ A value that constructs is valid: each class checks its own fields and names the
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import cast
 
 from tilewise.errors import InputError
 
@@ -24,32 +26,39 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
-def _check_range(name: str, value: float, low: float, high: float, *, low_open: bool = False) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    below = not is_number or not math.isfinite(value) or value < low or (low_open and value == low)
-    if below or value > high:
+def _check_range(name: str, value: object, low: float, high: float, *, low_open: bool = False) -> None:
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    if not low <= number <= high or (low_open and number == low):
         bracket = "(" if low_open else "["
         raise InputError(f"{name} must be a number in {bracket}{low}, {high}], got {value!r}.", param=name)
 
 
-def _check_count(name: str, value: int, low: int, high: int) -> None:
+def _check_count(name: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise InputError(f"{name} must be a whole number in [{low}, {high}], got {value!r}.", param=name)
 
 
+def _frozen(name: str, values: object) -> tuple[object, ...]:
+    if values is None:
+        return ()
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise InputError(f"{name} must be a list, got {values!r:.80}.", param=name)
+    return tuple(cast(Iterable[object], values))
+
+
 def _frozen_words(name: str, words: object) -> tuple[str, ...]:
-    given = (words,) if isinstance(words, str) else tuple(words or ())  # type: ignore[arg-type]
+    given = (words,) if isinstance(words, str) else _frozen(name, words)
     for word in given:
         if not isinstance(word, str) or not word:
             raise InputError(f"{name} must hold non-empty strings, got {word!r}.", param=name)
-    return given
+    return cast(tuple[str, ...], given)
 
 
 def _frozen_ids(name: str, ids: object) -> tuple[int, ...]:
-    given = tuple(ids or ())  # type: ignore[arg-type]
+    given = _frozen(name, ids)
     for token_id in given:
         _check_count(name, token_id, 0, 2**31 - 1)
-    return given
+    return cast(tuple[int, ...], given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +122,15 @@ class GenerationConfig:
             raise InputError(f"stop_words holds {given}; at most {MAX_STOP_WORDS} are allowed.", param="stop_words")
 
     def _frozen_bias(self) -> tuple[tuple[int, float], ...]:
-        given = self.logit_bias.items() if isinstance(self.logit_bias, dict) else self.logit_bias
-        pairs = tuple((token_id, float(bias)) for token_id, bias in given or ())
-        for token_id, bias in pairs:
+        given: object = self.logit_bias
+        pairs = _frozen("logit_bias", cast(dict[object, object], given).items() if isinstance(given, dict) else given)
+        for pair in pairs:
+            if not isinstance(pair, tuple) or len(cast(tuple[object, ...], pair)) != 2:
+                raise InputError(f"logit_bias must hold (id, bias) pairs, got {pair!r:.80}.", param="logit_bias")
+            token_id, bias = cast(tuple[object, object], pair)
             _check_count("logit_bias", token_id, 0, 2**31 - 1)
             _check_range("logit_bias", bias, -100.0, 100.0)
-        return pairs
+        return cast(tuple[tuple[int, float], ...], pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +269,7 @@ class Response:
     input_token_len: int
     session_id: int
     finish_reason: str | None
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list[int])
     logprobs: list[TokenLogprob] | None = None
     usage: Usage | None = field(default=None, repr=False)
     boxes: tuple[Box, ...] = field(default=(), repr=False)

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from tilewise.checkpoint.weights import LoadReport, _read_exactly, load_weights
-from tilewise.layers.slot import Slot
 from tilewise.errors import CheckpointError
+from tilewise.layers.slot import Slot
 
 CPU = torch.device("cpu")
 

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -12,9 +11,6 @@ from tilewise.inputs.request import RequestBuilder
 from tilewise.inputs.tokenizer import load_tokenizer
 from tilewise.types import GenerationConfig, Request, TilingParameters
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="InternLM2's tokenizer is not at ../shared/data")
-
 MODEL = ModelConfig(
     architecture="InternVLChatModel",
     vision=VisionConfig(hidden_size=3200, num_layers=45, num_heads=25, intermediate_size=12800),
@@ -25,13 +21,13 @@ IM_START, IM_END, IMG, IMG_END, CONTEXT = 92543, 92542, 92544, 92545, 92546
 
 
 @pytest.fixture(scope="module")
-def seed():
-    return json.loads((SHARED / "seed.json").read_text())
+def seed(shared_data):
+    return json.loads((shared_data / "seed.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(SHARED / "internvl-chat-v1-5")
+def tokenizer(shared_data):
+    return load_tokenizer(shared_data / "internvl-chat-v1-5")
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -44,8 +45,6 @@ def test_unknown_profile_is_refused_with_the_known_ones(model):
 
 
 def test_unknown_template_is_refused_with_the_remedy(model):
-    import dataclasses
-
     with pytest.raises(ConfigError, match="--chat-template"):
         choose_profile(dataclasses.replace(model, template="other"))
 

@@ -91,7 +91,7 @@ def test_far_too_long_text_is_refused_before_it_is_tokenised(create, tokenizer, 
 
 
 def test_far_too_many_pictures_are_refused_before_one_is_read(create):
-    with pytest.raises(PromptTooLongError, match="at least .* 40 tiles"):
+    with pytest.raises(PromptTooLongError, match=r"at least .* 40 tiles"):
         build(create(), ("q", ["missing.png"] * 40))
 
 
@@ -127,7 +127,7 @@ def test_bad_words_of_one_token_become_ids(create, tokenizer):
 
 
 def test_bad_words_of_several_tokens_are_refused_by_name(create):
-    with pytest.raises(InputError, match="'red zebra', which is [0-9]+ tokens"):
+    with pytest.raises(InputError, match=r"'red zebra', which is [0-9]+ tokens"):
         build(create(), bad_words=["red zebra"])
 
 

@@ -1,15 +1,14 @@
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+import sentencepiece
 
 from tilewise import demo
 from tilewise.errors import CheckpointError, InputError
 from tilewise.inputs.tokenizer import SPECIAL_NAMES, load_tokenizer
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "internvl-chat-v1-5"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="InternLM2's tokenizer is not at ../shared/data")
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +30,8 @@ def rewrite_table(folder: Path, change) -> None:
     path.write_text(json.dumps(config))
 
 
-@needs_shared
-def test_special_names_have_the_official_ids():
-    tokenizer = load_tokenizer(SHARED)
+def test_special_names_have_the_official_ids(shared_data):
+    tokenizer = load_tokenizer(shared_data / "internvl-chat-v1-5")
     ids = [tokenizer.special_id(name) for name in SPECIAL_NAMES]
     assert ids == [0, 1, 2, *range(92538, 92553)]
     assert (tokenizer.bos_id, tokenizer.vocab_size) == (1, 92553)
@@ -139,20 +137,32 @@ def test_special_id_put_over_a_byte_is_refused(folder):
 
 
 @pytest.mark.parametrize(
-    "setting", [{"add_dummy_prefix": True}, {"normalization_rule_name": "nmt_nfkc"}, {"byte_fallback": False}]
+    ("setting", "match"),
+    [
+        ({}, None),
+        ({"add_dummy_prefix": True}, "changes the text"),
+        ({"remove_extra_whitespaces": True}, "changes the text"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "changes the text"),
+        ({"byte_fallback": False}, "no byte fallback"),
+    ],
 )
-def test_model_that_changes_text_is_refused(folder, setting):
-    import io
-
-    import sentencepiece
-
+def test_model_that_cannot_give_text_back_is_refused(folder, setting, match):
     options = {"add_dummy_prefix": False, "remove_extra_whitespaces": False, "normalization_rule_name": "identity"}
     options |= {"byte_fallback": True, "vocab_size": 300, "model_type": "bpe", "hard_vocab_limit": False}
     model = io.BytesIO()
-    sentences = iter([f"a few words {number}" for number in range(50)])
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=sentences, model_writer=model, minloglevel=2, **(options | setting)
+        sentence_iterator=iter([f"a few words {number}" for number in range(50)]),
+        model_writer=model,
+        minloglevel=2,
+        **(options | setting),
     )
     (folder / "tokenizer.model").write_bytes(model.getvalue())
-    with pytest.raises(CheckpointError, match="not supported|no byte fallback|do not fit"):
-        load_tokenizer(folder)
+    num_pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
+    ids = [0, 1, 2, *range(num_pieces, num_pieces + 15)]
+    table = {str(i): {"content": name} for i, name in zip(ids, SPECIAL_NAMES, strict=True)}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": table}))
+    if match is None:
+        assert load_tokenizer(folder).vocab_size == num_pieces + 15
+    else:
+        with pytest.raises(CheckpointError, match=match):
+            load_tokenizer(folder)

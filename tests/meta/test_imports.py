@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-BASE = ("errors", "types", "config")
+BASE = ("errors", "types", "config", "steps")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ ROWS = (
     Row(("inputs",), (*BASE, "inputs"), never=TORCH),
     Row(("plan",), (*BASE, "checkpoint.hf_config"), never=TORCH),
     Row(("layers",), (*BASE, "quant", "parallel", "kernels", "layers")),
-    Row(("model",), (*BASE, "layers", "model")),
+    Row(("model",), (*BASE, "parallel", "layers", "model")),
     Row(("runner",), (*MODELS, "runner")),
     Row(("engine.core",), (*MODELS, "runner", "engine.messages", "engine.core")),
     Row(("engine.client",), (*BASE, "engine.messages", "inputs"), never=TORCH),

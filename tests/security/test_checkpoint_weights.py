@@ -14,8 +14,8 @@ from safetensors.torch import save
 
 import tilewise
 from tilewise.checkpoint.weights import load_weights
-from tilewise.layers.slot import Slot
 from tilewise.errors import CheckpointError
+from tilewise.layers.slot import Slot
 
 CPU = torch.device("cpu")
 

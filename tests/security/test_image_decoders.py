@@ -185,16 +185,31 @@ def test_no_worker_outlives_its_parent_however_that_ends(ending, tmp_path):
         time.sleep(0.01)
 
 
+def test_ctrl_c_does_not_reach_the_worker(pool):
+    pool.decode(encoded("BMP"), LIMITS)
+    workers = pool.process_ids
+    for process_id in workers:
+        os.kill(process_id, signal.SIGINT)
+    pool.decode(encoded("BMP"), LIMITS)
+    assert pool.process_ids == workers
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_gets_a_worker_of_its_own(tmp_path):
+def test_a_child_forked_while_a_picture_is_decoded_gets_a_worker_of_its_own(tmp_path):
     text = (
-        "import os, sys\nfrom tilewise.inputs.decoder import SHARED_POOL\nfrom tilewise.vl import load_image\n"
-        "load_image(sys.argv[1])\nmine = SHARED_POOL.process_ids\n"
+        "import os, signal, sys, threading\nfrom tilewise.inputs.decoder import SHARED_POOL\n"
+        "from tilewise.vl import load_image\n"
+        "load_image(sys.argv[1])\nmine = SHARED_POOL.process_ids\nworker, = mine\n"
+        "os.kill(worker, signal.SIGSTOP)\n"
+        "thread = threading.Thread(target=load_image, args=(sys.argv[1],))\nthread.start()\n"
+        "while not SHARED_POOL._idle.empty():\n    pass\n"
         "child = os.fork()\n"
         "if child == 0:\n"
+        "    signal.alarm(30)\n"
         "    load_image(sys.argv[1])\n"
         "    os._exit(7 if len(SHARED_POOL.process_ids) == 1 and SHARED_POOL.process_ids != mine else 1)\n"
         "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\n"
+        "os.kill(worker, signal.SIGCONT)\nthread.join()\n"
         "load_image(sys.argv[1])\nassert SHARED_POOL.process_ids == mine\nprint('ok')\n"
     )
     assert run_script(tmp_path, text).stdout == "ok\n"

@@ -258,10 +258,12 @@ def drip(connection, head: bytes, canary_is_closing) -> None:
 
 
 @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nX: ", answer(b"", length=1_000_000)])
-@pytest.mark.parametrize("limits", [{"fetch_timeout_s": 0.3}, {"rate_grace_s": 0.2}])
-def test_a_drip_in_status_headers_or_body_ends_at_the_deadline_or_the_minimum_rate(head, limits, serve):
+@pytest.mark.parametrize(
+    ("limits", "reason"), [({"fetch_timeout_s": 0.3}, "too slow"), ({"rate_grace_s": 0.2}, "below 1024 bytes a second")]
+)
+def test_a_drip_in_status_headers_or_body_ends_at_the_deadline_or_the_minimum_rate(head, limits, reason, serve):
     canary = serve(lambda connection, _: drip(connection, head, lambda: canary.is_closing()))
-    with pytest.raises(ImageFetchError, match="too slow"):
+    with pytest.raises(ImageFetchError, match=reason):
         load_image(canary.url(), policy(**limits))
 
 
@@ -294,14 +296,28 @@ def test_an_endless_body_is_cut_at_the_byte_limit(head, serve):
     assert sent < 20_000_000
 
 
-def test_endless_headers_are_cut(serve):
-    def script(connection, _):
-        connection.sendall(b"HTTP/1.1 200 OK\r\n")
-        while True:
-            connection.sendall(b"X: y\r\n" * 1000)
+@pytest.mark.parametrize(
+    ("head", "more"),
+    [
+        (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
+        (b"HTTP/1.1 200 OK\r\n", b"x"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n"),
+    ],
+)
+def test_endless_headers_interim_replies_and_trailers_are_cut(head, more, serve):
+    sent = 0
 
-    with pytest.raises(ImageFetchError):
-        load_image(serve(script).url(), policy())
+    def script(connection, _):
+        nonlocal sent
+        connection.sendall(head)
+        while True:
+            connection.sendall(more * 4000)
+            sent += len(more) * 4000
+
+    with pytest.raises((ImageFetchError, ImageTooLargeError)):
+        load_image(serve(script).url(), policy(max_bytes=1000))
+    assert sent < 20_000_000
 
 
 def test_a_compressed_body_is_refused(serve):

@@ -1,4 +1,4 @@
-"""Reference counts of KV blocks. A block is free, idle or held:
+"""Reference counts of KV blocks, each of which is free, idle or held.
 
     free  --allocate-->  held  --release-->  idle (its content has an identity)  --retain-->  held
                                --release-->  free (it has none)
@@ -79,7 +79,7 @@ class BlockPool:
         free, idle = set(self._free), set(self._idle)
         held = {block for block, count in enumerate(self._references) if count > 0}
         assert len(free) == len(self._free), "a block is free twice"
-        assert not (free & idle or free & held or idle & held), "a block is in two states"
+        assert len(free | idle | held) == len(free) + len(idle) + len(held), "a block is in two states"
         assert len(free) + len(idle) + len(held) == self.num_blocks, "a block is lost"
         expected = [0] * self.num_blocks
         for blocks in holders:

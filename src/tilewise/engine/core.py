@@ -20,7 +20,8 @@ from tilewise.errors import CapacityError, ConfigError, TilewiseError
 from tilewise.model.internvl import DTYPES, InternVL
 from tilewise.plan import MemoryPlan, plan_memory
 from tilewise.runner.runner import Runner
-from tilewise.scheduler import Budgets, Scheduler
+from tilewise.scheduler import Scheduler
+from tilewise.steps import Budgets
 from tilewise.types import FinishReason, Request, StepOutput
 
 logger = logging.getLogger(__name__)

@@ -147,6 +147,10 @@ def fetch(url: str, policy: ImagePolicy, resolve: Resolver = resolve_host) -> by
     raise ImageFetchError(f"The picture's URL redirects more than {limits.max_redirects} times; give the final one.")
 
 
+def _too_long(limits: ImageLimits) -> ImageTooLargeError:
+    return ImageTooLargeError(f"The picture has more than the {limits.max_bytes} bytes allowed. Scale it down.")
+
+
 def _seconds_left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
@@ -173,15 +177,20 @@ class _PacedReader(io.RawIOBase):
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         limits, deadline = self._limits, self._deadline
         if self._first_byte_s is not None:
-            slowest = limits.rate_grace_s + self._num_bytes / limits.min_bytes_per_s
-            deadline = min(deadline, self._first_byte_s + slowest)
-        self._connection.settimeout(_seconds_left(deadline))
-        count = self._connection.recv_into(buffer)
+            slowest_s = limits.rate_grace_s + self._num_bytes / limits.min_bytes_per_s
+            deadline = min(deadline, self._first_byte_s + slowest_s)
+        try:
+            self._connection.settimeout(_seconds_left(deadline))
+            count = self._connection.recv_into(buffer)
+        except TimeoutError:
+            if deadline == self._deadline:
+                raise
+            raise ImageFetchError(f"The picture's host sends below {limits.min_bytes_per_s} bytes a second.") from None
         if self._first_byte_s is None:
             self._first_byte_s = time.monotonic()
         self._num_bytes += count
         if self._num_bytes > 2 * limits.max_bytes + _OVERHEAD_BYTES:
-            raise TimeoutError
+            raise _too_long(limits)
         return count
 
     def makefile(self, _mode: str) -> io.BufferedReader:
@@ -273,7 +282,7 @@ def _read_body(response: http.client.HTTPResponse, limits: ImageLimits) -> bytes
             break
         body += chunk
     else:
-        raise ImageTooLargeError(f"The picture has more than the {limits.max_bytes} bytes allowed. Scale it down.")
+        raise _too_long(limits)
     if announced is not None and len(body) != announced:
         raise ImageFetchError("The picture's host sent less than it announced.")
     return bytes(body)

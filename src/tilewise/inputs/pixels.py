@@ -81,6 +81,8 @@ def decode(data: bytes | bytearray, limits: ImageLimits) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if format_name == "WEBP":
+                check_size(*_webp_size(data), limits)
             return to_rgb(Image.open(io.BytesIO(data), formats=(format_name,)), limits)
     except ImageError:
         raise
@@ -90,6 +92,19 @@ def decode(data: bytes | bytearray, limits: ImageLimits) -> Image.Image:
         ) from None
     except Exception:  # Pillow's plugins raise whatever a malformed field happens to trip
         raise ImageError(f"The {format_name} data is damaged or incomplete. Save the picture again.") from None
+
+
+def _webp_size(data: bytes | bytearray) -> tuple[int, int]:
+    """Read the canvas size: Pillow before 13 allocates the canvas on opening, ahead of any check of ours.
+
+    Source: RFC 9649, sections 2.5-2.7.
+    """
+    if data[12:16] == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
 
 
 def to_rgb(image: Image.Image, limits: ImageLimits) -> Image.Image:

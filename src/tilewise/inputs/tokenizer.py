@@ -144,8 +144,8 @@ class Tokenizer:
         is_gapless = beyond == list(range(num_pieces, num_pieces + len(beyond)))
         if len(by_id) != len(self._special_tokens) or not is_gapless or not by_id.keys().isdisjoint(self._byte_ids):
             raise CheckpointError(
-                "The special tokens of tokenizer_config.json do not fit tokenizer.model: ids must be distinct, not those "
-                f"of bytes, and beyond its {num_pieces} pieces without a gap."
+                "The special tokens of tokenizer_config.json do not fit tokenizer.model: ids must be distinct, "
+                f"not those of bytes, and beyond its {num_pieces} pieces without a gap."
             )
         self._token_bytes += [b""] * len(beyond)
         for token_id, name in by_id.items():

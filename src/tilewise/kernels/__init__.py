@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
 
 from tilewise.kernels import attention, reference
 from tilewise.kernels.batch import AttentionBatch, PrefillChunk
@@ -79,5 +80,5 @@ def attend_continued(q: Tensor, k: Tensor, v: Tensor, chunk: PrefillChunk) -> Te
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    mask = torch.nn.attention.bias.causal_lower_right(q.shape[2], k.shape[2])
+    mask = causal_lower_right(q.shape[2], k.shape[2])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)[0].transpose(0, 1)

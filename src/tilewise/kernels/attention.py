@@ -133,7 +133,5 @@ def attend_decodes(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Ten
         q.stride(0), block_table.stride(0), *k_cache.stride()[:3],
         NUM_SPLITS=num_splits, GROUP=group, ROWS=rows, BLOCK=block_size, DIM=head_dim,
     )  # fmt: skip
-    merge_splits[shares[:2]](
-        partial, stats, out, NUM_SPLITS=num_splits, GROUP=group, ROWS=rows, DIM=head_dim
-    )
+    merge_splits[shares[:2]](partial, stats, out, NUM_SPLITS=num_splits, GROUP=group, ROWS=rows, DIM=head_dim)
     return out

@@ -1,7 +1,7 @@
 """The attention side of one step: which tokens see which blocks. Decodes come first, then prefill chunks.
 
-    tokens of a step   | d0 | d1 | … | chunk 0 ………… | chunk 1 ……… |
-                       0            num_decodes                     T
+tokens of a step   | d0 | d1 | … | chunk 0 ………… | chunk 1 ……… |
+0            num_decodes                     T
 """
 
 from dataclasses import dataclass

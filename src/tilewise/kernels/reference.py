@@ -71,8 +71,9 @@ def attend_decodes(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Ten
     k = k_cache[blocks].flatten(1, 2)  # (B, S, Hkv, D)
     v = v_cache[blocks].flatten(1, 2)
     visible = torch.arange(num_blocks * block_size, device=q.device)[None] < lengths[:, None]
-    # A freed block may hold anything, NaN too, and 0 * NaN is NaN: what is invisible is zeroed, not only masked.
-    v = v.masked_fill(~visible[:, :, None, None], 0)
+    # A freed block may hold anything, NaN too, and neither 0 * NaN nor NaN - inf is clean: zeroed, not only masked.
+    hidden = ~visible[:, :, None, None]
+    k, v = k.masked_fill(hidden, 0), v.masked_fill(hidden, 0)
     out = F.scaled_dot_product_attention(
         q.unsqueeze(2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=visible[:, None, None], enable_gqa=True
     )  # (B, Hq, 1, D)
@@ -108,5 +109,3 @@ def pixel_shuffle(x: Tensor, ratio: float, version: str) -> Tensor:
     x = x.reshape(n, w, int(h * ratio), int(c / ratio)).transpose(1, 2)
     x = x.reshape(n, int(h * ratio), int(w * ratio), int(c / ratio**2))
     return x.transpose(1, 2) if version == "v2" else x
-
-

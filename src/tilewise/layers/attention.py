@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from tilewise import kernels
 from tilewise.config import DecoderConfig, VisionConfig
+from tilewise.kernels import AttentionBatch
 from tilewise.layers.linear import ColumnLinear, QKVLinear, RowLinear
 from tilewise.layers.norm import RMSNorm
 from tilewise.layers.rope import Rope
@@ -53,7 +54,7 @@ class CachedAttention(nn.Module):
         x: Tensor,
         angles: tuple[Tensor, Tensor],
         cache: tuple[Tensor, Tensor],
-        batch: kernels.AttentionBatch,
+        batch: AttentionBatch,
     ) -> Tensor:
         """(T, C) -> (T, C); `cache` holds this layer's keys and values, (num_blocks, block_size, Hkv, D) each."""
         shares = list(self.qkv.shares.values())

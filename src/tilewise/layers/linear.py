@@ -134,7 +134,7 @@ class RowLinear(nn.Module):
     def slot(self, parameter: str, piece: str | None = None) -> Slot:
         """Return the place of the whole weight or bias."""
         assert piece is None
-        out_features, in_features = self.shape
+        in_features = self.shape[1]
         if parameter == "bias":
             assert self.bias is not None
             return whole(self.bias)

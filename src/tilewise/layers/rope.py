@@ -23,6 +23,8 @@ class Rope(nn.Module):
         pairs = torch.arange(0, head_dim, 2, dtype=torch.float64)
         frequencies = base ** -(pairs / head_dim)
         angles = torch.outer(torch.arange(length, dtype=torch.float64) * position_scale, frequencies)
+        self.cos: Tensor
+        self.sin: Tensor
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 

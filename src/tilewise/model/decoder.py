@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tilewise import kernels
 from tilewise.config import DecoderConfig
-from tilewise.layers.attention import CachedAttention
+from tilewise.layers.attention import AttentionBatch, CachedAttention
 from tilewise.layers.embedding import Head, TokenEmbedding
-from tilewise.layers.linear import ColumnLinear, RowLinear
+from tilewise.layers.mlp import SwigluMLP
 from tilewise.layers.norm import RMSNorm
 from tilewise.layers.rope import Rope
 from tilewise.parallel import SINGLE, Group
@@ -38,9 +37,9 @@ FAMILIES = {
         layer={
             "attention.wqkv": ("attention.qkv", "grouped"),
             "attention.wo": ("attention.output", None),
-            "feed_forward.w1": ("gate_up", "gate"),
-            "feed_forward.w3": ("gate_up", "up"),
-            "feed_forward.w2": ("down", None),
+            "feed_forward.w1": ("mlp.gate_up", "gate"),
+            "feed_forward.w3": ("mlp.gate_up", "up"),
+            "feed_forward.w2": ("mlp.down", None),
             "attention_norm": ("attention_norm", None),
             "ffn_norm": ("mlp_norm", None),
         },
@@ -54,31 +53,28 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: DecoderConfig, dtype: torch.dtype, group: Group) -> None:
         """Create this rank's part."""
         super().__init__()
-        width, inner = config.hidden_size, config.intermediate_size
+        width = config.hidden_size
         self.attention_norm = RMSNorm(width, config.norm_eps, dtype)
         self.attention = CachedAttention(config, dtype, group)
         self.mlp_norm = RMSNorm(width, config.norm_eps, dtype)
-        self.gate_up = ColumnLinear(width, {"gate": inner, "up": inner}, dtype=dtype, group=group)
-        self.down = RowLinear(inner, width, dtype=dtype, group=group)
+        self.mlp = SwigluMLP(width, config.intermediate_size, dtype, group)
 
     def forward(
         self,
         x: Tensor,
         angles: tuple[Tensor, Tensor],
         cache: tuple[Tensor, Tensor],
-        batch: kernels.AttentionBatch,
+        batch: AttentionBatch,
     ) -> Tensor:
         """(T, C) -> (T, C)."""
         x = x + self.attention(self.attention_norm(x), angles, cache, batch)
-        return x + self.down(kernels.silu_and_multiply(self.gate_up(self.mlp_norm(x))))
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class Decoder(nn.Module):
     """A language model over a paged cache."""
 
-    def __init__(
-        self, config: DecoderConfig, rope: Rope, dtype: torch.dtype, group: Group = SINGLE
-    ) -> None:
+    def __init__(self, config: DecoderConfig, rope: Rope, dtype: torch.dtype, group: Group = SINGLE) -> None:
         """Create the parameters of the `config.family` row."""
         super().__init__()
         self.config = config
@@ -88,7 +84,7 @@ class Decoder(nn.Module):
         self.head = Head(config.vocab_size, config.hidden_size, dtype)
         self.rope = rope
 
-    def forward(self, x: Tensor, k_cache: Tensor, v_cache: Tensor, batch: kernels.AttentionBatch) -> Tensor:
+    def forward(self, x: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
         """Run all layers.
 
         Shapes: x: (T, C) embeddings · k_cache, v_cache: (layers, num_blocks, block_size, Hkv, D) -> (T, C)

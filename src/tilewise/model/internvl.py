@@ -6,8 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from tilewise import kernels
-from tilewise.config import ModelConfig, ResolvedConfig
+from tilewise.config import ResolvedConfig
 from tilewise.layers.rope import Rope
 from tilewise.layers.slot import Slot
 from tilewise.model.decoder import Decoder
@@ -30,10 +29,10 @@ _VISION_LAYER = {
     "attn.proj.bias": ("attention.output", "bias"),
     "attn.q_norm.weight": ("attention.q_norm", "weight"),
     "attn.k_norm.weight": ("attention.k_norm", "weight"),
-    "mlp.fc1.weight": ("up", "weight"),
-    "mlp.fc1.bias": ("up", "bias"),
-    "mlp.fc2.weight": ("down", "weight"),
-    "mlp.fc2.bias": ("down", "bias"),
+    "mlp.fc1.weight": ("mlp.up", "weight"),
+    "mlp.fc1.bias": ("mlp.up", "bias"),
+    "mlp.fc2.weight": ("mlp.down", "weight"),
+    "mlp.fc2.bias": ("mlp.down", "bias"),
     "norm1.weight": ("norm1", "weight"),
     "norm1.bias": ("norm1", "bias"),
     "norm2.weight": ("norm2", "weight"),
@@ -44,10 +43,10 @@ _VISION_LAYER = {
 _PROJECTOR = {
     "mlp1.0.weight": ("norm", "weight"),
     "mlp1.0.bias": ("norm", "bias"),
-    "mlp1.1.weight": ("up", "weight"),
-    "mlp1.1.bias": ("up", "bias"),
-    "mlp1.3.weight": ("down", "weight"),
-    "mlp1.3.bias": ("down", "bias"),
+    "mlp1.1.weight": ("mlp.up", "weight"),
+    "mlp1.1.bias": ("mlp.up", "bias"),
+    "mlp1.3.weight": ("mlp.down", "weight"),
+    "mlp1.3.bias": ("mlp.down", "bias"),
 }
 
 
@@ -65,9 +64,9 @@ class InternVL(nn.Module):
         rope = Rope(model.decoder.head_dim, config.session_len, config.rope_base, config.rope_position_scale)
         self.decoder = Decoder(model.decoder, rope, dtype, group)
 
-    def encode_tiles(self, tiles: Tensor) -> Tensor:
-        """(N, S, S, 3) uint8 -> (N, tokens_per_tile, C)."""
-        return self.projector(self.tower(kernels.normalize_tiles(tiles, self.dtype)))
+    def encode_tiles(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) normalised pixels -> (N, tokens_per_tile, C)."""
+        return self.projector(self.tower(pixels))
 
     def slots(self) -> dict[str, Slot]:
         """Return the place of every tensor that an official checkpoint of this configuration holds."""
@@ -118,4 +117,3 @@ class InternVL(nn.Module):
                 parameter.fill_(0.1 if "scale" in name else 1.0)
             else:
                 parameter.normal_(0.0, 0.02, generator=generator)
-

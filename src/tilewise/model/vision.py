@@ -4,12 +4,12 @@ Source: Chen et al. 2024, "How far are we to GPT-4V?" (InternVL 1.5), section 3.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tilewise.config import VisionConfig
 from tilewise.layers.attention import TileAttention
-from tilewise.layers.linear import ColumnLinear, RowLinear
+from tilewise.layers.linear import ColumnLinear
+from tilewise.layers.mlp import GeluMLP
 from tilewise.layers.norm import LayerNorm, RMSNorm
 from tilewise.layers.slot import Slot, whole
 
@@ -57,14 +57,13 @@ class VisionLayer(nn.Module):
         self.attention = TileAttention(config, dtype)
         self.scale1 = nn.Parameter(torch.empty(width, dtype=dtype), requires_grad=False)
         self.norm2 = norm(width, config.norm_eps, dtype)
-        self.up = ColumnLinear(width, {"up": config.intermediate_size}, dtype=dtype, bias=True)
-        self.down = RowLinear(config.intermediate_size, width, dtype=dtype, bias=True)
+        self.mlp = GeluMLP(width, config.intermediate_size, width, dtype)
         self.scale2 = nn.Parameter(torch.empty(width, dtype=dtype), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1 + P, C) -> (N, 1 + P, C)."""
         x = x + self.attention(self.norm1(x)) * self.scale1
-        return x + self.down(F.gelu(self.up(self.norm2(x)))) * self.scale2
+        return x + self.mlp(self.norm2(x)) * self.scale2
 
     def slot(self, parameter: str) -> Slot:
         """Return the place of a layer scale."""

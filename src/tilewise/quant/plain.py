@@ -14,8 +14,8 @@ class Plain:
 
     def load(self, layer: nn.Module, part: Tensor, first_row: int) -> None:
         """Put `part` (n, columns), already this rank's share, at rows [first_row, first_row + n)."""
-        layer.weight.data[first_row : first_row + part.shape[0]].copy_(part)
+        layer.get_parameter("weight").data[first_row : first_row + part.shape[0]].copy_(part)
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
         """Multiply: x (..., columns) -> (..., rows)."""
-        return F.linear(x, layer.weight, bias)
+        return F.linear(x, layer.get_parameter("weight"), bias)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tilewise.kernels import AttentionBatch, PrefillChunk
-from tilewise.scheduler import Chunk, StepPlan
+from tilewise.steps import Chunk, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class StepBatch:
         which rows of the flattened embedding pool fill them · last: (B,) int64, the sampled tokens' places.
 
     `sampled_ids` names the sequence of each row of `last`.
-    """  # noqa: D205, D415
+    """  # noqa: D205
 
     token_ids: Tensor
     image_positions: Tensor

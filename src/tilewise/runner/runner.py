@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections import Counter
+from collections import defaultdict
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from tilewise.config import ResolvedConfig
 from tilewise.model.internvl import InternVL
 from tilewise.runner.batch import StepBatch, build_batch
 from tilewise.runner.sampler import SamplingState, sample
-from tilewise.scheduler import Sampled, StepPlan, TileJob
+from tilewise.steps import Sampled, StepPlan, TileJob
 from tilewise.types import PreparedImage
 
 
@@ -26,7 +26,7 @@ class Runner:
         self.caches = caches
         self.config = config
         self.device = caches.k.device
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._states: dict[int, SamplingState] = {}
         self._seeds = random.Random()
 
@@ -57,7 +57,7 @@ class Runner:
         """Cut what the jobs name out of their pictures and write the tower's output to the pool's rows."""
         tiles = torch.cat([self._cut(image, [job.tile for job in group]) for image, group in _by_image(jobs)])
         rows = torch.tensor([job.row for job in jobs], device=self.device)
-        self.caches.tiles[rows] = self.model.encode_tiles(tiles)
+        self.caches.tiles[rows] = self.model.encode_tiles(kernels.normalize_tiles(tiles, self.model.dtype))
 
     def _cut(self, image: PreparedImage, numbers: list[int]) -> Tensor:
         pixels = torch.frombuffer(bytearray(image.pixels), dtype=torch.uint8)

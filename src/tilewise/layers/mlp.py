@@ -1,0 +1,37 @@
+"""The two feed-forward blocks: GELU between biased matrices, and SwiGLU without biases."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tilewise import kernels
+from tilewise.layers.linear import ColumnLinear, RowLinear
+from tilewise.parallel import SINGLE, Group
+
+
+class GeluMLP(nn.Module):
+    """Linear, GELU (erf), Linear. Source: Hendrycks and Gimpel 2016, "Gaussian error linear units", eq. 1."""
+
+    def __init__(self, width: int, inner: int, out: int, dtype: torch.dtype) -> None:
+        """Create both matrices and their biases."""
+        super().__init__()
+        self.up = ColumnLinear(width, {"up": inner}, dtype=dtype, bias=True)
+        self.down = RowLinear(inner, out, dtype=dtype, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., out)."""
+        return self.down(F.gelu(self.up(x)))
+
+
+class SwigluMLP(nn.Module):
+    """Gate and up fused in one matrix, their product into down; see `kernels.silu_and_multiply`."""
+
+    def __init__(self, width: int, inner: int, dtype: torch.dtype, group: Group = SINGLE) -> None:
+        """Create this rank's share of `inner`."""
+        super().__init__()
+        self.gate_up = ColumnLinear(width, {"gate": inner, "up": inner}, dtype=dtype, group=group)
+        self.down = RowLinear(inner, width, dtype=dtype, group=group)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, width) -> (T, width)."""
+        return self.down(kernels.silu_and_multiply(self.gate_up(x)))

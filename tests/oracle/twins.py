@@ -1,0 +1,194 @@
+"""The oracle: small random InternVLs of transformers, and the official checkpoints that hold the same weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+from tilewise.checkpoint.hf_config import load_model_config
+from tilewise.config import EngineConfig
+from tilewise.engine.core import EngineCore, build_core
+
+TILE_SIZE = 56  # 4 x 4 patches of 14, so 4 positions a tile
+VOCAB_SIZE = 300  # no multiple of the head's padding
+IMAGE_ID = 296
+MAX_POSITIONS = 256
+
+# What the 6B tower and the 300M one differ in: transformers' names, then the official ones.
+FLAVOURS = {
+    "6b": {"norm_type": "rms_norm", "use_qk_norm": True, "attention_bias": False},
+    "300m": {"norm_type": "layer_norm", "use_qk_norm": False, "attention_bias": True},
+}
+_OFFICIAL_FLAGS = {"norm_type": "norm_type", "use_qk_norm": "qk_normalization", "attention_bias": "qkv_bias"}
+
+_VISION_LAYER = {
+    "attention.projection_layer": "attn.proj",
+    "attention.q_norm": "attn.q_norm",
+    "attention.k_norm": "attn.k_norm",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+}
+_DECODER_LAYER = {
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
+
+
+def create_twin(
+    flavour: str = "6b", *, rope_scaling: dict[str, Any] | None = None, select_layer: int = -1, seed: int = 0
+) -> InternVLForConditionalGeneration:
+    """Random weights, wide enough that every branch counts and greedy answers vary."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, **(rope_scaling or {})}
+    text = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": VOCAB_SIZE,
+        "max_position_embeddings": MAX_POSITIONS,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": rope,
+        "tie_word_embeddings": False,
+    }
+    vision = {
+        "hidden_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "intermediate_size": 80,
+        "image_size": TILE_SIZE,
+        "patch_size": 14,
+        "layer_norm_eps": 1e-6,
+        **FLAVOURS[flavour],
+    }
+    config = InternVLConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE_ID,
+        image_seq_length=4,
+        vision_feature_layer=select_layer,
+        tie_word_embeddings=False,
+    )
+    twin = InternVLForConditionalGeneration._from_config(config, dtype=torch.float32).eval()
+    _randomize(twin, torch.Generator().manual_seed(seed))
+    return twin
+
+
+@torch.no_grad()
+def _randomize(twin: nn.Module, generator: torch.Generator) -> None:
+    for name, parameter in twin.named_parameters():
+        is_scale = "lambda" in name or ("norm" in name and name.endswith("weight"))
+        parameter.normal_(0.0, 0.15, generator=generator)
+        if is_scale:
+            parameter.add_(1.0)
+
+
+def official_tensors(twin: InternVLForConditionalGeneration) -> dict[str, Tensor]:
+    """The same weights under the official checkpoint's names and in its packing."""
+    vision = twin.config.vision_config
+    text = twin.config.text_config
+    tower, projector, decoder = twin.model.vision_tower, twin.model.multi_modal_projector, twin.model.language_model
+    tensors = {
+        "vision_model.embeddings.class_embedding": tower.embeddings.cls_token,
+        "vision_model.embeddings.position_embedding": tower.embeddings.position_embeddings,
+        **_named("vision_model.embeddings.patch_embedding", tower.embeddings.patch_embeddings.projection),
+        **_named("mlp1.0", projector.layer_norm),
+        **_named("mlp1.1", projector.linear_1),
+        **_named("mlp1.3", projector.linear_2),
+        **_named("language_model.model.tok_embeddings", decoder.embed_tokens),
+        **_named("language_model.model.norm", decoder.norm),
+        **_named("language_model.output", twin.lm_head),
+    }
+    for number in range(vision.num_hidden_layers):
+        layer, prefix = tower.encoder.layer[number], f"vision_model.encoder.layers.{number}"
+        for theirs, official in _VISION_LAYER.items():
+            tensors |= _named(f"{prefix}.{official}", layer.get_submodule(theirs))
+        tensors |= {f"{prefix}.ls1": layer.lambda_1, f"{prefix}.ls2": layer.lambda_2}
+        attention = layer.attention
+        for kind in ("weight", "bias") if vision.attention_bias else ("weight",):
+            parts = [getattr(part, kind) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+            tensors[f"{prefix}.attn.qkv.{kind}"] = torch.cat(parts)
+    for number in range(text.num_hidden_layers):
+        layer, prefix = decoder.layers[number], f"language_model.model.layers.{number}"
+        for theirs, official in _DECODER_LAYER.items():
+            tensors |= _named(f"{prefix}.{official}", layer.get_submodule(theirs))
+        attention = layer.self_attn
+        qkv = (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
+        tensors[f"{prefix}.attention.wqkv.weight"] = pack_groups(*qkv, num_groups=text.num_key_value_heads)
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": parameter for name, parameter in module.named_parameters()}
+
+
+def pack_groups(q: Tensor, k: Tensor, v: Tensor, *, num_groups: int) -> Tensor:
+    """InternLM2's `wqkv`: of each KV head in turn its query heads, its key and its value."""
+    parts = zip(q.chunk(num_groups), k.chunk(num_groups), v.chunk(num_groups), strict=True)
+    return torch.cat([torch.cat(part) for part in parts])
+
+
+def official_config(twin: InternVLForConditionalGeneration, *, pixel_shuffle: str = "v2") -> dict[str, Any]:
+    vision, text = twin.config.vision_config, twin.config.text_config
+    rope = text.rope_parameters
+    scaling = None if rope["rope_type"] == "default" else {"type": rope["rope_type"], "factor": rope["factor"]}
+    return {
+        "architectures": ["InternVLChatModel"],
+        "model_type": "internvl_chat",
+        "torch_dtype": "float32",
+        "downsample_ratio": 0.5,
+        "ps_version": pixel_shuffle,
+        "select_layer": twin.config.vision_feature_layer,
+        "dynamic_image_size": True,
+        "use_thumbnail": True,
+        "vision_config": {
+            "hidden_size": vision.hidden_size,
+            "num_hidden_layers": vision.num_hidden_layers,
+            "num_attention_heads": vision.num_attention_heads,
+            "intermediate_size": vision.intermediate_size,
+            "image_size": TILE_SIZE,
+            "patch_size": 14,
+            **{official: getattr(vision, theirs) for theirs, official in _OFFICIAL_FLAGS.items()},
+        },
+        "llm_config": {
+            "architectures": ["InternLM2ForCausalLM"],
+            "bias": False,
+            "hidden_size": text.hidden_size,
+            "intermediate_size": text.intermediate_size,
+            "num_hidden_layers": text.num_hidden_layers,
+            "num_attention_heads": text.num_attention_heads,
+            "num_key_value_heads": text.num_key_value_heads,
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": text.max_position_embeddings,
+            "rms_norm_eps": text.rms_norm_eps,
+            "rope_theta": rope["rope_theta"],
+            "rope_scaling": scaling,
+        },
+    }
+
+
+def build_engine(
+    twin: InternVLForConditionalGeneration, folder: Path, *, pixel_shuffle: str = "v2", **options: Any
+) -> EngineCore:
+    """Write the twin as an official checkpoint and load it the way every checkpoint is loaded."""
+    save_file(official_tensors(twin), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(official_config(twin, pixel_shuffle=pixel_shuffle)))
+    settings = {"max_batch_size": 4, "kv_cache_bytes": 4 << 20, "image_cache_bytes": 1 << 20, "device": "cpu"}
+    core, _ = build_core(folder, load_model_config(folder), EngineConfig(**{**settings, **options}))
+    return core
