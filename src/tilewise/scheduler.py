@@ -48,8 +48,9 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """All but the newest token are computed or on their way."""
-        return self.num_scheduled + 1 == len(self.token_ids) + self.num_pending
+        """All but the newest token are computed or on their way; a prompt's last one may lie in a picture."""
+        is_newest_next = self.num_scheduled + 1 == len(self.token_ids) + self.num_pending
+        return is_newest_next and self.num_scheduled >= len(self.request.token_ids)
 
     @property
     def has_room(self) -> bool:
@@ -164,7 +165,10 @@ class Scheduler:
         return outputs
 
     def fail(self, plan: StepPlan, error: str) -> list[StepOutput]:
-        """End every request of a step that broke, and forget the tiles it should have encoded."""
+        """End every request of a step that broke, and forget the tiles it should have encoded.
+
+        A step planned after it may read what it did not write: fail that one too, even if it ran.
+        """
         for job in plan.tiles:
             self.tiles.forget((job.image.digest, job.tile))
         ids = {chunk.sequence_id for chunk in plan.chunks}
@@ -185,7 +189,8 @@ class Scheduler:
         opened, ended = self.counters["requests_opened"], self.counters["requests_ended"]
         assert opened == ended + len(here), "a request ended twice or never"
         assert all(not s.blocks for s in self.waiting), "a waiting request holds blocks"
-        assert +self._computing == Counter(d for s in self.running for d in s.digests[s.num_published :])
+        computing = Counter(d for s in self.running for d in s.digests[s.num_published :])
+        assert dict(self._computing) == dict(computing), "a digest is computed by nobody"
 
     def _schedule_decode(self, sequence: Sequence, step: "_Step") -> None:
         position = sequence.num_scheduled
@@ -316,8 +321,14 @@ class Scheduler:
             sequence.digests = fresh
         for number in range(sequence.num_published, full):
             self.prefix.publish(sequence.digests[number], sequence.blocks[number])
-            self._computing[sequence.digests[number]] -= 1
+        self._forget_computing(sequence.digests[sequence.num_published : full])
         sequence.num_published = max(sequence.num_published, full)
+
+    def _forget_computing(self, digests: list[bytes]) -> None:
+        self._computing.subtract(digests)
+        for digest in digests:
+            if not self._computing[digest]:
+                del self._computing[digest]
 
     def _append(self, sequence: Sequence, sampled: Sampled) -> StepOutput:
         sequence.token_ids.append(sampled.token_id)
@@ -329,7 +340,8 @@ class Scheduler:
         elif sequence.num_generated >= sequence.max_new_tokens:
             reason = FinishReason.LENGTH
         if reason is not None:
-            self._publish(sequence, sequence.num_scheduled)
+            # A step in flight may yet compute the token that ended it, or fail to.
+            self._publish(sequence, min(sequence.num_scheduled, len(sequence.token_ids) - 1))
             self._end(sequence)
         return StepOutput(
             sequence.request.request_id,
@@ -348,7 +360,7 @@ class Scheduler:
         self.waiting.appendleft(sequence)
 
     def _give_back(self, sequence: Sequence) -> None:
-        self._computing.subtract(sequence.digests[sequence.num_published :] if sequence.blocks else ())
+        self._forget_computing(sequence.digests[sequence.num_published :] if sequence.blocks else [])
         self.pool.release(reversed(sequence.blocks), self.prefix.is_identified)
         sequence.blocks, sequence.digests = [], []
         sequence.num_published = 0

@@ -39,7 +39,9 @@ def continue_greedily(twin, prompt: tuple[int, ...]) -> tuple[list[int], Tensor]
 
 
 @pytest.mark.parametrize("rope", ROPES)
-@pytest.mark.parametrize("options", [{}, {"max_prefill_token_num": 13, "cache_block_seq_len": 16}], ids=["whole", "chunked"])
+@pytest.mark.parametrize(
+    "options", [{}, {"max_prefill_token_num": 13, "cache_block_seq_len": 16}], ids=["whole", "chunked"]
+)
 def test_thirty_two_greedy_tokens_and_their_logits_equal_llamas(rope: str, options: dict, tmp_path: Path) -> None:
     twin = create_twin(rope_scaling=ROPES[rope])
     prompt = make_prompt(90, seed=1)
@@ -50,6 +52,16 @@ def test_thirty_two_greedy_tokens_and_their_logits_equal_llamas(rope: str, optio
     assert answers["a"].token_ids == expected_ids
     assert answers["a"].finish_reason is FinishReason.LENGTH
     assert len(set(expected_ids)) > NUM_NEW // 2
+    assert relative_error(torch.cat(logits), expected_logits) < TOLERANCE
+
+
+def test_biases_of_the_attention_are_llamas(tmp_path: Path) -> None:
+    twin = create_twin(has_decoder_bias=True)
+    prompt = make_prompt(20, seed=2)
+    expected_ids, expected_logits = continue_greedily(twin, prompt)
+    core = build_engine(twin, tmp_path)
+    logits = record_logits(core)
+    assert answer(core, make_request("a", prompt))["a"].token_ids == expected_ids
     assert relative_error(torch.cat(logits), expected_logits) < TOLERANCE
 
 

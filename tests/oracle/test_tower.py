@@ -61,6 +61,15 @@ def test_tower_and_projector_equal_transformers(
 
 
 @torch.no_grad()
+def test_the_projectors_norm_keeps_its_own_epsilon(tmp_path: Path) -> None:
+    twin = create_twin()
+    faint = 1e-3 * torch.randn(2, 16, 48, generator=torch.Generator().manual_seed(8))
+    shuffled = twin.model.pixel_shuffle(faint.unflatten(1, (4, 4)), 0.5).flatten(1, 2)
+    expected = twin.model.multi_modal_projector(shuffled)
+    assert relative_error(build_model(twin, tmp_path).projector(faint), expected) < TOLERANCE
+
+
+@torch.no_grad()
 def test_pixel_shuffle_v1_leaves_the_two_axes_of_positions_swapped(pixels: Tensor, tmp_path: Path) -> None:
     twin = create_twin()
     model = build_model(twin, tmp_path, pixel_shuffle="v1")

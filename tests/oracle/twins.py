@@ -17,6 +17,8 @@ TILE_SIZE = 56  # 4 x 4 patches of 14, so 4 positions a tile
 VOCAB_SIZE = 300  # no multiple of the head's padding
 IMAGE_ID = 296
 MAX_POSITIONS = 256
+# Large and unlike each other, so that a norm with another's epsilon shows.
+VISION_EPS, DECODER_EPS = 1e-2, 3e-2
 
 # What the 6B tower and the 300M one differ in: transformers' names, then the official ones.
 FLAVOURS = {
@@ -50,7 +52,12 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
 
 
 def create_twin(
-    flavour: str = "6b", *, rope_scaling: dict[str, Any] | None = None, select_layer: int = -1, seed: int = 0
+    flavour: str = "6b",
+    *,
+    rope_scaling: dict[str, Any] | None = None,
+    select_layer: int = -1,
+    has_decoder_bias: bool = False,
+    seed: int = 4,
 ) -> InternVLForConditionalGeneration:
     """Random weights, wide enough that every branch counts and greedy answers vary."""
     rope = {"rope_type": "default", "rope_theta": 10000.0, **(rope_scaling or {})}
@@ -63,7 +70,8 @@ def create_twin(
         "num_key_value_heads": 2,
         "vocab_size": VOCAB_SIZE,
         "max_position_embeddings": MAX_POSITIONS,
-        "rms_norm_eps": 1e-5,
+        "rms_norm_eps": DECODER_EPS,
+        "attention_bias": has_decoder_bias,
         "rope_parameters": rope,
         "tie_word_embeddings": False,
     }
@@ -74,7 +82,7 @@ def create_twin(
         "intermediate_size": 80,
         "image_size": TILE_SIZE,
         "patch_size": 14,
-        "layer_norm_eps": 1e-6,
+        "layer_norm_eps": VISION_EPS,
         **FLAVOURS[flavour],
     }
     config = InternVLConfig(
@@ -87,6 +95,10 @@ def create_twin(
     )
     twin = InternVLForConditionalGeneration._from_config(config, dtype=torch.float32).eval()
     _randomize(twin, torch.Generator().manual_seed(seed))
+    if vision["use_qk_norm"]:
+        # The official code gives these norms the tower's epsilon; transformers leaves them at a default of 1e-6.
+        for layer in twin.model.vision_tower.encoder.layer:
+            layer.attention.q_norm.variance_epsilon = layer.attention.k_norm.variance_epsilon = VISION_EPS
     return twin
 
 
@@ -94,7 +106,7 @@ def create_twin(
 def _randomize(twin: nn.Module, generator: torch.Generator) -> None:
     for name, parameter in twin.named_parameters():
         is_scale = "lambda" in name or ("norm" in name and name.endswith("weight"))
-        parameter.normal_(0.0, 0.15, generator=generator)
+        parameter.normal_(0.0, 0.2, generator=generator)
         if is_scale:
             parameter.add_(1.0)
 
@@ -129,8 +141,9 @@ def official_tensors(twin: InternVLForConditionalGeneration) -> dict[str, Tensor
         for theirs, official in _DECODER_LAYER.items():
             tensors |= _named(f"{prefix}.{official}", layer.get_submodule(theirs))
         attention = layer.self_attn
-        qkv = (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight)
-        tensors[f"{prefix}.attention.wqkv.weight"] = pack_groups(*qkv, num_groups=text.num_key_value_heads)
+        for kind in ("weight", "bias") if text.attention_bias else ("weight",):
+            qkv = [getattr(part, kind) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+            tensors[f"{prefix}.attention.wqkv.{kind}"] = pack_groups(*qkv, num_groups=text.num_key_value_heads)
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
@@ -164,11 +177,12 @@ def official_config(twin: InternVLForConditionalGeneration, *, pixel_shuffle: st
             "intermediate_size": vision.intermediate_size,
             "image_size": TILE_SIZE,
             "patch_size": 14,
+            "layer_norm_eps": vision.layer_norm_eps,
             **{official: getattr(vision, theirs) for theirs, official in _OFFICIAL_FLAGS.items()},
         },
         "llm_config": {
             "architectures": ["InternLM2ForCausalLM"],
-            "bias": False,
+            "bias": text.attention_bias,
             "hidden_size": text.hidden_size,
             "intermediate_size": text.intermediate_size,
             "num_hidden_layers": text.num_hidden_layers,

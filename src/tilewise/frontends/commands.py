@@ -64,7 +64,7 @@ def run_generate(args: argparse.Namespace) -> None:
         return
     if not args.stream:
         for response in responses:
-            print(response if is_demo else response.text)
+            print(response if is_demo else response.text, flush=True)
     num_new = sum(response.generate_token_len for response in responses)
     ends = ", ".join(str(response.finish_reason) for response in responses)
     print(
@@ -116,10 +116,11 @@ def run_check_env(args: argparse.Namespace) -> None:
 def _find_devices() -> list[tuple[str, str]]:
     import torch
 
-    rows = [("torch device", "cuda" if torch.cuda.is_available() else "cpu")]
-    for index in range(torch.cuda.device_count()):
-        properties: Any = torch.cuda.get_device_properties(index)
-        free_bytes, total_bytes = torch.cuda.mem_get_info(index)
+    cuda: Any = torch.cuda
+    rows = [("torch device", "cuda" if cuda.is_available() else "cpu")]
+    for index in range(cuda.device_count()):
+        properties = cuda.get_device_properties(index)
+        free_bytes, total_bytes = cuda.mem_get_info(index)
         memory = f"{free_bytes / _GIB:.1f} of {total_bytes / _GIB:.1f} GiB free"
         rows.append((f"cuda:{index}", f"{properties.name}, {properties.major}.{properties.minor}, {memory}"))
     return rows

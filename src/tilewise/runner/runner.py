@@ -28,6 +28,7 @@ class Runner:
         self.device = caches.k.device
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._states: dict[int, SamplingState] = {}
+        self._last_cut: tuple[bytes, Tensor] | None = None
         self._seeds = random.Random()
 
     @torch.inference_mode()
@@ -55,16 +56,19 @@ class Runner:
 
     def _encode(self, jobs: tuple[TileJob, ...]) -> None:
         """Cut what the jobs name out of their pictures and write the tower's output to the pool's rows."""
-        tiles = torch.cat([self._cut(image, [job.tile for job in group]) for image, group in _by_image(jobs)])
+        tiles = torch.stack([self._cut(job.image)[job.tile] for job in jobs])
         rows = torch.tensor([job.row for job in jobs], device=self.device)
         self.caches.tiles[rows] = self.model.encode_tiles(kernels.normalize_tiles(tiles, self.model.dtype))
 
-    def _cut(self, image: PreparedImage, numbers: list[int]) -> Tensor:
-        pixels = torch.frombuffer(bytearray(image.pixels), dtype=torch.uint8)
-        pixels = pixels.view(image.height, image.width, 3).to(self.device)
-        size = self.config.model.vision.image_size
-        tiles = kernels.cut_tiles(pixels, image.columns, image.rows, image.has_thumbnail, size)
-        return tiles[torch.tensor(numbers, device=self.device)]
+    def _cut(self, image: PreparedImage) -> Tensor:
+        """All tiles of a picture; the last one cut is kept, since a picture's tiles may be spread over steps."""
+        if self._last_cut is None or self._last_cut[0] != image.digest:
+            pixels = torch.frombuffer(bytearray(image.pixels), dtype=torch.uint8).to(self.device)
+            pixels = pixels.view(image.height, image.width, 3)
+            size = self.config.model.vision.image_size
+            tiles = kernels.cut_tiles(pixels, image.columns, image.rows, image.has_thumbnail, size)
+            self._last_cut = image.digest, tiles
+        return self._last_cut[1]
 
     def _forward(self, batch: StepBatch) -> Tensor:
         """Embed tokens and picture slots and run the decoder: (T, C)."""
@@ -87,14 +91,3 @@ class Runner:
             state.output_ids.append(token_id)
             results[sequence_id] = Sampled(token_id, logprob)
         return results
-
-
-def _by_image(jobs: tuple[TileJob, ...]) -> list[tuple[PreparedImage, list[TileJob]]]:
-    """Group neighbouring jobs of one picture, in order."""
-    groups: list[tuple[PreparedImage, list[TileJob]]] = []
-    for job in jobs:
-        if groups and groups[-1][0] is job.image:
-            groups[-1][1].append(job)
-        else:
-            groups.append((job.image, [job]))
-    return groups

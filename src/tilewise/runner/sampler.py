@@ -96,7 +96,7 @@ def _penalize(logits: Tensor, state: SamplingState) -> None:
 
 
 def _draw(logits: Tensor, states: list[SamplingState]) -> Tensor:
-    """Temperature, then top-k, top-p and min-p, then the inverse of the cumulative distribution.
+    """Temperature, then top-k, top-p and min-p of what top-k left, then the inverse of the cumulative distribution.
 
     Source: top-p: Holtzman et al. 2020, "The curious case of neural text degeneration", section 3.1;
     min-p: Nguyen et al. 2024, "Turning up the heat", section 3.
@@ -108,11 +108,12 @@ def _draw(logits: Tensor, states: list[SamplingState]) -> Tensor:
 
     settings = [state.generation for state in states]
     ordered, order = (logits / column([g.temperature for g in settings])).sort(dim=-1, descending=True, stable=True)
-    probabilities = ordered.softmax(dim=-1)
-    rank = torch.arange(width, device=device)
-    keep = rank < column([float(g.top_k or width) for g in settings])
-    # The token that crosses top_p is kept: what came before it must be below the threshold.
-    keep &= probabilities.cumsum(dim=-1) - probabilities < column([g.top_p for g in settings])
+    is_beyond = torch.arange(width, device=device) >= column([float(g.top_k or width) for g in settings])
+    probabilities = ordered.masked_fill(is_beyond, -math.inf).softmax(dim=-1)
+    keep = probabilities > 0.0  # a draw that rounds to 1 must not fall on a banned token behind the others
+    # The token that crosses top_p is kept: what came before it must be below the threshold. Sums may round above 1.
+    limits = column([g.top_p if g.top_p < 1.0 else math.inf for g in settings])
+    keep &= probabilities.cumsum(dim=-1) - probabilities < limits
     keep &= probabilities >= column([g.min_p for g in settings]) * probabilities[:, :1]
     cumulative = (probabilities * keep).cumsum(dim=-1)
     target = column([state.draw() for state in states]) * cumulative[:, -1:]

@@ -1,0 +1,104 @@
+"""Paged contexts on random blocks, every slot that nobody wrote poisoned with NaN; and the comparison of decode twins.
+
+Run as a program it compares under Triton's interpreter, which must be chosen before Triton is imported, and prints
+one JSON object: case -> error.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LENGTHS = (1, 63, 64, 65, 300)
+
+
+@dataclass(frozen=True)
+class DecodeCase:
+    group: int
+    block_size: int
+    dtype: str
+    num_kv_heads: int = 2
+    head_dim: int = 32
+
+    @property
+    def name(self) -> str:
+        return f"{self.dtype}-group{self.group}-block{self.block_size}-dim{self.head_dim}"
+
+
+@dataclass(frozen=True)
+class Paged:
+    """Shapes: k, v: (B, longest, Hkv, D), what each sequence wrote · the rest as kernels take it."""
+
+    k: Tensor
+    v: Tensor
+    k_cache: Tensor
+    v_cache: Tensor
+    table: Tensor
+    lengths: Tensor
+
+
+def poison(num_blocks: int, block_size: int, num_heads: int, head_dim: int) -> Tensor:
+    return torch.full((num_blocks, block_size, num_heads, head_dim), math.nan)
+
+
+def scatter(lengths: tuple[int, ...], block_size: int, num_heads: int, head_dim: int, seed: int = 0) -> Paged:
+    generator = torch.Generator().manual_seed(seed)
+    counts = [-(-length // block_size) for length in lengths]
+    num_blocks = sum(counts) + 3
+    free = torch.randperm(num_blocks, generator=generator).tolist()
+    table = torch.full((len(lengths), max(counts) + 2), -1, dtype=torch.int32)
+    k_cache, v_cache = (poison(num_blocks, block_size, num_heads, head_dim) for _ in range(2))
+    k, v = (torch.randn(len(lengths), max(lengths), num_heads, head_dim, generator=generator) for _ in range(2))
+    for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        blocks, free = free[:count], free[count:]
+        table[row, :count] = torch.tensor(blocks)
+        slots = torch.tensor([blocks[i // block_size] * block_size + i % block_size for i in range(length)])
+        k_cache.flatten(0, 1)[slots] = k[row, :length]
+        v_cache.flatten(0, 1)[slots] = v[row, :length]
+    return Paged(k, v, k_cache, v_cache, table, torch.tensor(lengths, dtype=torch.int32))
+
+
+def attend_densely(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The textbook, in fp64: the last queries of a sequence over all its keys. q: (n, Hq, D), k, v: (S, Hkv, D)."""
+    group = q.shape[1] // k.shape[1]
+    k, v = (x.double().repeat_interleave(group, dim=1) for x in (k, v))
+    scores = torch.einsum("qhd,khd->hqk", q.double(), k) / math.sqrt(q.shape[-1])
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1 + len(k) - len(q))
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(future, -math.inf).softmax(-1), v)
+
+
+def measure_error(ours: Tensor, expected: Tensor) -> float:
+    """Largest difference over largest value; NaN stays NaN."""
+    return ((ours.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
+
+
+def compare_decodes(case: DecodeCase, device: str) -> float:
+    """Triton's kernel against its plain twin in fp32, on the same rounded inputs."""
+    from tilewise.kernels import attention, reference
+
+    dtype = getattr(torch, case.dtype)
+    paged = scatter(LENGTHS, case.block_size, case.num_kv_heads, case.head_dim)
+    q = torch.randn(len(LENGTHS), case.num_kv_heads * case.group, case.head_dim)
+    q, k_cache, v_cache = (x.to(dtype).to(device) for x in (q, paged.k_cache, paged.v_cache))
+    table, lengths = paged.table.to(device), paged.lengths.to(device)
+    ours = attention.attend_decodes(q, k_cache, v_cache, table, lengths)
+    assert ours.dtype == dtype
+    return measure_error(
+        ours.cpu(), reference.attend_decodes(q.float(), k_cache.float(), v_cache.float(), table, lengths).cpu()
+    )
+
+
+# The model's group is 6; 1, 4 and 8 are its kin's. One KV head but once: every program of the grid costs 5 ms.
+INTERPRETED = tuple(
+    DecodeCase(group, block_size, dtype, num_kv_heads)
+    for dtype in ("float32", "float16")
+    for group, block_size, num_kv_heads in ((1, 64, 1), (4, 16, 1), (6, 64, 2), (6, 16, 1), (8, 64, 1))
+)
+
+if __name__ == "__main__":
+    assert os.environ["TRITON_INTERPRET"] == "1"
+    torch.manual_seed(0)
+    print(json.dumps({case.name: compare_decodes(case, "cpu") for case in INTERPRETED}))

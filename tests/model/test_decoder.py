@@ -1,0 +1,78 @@
+"""The decoder split over ranks: threads stand for ranks and meet in a barrier."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from tilewise.config import DecoderConfig
+from tilewise.kernels import AttentionBatch, PrefillChunk
+from tilewise.layers.rope import Rope
+from tilewise.model.decoder import Decoder
+from tilewise.parallel import SINGLE, Group
+
+CONFIG = DecoderConfig("internlm2", 64, 96, 2, 8, 4, 8, 300, 64, use_bias=True)
+LENGTH = 20
+
+
+@dataclass(frozen=True)
+class Meeting:
+    barrier: threading.Barrier
+    parts: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
+class Threaded(Group):
+    meeting: Meeting | None = None
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        assert self.meeting is not None
+        self.meeting.parts[self.rank] = x
+        self.meeting.barrier.wait(60)
+        total = sum((self.meeting.parts[rank] for rank in range(self.size)), start=torch.zeros_like(x))
+        self.meeting.barrier.wait(60)
+        return total
+
+
+def random_tensors(decoder: Decoder) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {name: get_slot(decoder, *place).shape for name, *place in decoder.names()}
+    return {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def get_slot(decoder: Decoder, module: str, parameter: str, piece: str | None):
+    owner = decoder.get_submodule(module)
+    return owner.slot(parameter, piece) if piece else owner.slot(parameter)
+
+
+@torch.no_grad()
+def run_rank(group: Group, x: Tensor, tensors: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    decoder = Decoder(CONFIG, Rope(CONFIG.head_dim, 64, 10000.0), torch.float32, group)
+    tensors = tensors or random_tensors(decoder)
+    for name, *place in decoder.names():
+        get_slot(decoder, *place).load(tensors[name])
+    cache = torch.full((2, CONFIG.num_layers, 2, 16, CONFIG.num_kv_heads // group.size, CONFIG.head_dim), torch.nan)
+    positions = torch.arange(LENGTH)
+    batch = AttentionBatch(
+        positions=positions,
+        slots=positions,
+        num_decodes=0,
+        block_table=torch.empty(0, 0, dtype=torch.int32),
+        lengths=torch.empty(0, dtype=torch.int32),
+        chunks=(PrefillChunk(0, 0, LENGTH, torch.tensor([0, 1])),),
+    )
+    return decoder.logits(decoder(x, *cache, batch)), tensors
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_every_rank_computes_the_logits_of_one_rank(size: int) -> None:
+    x = torch.randn(LENGTH, CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
+    expected, tensors = run_rank(SINGLE, x)
+    meeting = Meeting(threading.Barrier(size), {})
+    with ThreadPoolExecutor(size) as pool:
+        ranks = [pool.submit(run_rank, Threaded(rank, size, meeting), x, tensors) for rank in range(size)]
+        for rank in ranks:
+            torch.testing.assert_close(rank.result()[0], expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,107 @@
+"""The scheduler under random histories; `simulation` holds the laws."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from tests.property.simulation import PICTURES, STOP_ID, Simulation, make_request
+from tilewise.steps import Budgets
+from tilewise.types import PreparedImage
+
+SESSION_LEN = 32
+# Few openings, so that prompts share prefixes; some end or begin inside a block, one ends in a picture.
+OPENINGS: tuple[tuple[int | PreparedImage, ...], ...] = (
+    (1,),
+    (1, 2, 3, 4),
+    (1, 2, 3, 4, 5, 6, 1, 2, 3),
+    (1, PICTURES[0]),
+    (1, PICTURES[1], 2),
+    (1, 2, PICTURES[2], 3, 4),
+    (PICTURES[0], PICTURES[1], 5),
+    (1, PICTURES[1], PICTURES[0]),
+)
+openings = st.sampled_from(OPENINGS)
+endings = st.lists(st.integers(1, 3), max_size=6)
+budgets = st.builds(
+    Budgets,
+    max_step_tokens=st.integers(1, 20),
+    max_step_tiles=st.integers(1, 3),
+    max_sequences=st.integers(1, 5),
+    session_len=st.just(SESSION_LEN),
+    block_size=st.sampled_from((1, 3, 4, 8)),
+    tokens_per_tile=st.just(3),
+    use_prefix_cache=st.booleans(),
+)
+
+
+class Histories(RuleBasedStateMachine):
+    @initialize(
+        budgets=budgets, num_extra_blocks=st.integers(0, 6), num_rows=st.integers(1, 5), depth=st.integers(1, 2)
+    )
+    def start(self, budgets: Budgets, num_extra_blocks: int, num_rows: int, depth: int) -> None:
+        num_blocks = -(-SESSION_LEN // budgets.block_size) + num_extra_blocks
+        self.simulation = Simulation(budgets, num_blocks, num_rows)
+        self.depth = depth
+
+    @rule(
+        opening=openings,
+        ending=endings,
+        namespace=st.sampled_from(("", "", "b")),
+        max_new_tokens=st.integers(1, 20),
+        ignores_stops=st.booleans(),
+    )
+    def add(
+        self,
+        opening: tuple[int | PreparedImage, ...],
+        ending: list[int],
+        namespace: str,
+        max_new_tokens: int,
+        ignores_stops: bool,
+    ) -> None:
+        request = make_request(
+            f"r{len(self.simulation.told)}",
+            (*opening, *ending),
+            namespace=namespace,
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=() if ignores_stops else (STOP_ID,),
+        )
+        self.simulation.add(request)
+
+    @rule(count=st.integers(1, 5))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            if len(self.simulation.flying) < self.depth:
+                self.simulation.schedule()
+            if len(self.simulation.flying) == self.depth:
+                self.simulation.commit()
+
+    @precondition(lambda self: self.simulation.flying)
+    @rule()
+    def commit(self) -> None:
+        self.simulation.commit()
+
+    @precondition(lambda self: self.simulation.flying)
+    @rule(dice=st.integers(0, 3))
+    def fail(self, dice: int) -> None:
+        if dice == 0:
+            self.simulation.fail()
+
+    @precondition(lambda self: self.simulation.told)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        self.simulation.abort(data.draw(st.sampled_from(sorted(self.simulation.told))))
+
+    def teardown(self) -> None:
+        if hasattr(self, "simulation"):
+            self.simulation.drain()
+
+
+class LongHistories(Histories):
+    pass
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(max_examples=400, stateful_step_count=40)
+TestLongHistories = pytest.mark.slow(LongHistories.TestCase)
+TestLongHistories.settings = settings(max_examples=3000, stateful_step_count=80)
