@@ -6,7 +6,9 @@ the same type with no open field. Nothing here touches disk or a device.
 """
 
 import difflib
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -70,7 +72,6 @@ class DecoderConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     use_bias: bool = False
-    tie_word_embeddings: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +98,12 @@ class ModelConfig:
     @property
     def tokens_per_tile(self) -> int:
         """Prompt positions that one tile fills after pixel shuffle."""
-        return int(self.vision.num_patches * self.downsample_ratio**2)
+        return round(self.vision.num_patches * self.downsample_ratio**2)
 
     @property
     def projector_input_size(self) -> int:
         """Channels of one position after pixel shuffle."""
-        return int(self.vision.hidden_size / self.downsample_ratio**2)
+        return round(self.vision.hidden_size / self.downsample_ratio**2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,45 @@ class DeviceConfig:
 _UNSUPPORTED_YET = {
     "tp": (1, "tensor parallelism is not available in this version; leave tp=1"),
     "quant_policy": (0, "a quantised KV cache is not available in this version; leave quant_policy=0"),
+}
+
+
+def _is_count(value: object, low: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low < value < high
+
+
+_OPTIONAL_COUNT: tuple[Callable[[Any], bool], str] = (
+    lambda value: value is None or _is_count(value),
+    "a whole number from 1 up",
+)
+# What a field may be, as a test and in words.
+_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "session_len": _OPTIONAL_COUNT,
+    "max_batch_size": (_is_count, "a whole number from 1 up"),
+    "cache_max_entry_count": (
+        lambda value: _is_number(value, 0.0, 1.0),
+        "a share between 0 and 1; use kv_cache_bytes for a size",
+    ),
+    "cache_block_seq_len": (lambda value: _is_count(value) and value in (16, 32, 64, 128), "16, 32, 64 or 128"),
+    "rope_scaling_factor": (
+        lambda value: value in (0.0, 1.0) or _is_number(value, 1.0, math.inf),
+        "0 (off) or a finite number from 1 up",
+    ),
+    "max_prefill_token_num": _OPTIONAL_COUNT,
+    "model_format": (lambda value: value in (None, "hf"), "'hf'; other formats are not available in this version"),
+    "dtype": (lambda value: value in ("auto", *DTYPE_BYTES), f"one of auto, {', '.join(DTYPE_BYTES)}"),
+    "enable_prefix_caching": (lambda value: isinstance(value, bool), "True or False"),
+    "download_dir": (lambda value: value is None or isinstance(value, (str, os.PathLike)), "a path"),
+    "revision": (lambda value: value is None or isinstance(value, str), "a string"),
+    "device": (lambda value: isinstance(value, str), "auto, cpu or cuda:N"),
+    "load_format": (lambda value: value in ("auto", "dummy"), "'auto' or 'dummy'"),
+    "kv_cache_bytes": _OPTIONAL_COUNT,
+    "image_cache_bytes": (lambda value: value is None or _is_count(value, 0), "a whole number from 0 up"),
+    "max_prefill_tiles": _OPTIONAL_COUNT,
 }
 
 
@@ -148,7 +188,7 @@ class EngineConfig:
     model_format: str | None = None
     dtype: str = "auto"
     enable_prefix_caching: bool = True
-    download_dir: str | None = None
+    download_dir: str | os.PathLike[str] | None = None
     revision: str | None = None
 
     device: str = "auto"
@@ -162,31 +202,10 @@ class EngineConfig:
         for name, (allowed, remedy) in _UNSUPPORTED_YET.items():
             if getattr(self, name) != allowed:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: {remedy}.", param=name)
-        if self.model_format not in (None, "hf"):
-            raise ConfigError(f"model_format={self.model_format!r} is not available; use 'hf'.", param="model_format")
-        if self.dtype not in ("auto", *DTYPE_BYTES):
-            allowed = ", ".join(("auto", *DTYPE_BYTES))
-            raise ConfigError(f"dtype={self.dtype!r} is unknown; choose one of {allowed}.", param="dtype")
-        if self.load_format not in ("auto", "dummy"):
-            given = self.load_format
-            raise ConfigError(f"load_format={given!r} is unknown; choose 'auto' or 'dummy'.", param="load_format")
-        if not 0.0 < self.cache_max_entry_count < 1.0:
-            given = self.cache_max_entry_count
-            raise ConfigError(
-                f"cache_max_entry_count={given} must be a share between 0 and 1; use kv_cache_bytes for a size.",
-                param="cache_max_entry_count",
-            )
-        if self.cache_block_seq_len not in (16, 32, 64, 128):
-            given = self.cache_block_seq_len
-            raise ConfigError(f"cache_block_seq_len={given} must be 16, 32, 64 or 128.", param="cache_block_seq_len")
-        if self.rope_scaling_factor < 0.0:
-            raise ConfigError("rope_scaling_factor must be 0 (off) or positive.", param="rope_scaling_factor")
-        for name in ("session_len", "max_batch_size", "max_prefill_token_num", "kv_cache_bytes", "max_prefill_tiles"):
+        for name, (is_allowed, wanted) in _ALLOWED.items():
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ConfigError(f"{name}={value!r} must be a positive whole number.", param=name)
-        if self.image_cache_bytes is not None and self.image_cache_bytes < 0:
-            raise ConfigError("image_cache_bytes must be 0 or more.", param="image_cache_bytes")
+            if not is_allowed(value):
+                raise ConfigError(f"{name}={value!r:.80} must be {wanted}.", param=name)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "EngineConfig":
@@ -267,16 +286,30 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
     dtype = config.dtype if config.dtype != "auto" else ("float32" if on_cpu else model.dtype)
     limit = model.decoder.max_position_embeddings
     session_len = config.session_len or limit
+    scaling = model.decoder.rope_scaling
+    is_linear = scaling is not None and scaling.type == "linear"
+    if config.rope_scaling_factor and scaling is not None and is_linear:
+        raise ConfigError(
+            f"rope_scaling_factor={config.rope_scaling_factor} extends the rotary base, and this model divides its "
+            f"positions by {scaling.factor:g} already; leave rope_scaling_factor=0.",
+            param="rope_scaling_factor",
+        )
     if session_len > limit and config.rope_scaling_factor < 1.0:
         raise ConfigError(
-            f"session_len={session_len} is beyond the {limit} positions that the model was trained for; "
-            "lower it, or set rope_scaling_factor (for instance 2.0) to extend the rotary base.",
+            f"session_len={session_len} is beyond the {limit} positions that the model was trained for; lower it"
+            + (", or set rope_scaling_factor (for instance 2.0) to extend the rotary base." if not is_linear else "."),
             param="session_len",
         )
     if config.image_cache_bytes is not None:
         image_cache_bytes = config.image_cache_bytes
     else:
         image_cache_bytes = 64 * MIB if on_cpu else 512 * MIB
+    if config.rope_scaling_factor and session_len <= limit:
+        raise ConfigError(
+            f"rope_scaling_factor={config.rope_scaling_factor} changes nothing up to {limit} positions; "
+            "set session_len beyond them too, or leave rope_scaling_factor out.",
+            param="rope_scaling_factor",
+        )
     rope_base, rope_position_scale = _resolve_rope(config, model.decoder, session_len)
     return ResolvedConfig(
         model=replace(model, is_random=True) if config.load_format == "dummy" else model,
@@ -285,7 +318,8 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
         session_len=session_len,
         max_batch_size=config.max_batch_size,
         block_size=config.cache_block_seq_len,
-        max_step_tokens=config.max_prefill_token_num or (1024 if on_cpu else 4096),
+        # Every running sequence takes a token of a step, so a step cannot be smaller than the batch.
+        max_step_tokens=max(config.max_prefill_token_num or (1024 if on_cpu else 4096), config.max_batch_size),
         max_step_tiles=config.max_prefill_tiles or (1 if on_cpu else 16),
         use_prefix_cache=config.enable_prefix_caching,
         rope_base=rope_base,

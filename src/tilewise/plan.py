@@ -1,16 +1,34 @@
 """What takes how much memory, computed from the configuration alone before anything is allocated.
 
-Weights are exact. Workspaces are upper bounds of the activations that live at once in one step, from the shapes
-at the step's budgets; the KV cache takes its share of what is left.
+Weights are the checkpoint's own; padding and tables add less than 20 MiB to a 26B. Workspaces are upper bounds of
+the activations that live at once in one step, from the shapes at the step's budgets; the KV cache takes its share
+of what is left.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from tilewise.config import DTYPE_BYTES, MIB, DecoderConfig, ModelConfig, ResolvedConfig, VisionConfig
+from tilewise.config import (
+    DTYPE_BYTES,
+    MIB,
+    DecoderConfig,
+    DeviceConfig,
+    EngineConfig,
+    ModelConfig,
+    ResolvedConfig,
+    VisionConfig,
+    resolve,
+)
+from tilewise.errors import ConfigError
+
+# Smallest session worth serving, in tokens: a picture of 13 tiles, a question and an answer.
+SMALLEST_SESSION = 4096
+# What the driver, cuBLAS and cuDNN take beside torch's allocations: 938 MiB on an H100 (torch 2.11, 2026-11-23).
+CONTEXT_BYTES = 940 * MIB
 
 _FP32_TEMPORARIES = 3 * 4  # bytes a channel that a norm holds in fp32 while it runs
 _RESAMPLE_BYTES = 512 * MIB  # source pixels and int32 scratch of the largest accepted picture
-_SAMPLER_BYTES = 6 * 4 + 8  # bytes a logit: fp32 copies, and the order of a sort
+_SAMPLER_BYTES = 2 * 4 + 5 * 8  # bytes a logit: fp32 and fp64 copies, and the order of a sort
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +58,7 @@ def _count_decoder(config: DecoderConfig) -> int:
     width, q, kv = config.hidden_size, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     attention = width * (q + 2 * kv) + q * width + (q + 2 * kv + width if config.use_bias else 0)
     layer = attention + 3 * width * config.intermediate_size + 2 * width
-    ends = (1 if config.tie_word_embeddings else 2) * config.vocab_size * width + width
-    return config.num_layers * layer + ends
+    return config.num_layers * layer + 2 * config.vocab_size * width + width
 
 
 def count_weights(model: ModelConfig) -> WeightCounts:
@@ -57,12 +74,19 @@ def count_weights(model: ModelConfig) -> WeightCounts:
 class MemoryPlan:
     """Bytes of everything but the KV cache, and of one KV block."""
 
-    weights: int
+    tower: int
+    projector: int
+    decoder: int
     tower_workspace: int
     decoder_workspace: int
     image_cache: int
     kv_block: int
     num_tile_rows: int
+
+    @property
+    def weights(self) -> int:
+        """All parts of the model."""
+        return self.tower + self.projector + self.decoder
 
     @property
     def workspace(self) -> int:
@@ -92,11 +116,106 @@ def plan_memory(config: ResolvedConfig) -> MemoryPlan:
     sampler = config.max_batch_size * decoder.vocab_size * _SAMPLER_BYTES
     tile_bytes = model.tokens_per_tile * decoder.hidden_size * item
     num_tile_rows = max(config.max_step_tiles, config.image_cache_bytes // tile_bytes)
+    counts = count_weights(model)
     return MemoryPlan(
-        weights=count_weights(model).total * item,
+        tower=counts.tower * item,
+        projector=counts.projector * item,
+        decoder=counts.decoder * item,
         tower_workspace=tile_tokens * tower_token + _RESAMPLE_BYTES,
         decoder_workspace=config.max_step_tokens * decoder_token + config.session_len * context_token + sampler,
         image_cache=num_tile_rows * tile_bytes,
         kv_block=config.kv_bytes_per_token * config.block_size,
         num_tile_rows=num_tile_rows,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a model sits on a device; `changes` are the settings that made it fit, if any had to be changed.
+
+    `num_blocks` is 0 where nothing fits; then `missing_bytes` says by how much the smallest setting fails.
+    """
+
+    config: ResolvedConfig
+    memory: MemoryPlan
+    num_blocks: int
+    missing_bytes: int
+    changes: Mapping[str, int]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.num_blocks * self.config.block_size
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything that will be taken, the driver's own part included."""
+        memory = self.memory
+        kv_cache = self.num_blocks * memory.kv_block
+        return CONTEXT_BYTES + memory.weights + memory.workspace + memory.image_cache + kv_cache
+
+
+# Setting -> the resolved field it becomes.
+_RESOLVED = {
+    "max_prefill_tiles": "max_step_tiles",
+    "max_prefill_token_num": "max_step_tokens",
+    "image_cache_bytes": "image_cache_bytes",
+    "max_batch_size": "max_batch_size",
+    "session_len": "session_len",
+}
+# From what costs an answer nothing to what limits it; each row comes on top of the rows before it.
+_SAVINGS: tuple[dict[str, int], ...] = (
+    {"max_prefill_tiles": 8},
+    {"max_prefill_token_num": 2048},
+    {"max_prefill_tiles": 4, "image_cache_bytes": 128 * MIB},
+    {"max_prefill_token_num": 1024, "max_batch_size": 32},
+    {"session_len": 8192},
+    {"max_prefill_tiles": 1, "max_prefill_token_num": 512, "max_batch_size": 8, "image_cache_bytes": 0},
+    {"session_len": SMALLEST_SESSION},
+)
+
+
+def fit_memory(config: EngineConfig, model: ModelConfig, device: DeviceConfig, device_bytes: int) -> Fit:
+    """Find out how `model` runs in `device_bytes`, changing as few settings as it takes for one session to fit.
+
+    A setting that differs from its default is the caller's and stays.
+
+    Raises:
+        ConfigError: the configuration contradicts the model.
+    """
+    defaults = EngineConfig()
+    free_to_change = {name for name in _RESOLVED if getattr(config, name) == getattr(defaults, name)}
+    fit = _fit(config, {}, model, device, device_bytes)
+    changes: dict[str, int] = {}
+    for saving in _SAVINGS:
+        if fit.num_blocks:
+            break
+        for name, value in saving.items():
+            if name in free_to_change and value < getattr(fit.config, _RESOLVED[name]):
+                changes[name] = value
+        fit = _fit(config, dict(changes), model, device, device_bytes)
+    return fit
+
+
+def _fit(
+    config: EngineConfig, changes: dict[str, int], model: ModelConfig, device: DeviceConfig, device_bytes: int
+) -> Fit:
+    config = replace(config, **changes)  # pyright: ignore[reportArgumentType]
+    resolved = resolve(config, model, device)
+    memory = plan_memory(resolved)
+    # As the engine does: a session length that nobody asked for shrinks to what the cache holds.
+    session_len = resolved.session_len if config.session_len else min(resolved.session_len, SMALLEST_SESSION)
+    session_blocks = -(-session_len // resolved.block_size)
+    free_bytes = device_bytes - CONTEXT_BYTES - memory.weights
+    num_blocks = memory.count_blocks(resolved, free_bytes)
+    if config.kv_cache_bytes is not None and num_blocks < session_blocks:
+        raise ConfigError(
+            f"kv_cache_bytes={config.kv_cache_bytes} holds {num_blocks * resolved.block_size} tokens, fewer than a "
+            f"session of {session_len}; raise it or leave it out.",
+            param="kv_cache_bytes",
+        )
+    left = free_bytes - memory.workspace - memory.image_cache
+    if session_blocks <= num_blocks and num_blocks * memory.kv_block <= left:
+        return Fit(resolved, memory, num_blocks, 0, changes)
+    blocks = num_blocks if config.kv_cache_bytes else session_blocks / resolved.cache_share
+    return Fit(resolved, memory, 0, int(blocks * memory.kv_block) - left, changes)

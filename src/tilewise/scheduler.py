@@ -18,10 +18,15 @@ from collections.abc import Mapping
 
 from tilewise.cache.blocks import BlockPool
 from tilewise.cache.images import TileCache
-from tilewise.cache.prefix import PrefixCache, iterate_digests
+from tilewise.cache.prefix import PrefixCache, extend_digests
 from tilewise.errors import ConfigError, InputError, PromptTooLongError
 from tilewise.steps import Budgets, Chunk, ImageRows, Sampled, StepPlan, TileJob
 from tilewise.types import FinishReason, PreparedImage, Request, StepOutput
+
+COUNTERS = (
+    *("requests_opened", "requests_ended", "steps", "preemptions", "prefix_queries", "prefix_hits"),
+    *("tiles_encoded", "tokens_computed", "tokens_generated"),
+)
 
 
 class Sequence:
@@ -39,7 +44,7 @@ class Sequence:
         self.num_pending = 0
         self.num_published = 0
         self.cached_tokens = 0
-        self.has_output = False
+        self.was_admitted = False
 
     @property
     def num_generated(self) -> int:
@@ -79,7 +84,7 @@ class Scheduler:
         self.tiles = TileCache(num_tile_rows)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self.counters: Counter[str] = Counter()
+        self.counters = dict.fromkeys(COUNTERS, 0)
         self._by_request: dict[str, Sequence] = {}
         self._next_id = 0
         self._released: list[int] = []
@@ -114,13 +119,13 @@ class Scheduler:
         self.waiting.append(sequence)
         self.counters["requests_opened"] += 1
 
-    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> StepOutput | None:
+    def abort(self, request_id: str) -> StepOutput | None:
         """End a request now; None if it is not here. A step in flight may still compute for it, unheard."""
         sequence = self._by_request.get(request_id)
         if sequence is None:
             return None
         self._end(sequence)
-        return StepOutput(request_id, finish_reason=reason, cached_tokens=sequence.cached_tokens)
+        return StepOutput(request_id, finish_reason=FinishReason.ABORT, cached_tokens=sequence.cached_tokens)
 
     def schedule(self) -> StepPlan | None:
         """Fill the next step; None if nothing can be computed now."""
@@ -130,7 +135,7 @@ class Scheduler:
             if sequence.is_decoding and sequence in self.running:
                 self._schedule_decode(sequence, step)
         for sequence in self.running:
-            if not sequence.is_decoding and sequence not in step.decoding:
+            if not sequence.is_decoding:
                 self._schedule_prefill(sequence, step)
         if not step.has_preempted:
             self._admit(step)
@@ -160,8 +165,7 @@ class Scheduler:
             if chunk.is_sampled:
                 sequence.num_pending -= 1
                 outputs.append(self._append(sequence, sampled[chunk.sequence_id]))
-            if sequence.blocks:
-                self._publish(sequence, min(chunk.end, sequence.num_scheduled))
+            self._publish(sequence, min(chunk.end, sequence.num_scheduled))
         return outputs
 
     def fail(self, plan: StepPlan, error: str) -> list[StepOutput]:
@@ -170,7 +174,7 @@ class Scheduler:
         A step planned after it may read what it did not write: fail that one too, even if it ran.
         """
         for job in plan.tiles:
-            self.tiles.forget((job.image.digest, job.tile))
+            self.tiles.forget((job.namespace, job.image.digest, job.tile))
         ids = {chunk.sequence_id for chunk in plan.chunks}
         broken = [sequence for sequence in self._by_request.values() if sequence.id in ids]
         for sequence in broken:
@@ -209,7 +213,6 @@ class Scheduler:
         step.decodes.append(
             Chunk(sequence.id, position, position + 1, token_ids, tuple(sequence.blocks), is_sampled=True)
         )
-        step.decoding.add(sequence)
         step.tokens_left -= 1
         sequence.num_scheduled += 1
         sequence.num_pending += 1
@@ -240,20 +243,20 @@ class Scheduler:
             first, last = max(start, span.start), min(end, span.end)
             for tile in range((first - span.start) // per_tile, -(-(last - span.start) // per_tile)):
                 tile_start = span.start + tile * per_tile
-                row = self._take_row(image, tile, step)
+                row = self._take_row(sequence.request.namespace, image, tile, step)
                 if row is None:
                     return max(start, tile_start), rows
                 piece_start, piece_end = max(first, tile_start), min(last, tile_start + per_tile)
                 rows.append(ImageRows(piece_start, piece_end, row * per_tile + piece_start - tile_start))
         return end, rows
 
-    def _take_row(self, image: PreparedImage, tile: int, step: "_Step") -> int | None:
-        key = (image.digest, tile)
+    def _take_row(self, namespace: str, image: PreparedImage, tile: int, step: "_Step") -> int | None:
+        key = (namespace, image.digest, tile)
         row = self.tiles.find(key)
         if row is None and step.tiles_left > 0:
             row = self.tiles.reserve(key)
             if row is not None:
-                step.tiles.append(TileJob(image, tile, row))
+                step.tiles.append(TileJob(namespace, image, tile, row))
                 step.tiles_left -= 1
         return row
 
@@ -280,7 +283,8 @@ class Scheduler:
             sequence.num_scheduled = len(hits) * self.budgets.block_size
             sequence.num_published = len(hits)
             self._computing.update(sequence.digests[len(hits) :])
-            if not sequence.has_output:
+            if not sequence.was_admitted:
+                sequence.was_admitted = True
                 sequence.cached_tokens = sequence.num_scheduled
                 self.counters["prefix_queries"] += len(sequence.token_ids)
                 self.counters["prefix_hits"] += sequence.cached_tokens
@@ -294,8 +298,7 @@ class Scheduler:
         if not self.budgets.use_prefix_cache:
             return []
         size = self.budgets.block_size
-        if len(sequence.digests) < len(sequence.token_ids) // size:
-            sequence.digests = list(iterate_digests(sequence.request, sequence.token_ids, size))
+        extend_digests(sequence.digests, sequence.request, sequence.token_ids, size)
         hits: list[int] = []
         for digest in sequence.digests[: (len(sequence.token_ids) - 1) // size]:
             block = self.prefix.find(digest)
@@ -311,14 +314,13 @@ class Scheduler:
 
     def _publish(self, sequence: Sequence, num_computed: int) -> None:
         """Give every full and computed block its identity."""
-        if not self.budgets.use_prefix_cache:
+        if not self.budgets.use_prefix_cache or not sequence.blocks:
             return
         size = self.budgets.block_size
         full = min(num_computed, len(sequence.token_ids)) // size
-        if full > len(sequence.digests):
-            fresh = list(iterate_digests(sequence.request, sequence.token_ids, size))
-            self._computing.update(fresh[len(sequence.digests) :])
-            sequence.digests = fresh
+        known = len(sequence.digests)
+        extend_digests(sequence.digests, sequence.request, sequence.token_ids, size)
+        self._computing.update(sequence.digests[known:])
         for number in range(sequence.num_published, full):
             self.prefix.publish(sequence.digests[number], sequence.blocks[number])
         self._forget_computing(sequence.digests[sequence.num_published : full])
@@ -332,7 +334,6 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, sampled: Sampled) -> StepOutput:
         sequence.token_ids.append(sampled.token_id)
-        sequence.has_output = True
         self.counters["tokens_generated"] += 1
         reason = None
         if sampled.token_id in sequence.request.stop_token_ids:
@@ -386,5 +387,4 @@ class _Step:
         self.decodes: list[Chunk] = []
         self.prefills: list[Chunk] = []
         self.admitted: list[tuple[int, Request]] = []
-        self.decoding: set[Sequence] = set()
         self.has_preempted = False

@@ -20,8 +20,9 @@ class Budgets:
 
 @dataclass(frozen=True, slots=True)
 class TileJob:
-    """Encode one tile of a picture into a row of the embedding pool."""
+    """Encode one tile of a picture into a row of the embedding pool; `namespace` is whose cache it enters."""
 
+    namespace: str
     image: PreparedImage
     tile: int
     row: int

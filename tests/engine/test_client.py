@@ -22,6 +22,7 @@ class FakeCore:
     def __init__(self, on_message: Callable[[Message, OnOutput], None]) -> None:
         self.on_message = on_message
         self.num_messages = 0
+        self.is_closed = False
 
     def run_forever(self, inbox: "queue.SimpleQueue[Message]", emit: OnOutput) -> None:
         while not isinstance(message := inbox.get(), Shutdown):
@@ -30,6 +31,9 @@ class FakeCore:
 
     def stats(self) -> dict[str, float]:
         return {"messages": self.num_messages}
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
 class Heard:
@@ -65,7 +69,9 @@ def request(request_id: str = "r") -> Request:
 def answer_five(message: Message, emit: OnOutput) -> None:
     assert isinstance(message, Submit)
     for number in range(5):
-        emit(StepOutput(message.request.request_id, (number,), finish_reason=FinishReason.STOP if number == 4 else None))
+        emit(
+            StepOutput(message.request.request_id, (number,), finish_reason=FinishReason.STOP if number == 4 else None)
+        )
 
 
 def stay_silent(message: Message, emit: OnOutput) -> None:

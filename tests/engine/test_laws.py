@@ -209,9 +209,7 @@ def test_answers_of_another_seed_or_of_none_differ() -> None:
     sampled = GenerationConfig(max_new_tokens=12, do_sample=True, top_k=0, temperature=2.0)
     seeds = (1, 2, None, None)
     core = make_core()
-    requests = [
-        make_request(f"r{n}", [[1, 2, 3]], replace(sampled, random_seed=seed)) for n, seed in enumerate(seeds)
-    ]
+    requests = [make_request(f"r{n}", [[1, 2, 3]], replace(sampled, random_seed=seed)) for n, seed in enumerate(seeds)]
     assert len({tuple(ids) for ids in answer(core, requests).values()}) == len(seeds)
 
 

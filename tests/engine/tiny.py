@@ -63,7 +63,11 @@ def make_core(*, num_blocks: int = 256, num_tile_rows: int = 256, **options: obj
 
 
 def make_picture(
-    seed: int, columns: int = 1, rows: int = 1, tiling: TilingParameters | None = None, size: tuple[int, int] | None = None
+    seed: int,
+    columns: int = 1,
+    rows: int = 1,
+    tiling: TilingParameters | None = None,
+    size: tuple[int, int] | None = None,
 ) -> PreparedImage:
     """Noise of the grid's own shape: columns * rows tiles, and a thumbnail where there is more than one."""
     width, height = size or (columns * TILE_SIZE, rows * TILE_SIZE)

@@ -224,7 +224,7 @@ class Simulation:
         first = self._next.get(chunk.sequence_id)
         assert chunk.start == first or (first is None and chunk.start % size == 0), "a position is skipped or repeated"
         self._next[chunk.sequence_id] = chunk.end
-        assert len(chunk.blocks) >= -(-chunk.end // size) and len(set(chunk.blocks)) == len(chunk.blocks)
+        assert len(set(chunk.blocks)) == len(chunk.blocks) >= -(-chunk.end // size)
         assert chunk.end <= self.budgets.session_len
         if chunk.token_ids is None:
             assert len(inputs) == chunk.end, "the token on the device is not the newest"

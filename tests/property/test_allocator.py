@@ -87,4 +87,4 @@ class ManyBlocks(Blocks):
 TestBlocks = Blocks.TestCase
 TestBlocks.settings = settings(max_examples=100, stateful_step_count=40)
 TestManyBlocks = pytest.mark.slow(ManyBlocks.TestCase)
-TestManyBlocks.settings = settings(max_examples=3000, stateful_step_count=80)
+TestManyBlocks.settings = settings(max_examples=1000, stateful_step_count=80)

@@ -37,7 +37,7 @@ budgets = st.builds(
 
 class Histories(RuleBasedStateMachine):
     @initialize(
-        budgets=budgets, num_extra_blocks=st.integers(0, 6), num_rows=st.integers(1, 5), depth=st.integers(1, 2)
+        budgets=budgets, num_extra_blocks=st.integers(0, 6), num_rows=st.integers(1, 5), depth=st.integers(1, 3)
     )
     def start(self, budgets: Budgets, num_extra_blocks: int, num_rows: int, depth: int) -> None:
         num_blocks = -(-SESSION_LEN // budgets.block_size) + num_extra_blocks
@@ -82,7 +82,7 @@ class Histories(RuleBasedStateMachine):
         self.simulation.commit()
 
     @precondition(lambda self: self.simulation.flying)
-    @rule(dice=st.integers(0, 3))
+    @rule(dice=st.integers(0, 2))
     def fail(self, dice: int) -> None:
         if dice == 0:
             self.simulation.fail()
@@ -103,5 +103,5 @@ class LongHistories(Histories):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=400, stateful_step_count=40)
-TestLongHistories = pytest.mark.slow(LongHistories.TestCase)
-TestLongHistories.settings = settings(max_examples=3000, stateful_step_count=80)
+TestLongHistories = pytest.mark.timeout(900)(pytest.mark.slow(LongHistories.TestCase))
+TestLongHistories.settings = settings(max_examples=2000, stateful_step_count=80)

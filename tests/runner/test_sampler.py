@@ -1,5 +1,6 @@
 """The sampler against a naive one in NumPy and fp64: supports exactly, draws by the inverse of the distribution."""
 
+import itertools
 import math
 import random
 from dataclasses import replace
@@ -21,7 +22,12 @@ class Drawn(SamplingState):
     """A state whose draws are given."""
 
     def __init__(
-        self, generation: GenerationConfig, number: float = 0.5, *, prompt: tuple[int, ...] = (0,), output: tuple[int, ...] = ()
+        self,
+        generation: GenerationConfig,
+        number: float = 0.5,
+        *,
+        prompt: tuple[int, ...] = (0,),
+        output: tuple[int, ...] = (),
     ) -> None:
         super().__init__(Request("r", prompt, generation=generation, stop_token_ids=(STOP_ID,)), fallback_seed=0)
         self.number = number
@@ -75,7 +81,7 @@ def test_draws_are_the_inverse_of_the_naive_distribution(logits: list[float], ge
     drawn = choose(logits, *(Drawn(generation, number) for number in middles))
     assert drawn == ids, "every token of the support at its own place, and no other"
     seams = [number for end in ends[:-1] for number in (end - width, end + width)]
-    expected = [token_id for pair in zip(ids[:-1], ids[1:], strict=True) for token_id in pair]
+    expected = [token_id for pair in itertools.pairwise(ids) for token_id in pair]
     assert [choose(logits, Drawn(generation, number))[0] for number in seams] == expected
     assert choose(logits, Drawn(generation, 0.0), Drawn(generation, LAST_DRAW)) == [ids[0], ids[-1]]
 
@@ -155,9 +161,7 @@ def test_a_repetition_penalty_divides_likely_and_multiplies_unlikely_tokens_that
 
 def test_presence_counts_once_and_frequency_every_time_and_both_see_the_answer_only() -> None:
     logits = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
-    state = Drawn(
-        GenerationConfig(presence_penalty=0.5, frequency_penalty=0.25), prompt=(0, 0, 3), output=(1, 1, 2)
-    )
+    state = Drawn(GenerationConfig(presence_penalty=0.5, frequency_penalty=0.25), prompt=(0, 0, 3), output=(1, 1, 2))
     sample(logits, [state])
     assert logits[0].tolist() == [4.0, 3.0 - 0.5 - 2 * 0.25, 2.0 - 0.5 - 0.25, 1.0]
 

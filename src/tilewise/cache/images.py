@@ -6,11 +6,11 @@ place, so what one step encodes or reads cannot be evicted within that step.
 
 from collections import OrderedDict
 
-TileKey = tuple[bytes, int]
+TileKey = tuple[str, bytes, int]
 
 
 class TileCache:
-    """`num_rows` rows, one encoded tile each; a key is (picture digest, tile number)."""
+    """`num_rows` rows, one encoded tile each; a key is (namespace, picture digest, tile number)."""
 
     def __init__(self, num_rows: int) -> None:
         """Start empty."""
@@ -18,11 +18,6 @@ class TileCache:
         self._free = list(range(num_rows - 1, -1, -1))
         self._rows: OrderedDict[TileKey, int] = OrderedDict()
         self._pinned: set[TileKey] = set()
-
-    @property
-    def num_pinned(self) -> int:
-        """Tiles that the current step uses."""
-        return len(self._pinned)
 
     def find(self, key: TileKey) -> int | None:
         """Return the tile's row and pin it, or None if it must be encoded."""

@@ -6,7 +6,8 @@ with its tiling and the offset inside it. So equal digests mean equal keys and v
     namespace -> H(ids 0..63) -> H(ids 64..127, picture a from 37) -> …
 """
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Sequence
 from hashlib import blake2b
 
 from tilewise.types import Request
@@ -14,16 +15,19 @@ from tilewise.types import Request
 _DIGEST_BYTES = 16
 
 
-def iterate_digests(request: Request, token_ids: Sequence[int], block_size: int) -> Iterator[bytes]:
-    """Yield the digest of every full block of `token_ids`, which begin with the request's prompt."""
-    parent = blake2b(request.namespace.encode(), digest_size=_DIGEST_BYTES).digest()
+def extend_digests(digests: list[bytes], request: Request, token_ids: Sequence[int], block_size: int) -> None:
+    """Append the digest of every full block of `token_ids` that `digests` does not cover yet.
+
+    `token_ids` begin with the request's prompt, and `digests` with the digests of their first blocks.
+    """
+    namespace = request.namespace.encode(errors="surrogatepass")
+    parent = digests[-1] if digests else blake2b(namespace, digest_size=_DIGEST_BYTES).digest()
     spans = request.spans
     first_span = 0
-    for start in range(0, len(token_ids) - block_size + 1, block_size):
+    for start in range(len(digests) * block_size, len(token_ids) - block_size + 1, block_size):
         end = start + block_size
         digest = blake2b(parent, digest_size=_DIGEST_BYTES)
-        for token_id in token_ids[start:end]:
-            digest.update(token_id.to_bytes(4, "little"))
+        digest.update(array("I", token_ids[start:end]).tobytes())
         while first_span < len(spans) and spans[first_span].end <= start:
             first_span += 1
         for span in spans[first_span:]:
@@ -32,7 +36,7 @@ def iterate_digests(request: Request, token_ids: Sequence[int], block_size: int)
             digest.update(span.start.to_bytes(4, "little"))
             digest.update(request.images[span.image].digest)
         parent = digest.digest()
-        yield parent
+        digests.append(parent)
 
 
 class PrefixCache:

@@ -34,7 +34,6 @@ class _Family:
     bias_default: bool = False
     norm_eps: float = 1e-6
     rope_theta: float = 10000.0
-    tie_word_embeddings: bool = False
 
 
 # Source: InternLM2Config of the published checkpoint. Only the sizes have no usable default there.
@@ -200,6 +199,8 @@ def _read_decoder(section: _Section) -> DecoderConfig:
         raise section.error("hidden_size", f"a multiple of num_attention_heads={num_heads}")
     if hidden_size // num_heads % 2:
         raise section.error("hidden_size", f"an even multiple of num_attention_heads={num_heads} (rotary halves)")
+    if section.flag("tie_word_embeddings", False):
+        raise section.error("tie_word_embeddings", "false")
     return DecoderConfig(
         family=family.name,
         hidden_size=hidden_size,
@@ -214,7 +215,6 @@ def _read_decoder(section: _Section) -> DecoderConfig:
         rope_theta=section.number("rope_theta", family.rope_theta),
         rope_scaling=_read_rope_scaling(section),
         use_bias=section.flag(family.bias_key, family.bias_default),
-        tie_word_embeddings=section.flag("tie_word_embeddings", family.tie_word_embeddings),
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from tilewise.errors import CheckpointError, ConfigError, DownloadError
 
 ALLOW_PATTERNS = ("*.safetensors", "*.json", "*.model")
+_WITHOUT_WEIGHTS = ("*.json", "*.model")
 # Both hubs match with fnmatch, whose * crosses folders; a model's own files lie at the top.
 IGNORE_PATTERNS = ("*/*",)
 
@@ -22,9 +23,15 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCI
 
 
 def find_model(
-    model: str | None, *, revision: str | None = None, download_dir: str | os.PathLike[str] | None = None
+    model: str | None,
+    *,
+    revision: str | None = None,
+    download_dir: str | os.PathLike[str] | None = None,
+    has_weights: bool = True,
 ) -> Path:
     """Return the folder of `model`, downloading it if it is a hub id (`org/name`) that is not cached.
+
+    Without `has_weights` only its JSON and tokenizer files are fetched: enough to plan, and for dummy weights.
 
     `None` is the embedded demo. An existing path wins over a hub id. `modelscope:org/name`, or any id while
     TILEWISE_USE_MODELSCOPE=1, comes from ModelScope. `download_dir` replaces the hub's own cache folder.
@@ -36,7 +43,8 @@ def find_model(
     """
     model = None if model is None else os.path.expanduser(model)
     if model is not None and not os.path.lexists(model):
-        return _download(model, revision, None if download_dir is None else str(download_dir))
+        patterns = ALLOW_PATTERNS if has_weights else _WITHOUT_WEIGHTS
+        return _download(model, revision, None if download_dir is None else str(download_dir), patterns)
     if revision is not None:
         raise ConfigError(
             f"revision={revision!r} applies to hub ids only; {model or 'the embedded model'} is local. Leave it out.",
@@ -56,7 +64,7 @@ def find_model(
     return Path(model)
 
 
-def _download(model: str, revision: str | None, download_dir: str | None) -> Path:
+def _download(model: str, revision: str | None, download_dir: str | None, patterns: tuple[str, ...]) -> Path:
     hub_id = model.removeprefix(_MODELSCOPE_PREFIX)
     if not _HUB_ID.fullmatch(hub_id):
         raise CheckpointError(
@@ -65,8 +73,9 @@ def _download(model: str, revision: str | None, download_dir: str | None) -> Pat
         )
     from_modelscope = hub_id != model or os.environ.get(_MODELSCOPE_VARIABLE, "").lower() in ("1", "true", "yes", "on")
     fetch = _download_from_modelscope if from_modelscope else _download_from_huggingface
-    folder = fetch(hub_id, revision, download_dir)
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+    folder = fetch(hub_id, revision, download_dir, list(patterns))
+    has_all = any(folder.glob("*.safetensors")) or patterns is not ALLOW_PATTERNS
+    if not (folder / "config.json").is_file() or not has_all:
         raise DownloadError(
             f"{hub_id} was found but holds no config.json with .safetensors weights; "
             "choose a repository or revision in safetensors (pickled .bin weights are never fetched)."
@@ -80,7 +89,9 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {said.partition(chr(10))[0]:.200}"
 
 
-def _download_from_huggingface(hub_id: str, revision: str | None, download_dir: str | None) -> Path:
+def _download_from_huggingface(
+    hub_id: str, revision: str | None, download_dir: str | None, patterns: list[str]
+) -> Path:
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -95,7 +106,7 @@ def _download_from_huggingface(hub_id: str, revision: str | None, download_dir: 
             hub_id,
             revision=revision,
             cache_dir=download_dir,
-            allow_patterns=list(ALLOW_PATTERNS),
+            allow_patterns=patterns,
             ignore_patterns=list(IGNORE_PATTERNS),
         )
     except HFValidationError as error:
@@ -123,7 +134,7 @@ def _download_from_huggingface(hub_id: str, revision: str | None, download_dir: 
     return Path(folder)
 
 
-def _download_from_modelscope(hub_id: str, revision: str | None, download_dir: str | None) -> Path:
+def _download_from_modelscope(hub_id: str, revision: str | None, download_dir: str | None, patterns: list[str]) -> Path:
     try:
         modelscope = importlib.import_module("modelscope")
     except ImportError as error:
@@ -135,7 +146,7 @@ def _download_from_modelscope(hub_id: str, revision: str | None, download_dir: s
             hub_id,
             revision=revision,
             cache_dir=download_dir,
-            allow_patterns=list(ALLOW_PATTERNS),
+            allow_patterns=patterns,
             ignore_patterns=list(IGNORE_PATTERNS),
         )
     except Exception as error:  # Its error classes differ between versions.

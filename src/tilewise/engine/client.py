@@ -54,6 +54,10 @@ class Core(Protocol):
         """Return counters."""
         ...
 
+    def close(self) -> None:
+        """Give back what the engine holds; it is not used again."""
+        ...
+
 
 class InProcessClient:
     """An engine on a thread of this process, with a queue in each direction."""
@@ -65,6 +69,7 @@ class InProcessClient:
         self._sinks: dict[str, OnOutput] = {}
         self._lock = threading.Lock()
         self._is_open = True
+        self._last_stats: dict[str, float] = {}
         self._thread = threading.Thread(target=self._work, name="tilewise-engine", daemon=True)
         self._thread.start()
 
@@ -84,7 +89,7 @@ class InProcessClient:
 
     def stats(self) -> dict[str, float]:
         """See `EngineClient.stats`."""
-        return self._core.stats()
+        return self._core.stats() if self._is_open else self._last_stats
 
     def is_alive(self) -> bool:
         """See `EngineClient.is_alive`."""
@@ -105,7 +110,9 @@ class InProcessClient:
             reason, error = FinishReason.ERROR, "The engine stopped; its log says why."
         finally:
             with self._lock:
+                self._last_stats = self._core.stats()
                 self._is_open = False
+                self._core.close()
                 open_requests = list(self._sinks)
             for request_id in open_requests:
                 self._emit(StepOutput(request_id, finish_reason=reason, error=error))

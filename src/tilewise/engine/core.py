@@ -5,7 +5,9 @@ exactly one output with a finish reason.
 """
 
 import logging
+import os
 import queue
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from tilewise.cache.kv import create_caches
 from tilewise.checkpoint.weights import load_weights
 from tilewise.config import DeviceConfig, EngineConfig, ModelConfig, ResolvedConfig, resolve
 from tilewise.engine.messages import Abort, Message, Shutdown, Submit
-from tilewise.errors import CapacityError, ConfigError, TilewiseError
+from tilewise.errors import CapacityError, ConfigError, InputError, TilewiseError
 from tilewise.model.internvl import DTYPES, InternVL
 from tilewise.plan import MemoryPlan, plan_memory
 from tilewise.runner.runner import Runner
@@ -25,6 +27,8 @@ from tilewise.steps import Budgets
 from tilewise.types import FinishReason, Request, StepOutput
 
 logger = logging.getLogger(__name__)
+
+_GIB = 1 << 30
 
 
 class EngineCore:
@@ -38,6 +42,8 @@ class EngineCore:
     def run_forever(self, inbox: "queue.SimpleQueue[Message]", emit: Callable[[StepOutput], None]) -> None:
         """Work until told to shut down; sleep while there is nothing to do."""
         while True:
+            if not self.scheduler.has_work:
+                self.scheduler.check_integrity()
             while not self.scheduler.has_work or not inbox.empty():
                 message = inbox.get()
                 if isinstance(message, Shutdown):
@@ -53,6 +59,7 @@ class EngineCore:
             ended = self.scheduler.abort(message.request_id)
             return [ended] if ended else []
         try:
+            self._check_ids(message.request)
             self.scheduler.add(message.request)
         except TilewiseError as error:
             return [_error(message.request, str(error))]
@@ -65,10 +72,32 @@ class EngineCore:
             return []
         try:
             sampled = self.runner.run(plan)
+        except torch.AcceleratorError:  # the device is lost to this process: only a new one helps
+            raise
         except Exception:
             logger.exception("a step with %d sequences failed", len(plan.chunks))
             return self.scheduler.fail(plan, "The engine failed on a step with this request; its log says why.")
         return self.scheduler.commit(plan, sampled)
+
+    def close(self) -> None:
+        """Give back the device's memory."""
+        is_cuda = self.runner.device.type == "cuda"
+        del self.runner
+        if is_cuda:
+            torch.cuda.empty_cache()
+
+    def _check_ids(self, request: Request) -> None:
+        """Refuse ids that no table of the model has, before a kernel reads beyond one."""
+        vocab_size, generation = self.runner.config.model.decoder.vocab_size, request.generation
+        named = {
+            "token_ids": request.token_ids,
+            "stop_token_ids": request.stop_token_ids,
+            "bad_token_ids": generation.bad_token_ids,
+            "logit_bias": [token_id for token_id, _ in generation.logit_bias],
+        }
+        for name, ids in named.items():
+            if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+                raise InputError(f"{name} holds ids outside [0, {vocab_size}).", param=name)
 
     def stats(self) -> dict[str, float]:
         """Counters of the scheduler and seconds of each stage since the start."""
@@ -98,7 +127,8 @@ def find_device(name: str) -> DeviceConfig:
     kind, _, number = ("cuda" if name == "auto" else name).partition(":")
     count = torch.cuda.device_count()
     if kind != "cuda" or (number and not number.isdecimal()) or int(number or 0) >= count:
-        raise ConfigError(f"device={name!r} is not here; choose auto, cpu or cuda:N with N < {count}.", param="device")
+        known = f"auto, cpu or cuda:N with N < {count}" if count else "auto or cpu: there is no GPU here"
+        raise ConfigError(f"device={name!r} is not here; choose {known}.", param="device")
     return DeviceConfig("cuda", int(number or 0), torch.cuda.get_device_capability(int(number or 0)))
 
 
@@ -112,21 +142,28 @@ def build_core(folder: Path, model_config: ModelConfig, config: EngineConfig) ->
     resolved = resolve(config, model_config, find_device(config.device))
     device = torch.device(resolved.device.name)
     plan = plan_memory(resolved)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        _check_weights_fit(plan)
+    _check_weights_fit(plan, resolved, device)
     with device:
         model = InternVL(resolved)
     if resolved.load_format == "dummy":
         model.randomize()
     else:
         load_weights(folder, model.slots(), device, ignored=model.is_unused)
-    free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    free_bytes = _count_free_bytes(device)
     num_blocks = plan.count_blocks(resolved, free_bytes)
     resolved = _fit_session(resolved, num_blocks, is_explicit=config.session_len is not None)
-    caches = create_caches(resolved, num_blocks, plan.num_tile_rows, DTYPES[resolved.dtype], device)
+    needed = plan.image_cache + num_blocks * plan.kv_block
+    try:
+        if device.type == "cuda" and needed + plan.workspace > free_bytes:
+            raise torch.OutOfMemoryError
+        caches = create_caches(resolved, num_blocks, plan.num_tile_rows, DTYPES[resolved.dtype], device)
+    except RuntimeError:
+        raise CapacityError(
+            f"KV and picture caches take {needed / _GIB:.1f} GiB, more than the device has left beside the model; "
+            "lower kv_cache_bytes or image_cache_bytes."
+        ) from None
     budgets = Budgets(
-        max_step_tokens=max(resolved.max_step_tokens, resolved.max_batch_size),
+        max_step_tokens=resolved.max_step_tokens,
         max_step_tiles=resolved.max_step_tiles,
         max_sequences=resolved.max_batch_size,
         session_len=resolved.session_len,
@@ -138,13 +175,22 @@ def build_core(folder: Path, model_config: ModelConfig, config: EngineConfig) ->
     return EngineCore(scheduler, Runner(model, caches, resolved)), resolved
 
 
-def _check_weights_fit(plan: MemoryPlan) -> None:
-    free_bytes, total_bytes = torch.cuda.mem_get_info()
+def _count_free_bytes(device: torch.device) -> int:
+    """Bytes that are free on a GPU; of the host, all there are, since its caches give way."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # no such call on Windows
+        return sys.maxsize
+
+
+def _check_weights_fit(plan: MemoryPlan, config: ResolvedConfig, device: torch.device) -> None:
+    free_bytes = _count_free_bytes(device)
     if plan.weights > free_bytes:
-        gib = 1 << 30
         raise CapacityError(
-            f"The weights take {plan.weights / gib:.1f} GiB; {free_bytes / gib:.1f} of the device's "
-            f"{total_bytes / gib:.1f} GiB are free. Free some or choose a larger device."
+            f"The weights take {plan.weights / _GIB:.1f} GiB in {config.dtype}; {device} has "
+            f"{free_bytes / _GIB:.1f} GiB. Free some, or choose a larger device or a smaller model."
         )
 
 

@@ -29,6 +29,11 @@ def launch_engine(model: str | None, config: EngineConfig) -> Engine:
     # torch takes seconds to import and is not wanted by whoever only asks for --help.
     from tilewise.engine.core import build_core
 
-    folder = find_model(model, revision=config.revision, download_dir=config.download_dir)
+    folder = find_model(
+        model,
+        revision=config.revision,
+        download_dir=config.download_dir,
+        has_weights=config.load_format != "dummy",
+    )
     core, resolved = build_core(folder, load_model_config(folder), config)
     return Engine(InProcessClient(core), resolved, folder)

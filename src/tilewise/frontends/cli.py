@@ -17,6 +17,8 @@ from tilewise.errors import EngineError, TilewiseError
 from tilewise.frontends.flags import ENGINE_HELP, GENERATION_HELP, add_flags
 from tilewise.types import GenerationConfig
 
+# A conversation goes on from one answer, and shows its text alone.
+_CHAT_HELP = {name: text for name, text in GENERATION_HELP.items() if name not in ("n", "logprobs")}
 _MODEL_HELP = "a folder, a symbolic link to one, or a hub id (org/name); default: the embedded model"
 
 
@@ -40,6 +42,15 @@ def create_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_generate_flags(generate)
+    chat = commands.add_parser(
+        "chat",
+        help="talk in the terminal, with pictures",
+        usage="tilewise chat [MODEL] [FLAGS ...]",
+        description="Talk about pictures, question by question; /help there lists the commands. Questions may also be "
+        "piped in, one a line.",
+        allow_abbrev=False,
+    )
+    _add_model_flags(chat, _CHAT_HELP)
     commands.add_parser("check_env", help="show versions, devices and memory", allow_abbrev=False)
     commands.add_parser("list", help="show what can be served, and the prompt profiles", allow_abbrev=False)
     download = commands.add_parser("download", help="fetch a model and print its folder", allow_abbrev=False)
@@ -50,17 +61,22 @@ def create_parser() -> argparse.ArgumentParser:
 
 
 def _add_generate_flags(generate: argparse.ArgumentParser) -> None:
-    generate.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL_HELP)
     generate.add_argument("--image", metavar="PATH", action="append", default=[], help="a file or URL; may be repeated")
     generate.add_argument("--prompt", metavar="TEXT", help="what to ask; <IMAGE_TOKEN> may mark the pictures' places")
     generate.add_argument("--stream", action="store_true", help="print the answer as it grows")
     generate.add_argument("--json", action="store_true", help="print one JSON object")
-    generate.add_argument(
+    _add_model_flags(generate, GENERATION_HELP)
+
+
+def _add_model_flags(command: argparse.ArgumentParser, generation_help: dict[str, str]) -> None:
+    """What every command takes that loads a model and answers."""
+    command.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL_HELP)
+    command.add_argument(
         "--chat-template", metavar="NAME|FILE.json", help="prompt profile (see: tilewise list), or a file of one"
     )
-    generate.add_argument("--log-level", metavar="LEVEL", default="WARNING", help="DEBUG, INFO, WARNING or ERROR")
-    add_flags(generate, "answer", GenerationConfig, GENERATION_HELP)
-    add_flags(generate, "engine", EngineConfig, ENGINE_HELP)
+    command.add_argument("--log-level", metavar="LEVEL", default="WARNING", help="DEBUG, INFO, WARNING or ERROR")
+    add_flags(command, "answer", GenerationConfig, generation_help)
+    add_flags(command, "engine", EngineConfig, ENGINE_HELP)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -68,9 +84,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         command = f"tilewise {args.command}" if args.command else "tilewise"
-        known = [*_dashed(ENGINE_HELP), *_dashed(GENERATION_HELP), "--image", "--prompt", "--stream", "--json"]
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1)
-        hint = f" Did you mean {near[0]}?" if near and args.command == "generate" else ""
+        known = {
+            "generate": [*_dashed(ENGINE_HELP | GENERATION_HELP), "--image", "--prompt", "--stream", "--json"],
+            "chat": _dashed(ENGINE_HELP | _CHAT_HELP),
+        }
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], known.get(args.command, []), 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
         parser.exit(2, f"{command}: unknown argument {unknown[0]!r:.100}.{hint} See: {command} --help\n")
     if args.command is None:
         parser.error("a command is missing; try: tilewise generate")

@@ -41,6 +41,7 @@ def run_generate(args: argparse.Namespace) -> None:
 
         args.prompt, args.image = DEMO_QUESTION, [str(picture_path())]
         print(f"picture   {args.image[0]}\nquestion  {args.prompt}", file=sys.stderr)
+    _check_output(args)
     generation = _read_generation(args)
     config = EngineConfig.from_options(given_flags(args, ENGINE_HELP))
     images = [load_image(source) for source in args.image]
@@ -74,20 +75,23 @@ def run_generate(args: argparse.Namespace) -> None:
     )
 
 
-def _read_generation(args: argparse.Namespace) -> "GenerationConfig":
-    from tilewise.types import GenerationConfig
-
+def _check_output(args: argparse.Namespace) -> None:
     if args.prompt is None:
         raise InputError("A picture came without a question; add --prompt TEXT.", param="prompt")
     if args.stream and args.json:
         raise InputError("--stream and --json exclude each other; give one.")
+    if getattr(args, "logprobs", None) is not None and not args.json:
+        raise InputError("--logprobs shows in JSON only; add --json.", param="logprobs")
+
+
+def _read_generation(args: argparse.Namespace) -> "GenerationConfig":
+    from tilewise.types import GenerationConfig
+
     given = given_flags(args, GENERATION_HELP)
     idle = [name for name in _SAMPLING_ONLY if name in given]
     if idle and not given.get("do_sample"):
         flags = ", ".join("--" + name.replace("_", "-") for name in idle)
         raise InputError(f"{flags}: has no effect without sampling; add --do-sample, or leave it out.", param=idle[0])
-    if given.get("logprobs") is not None and not args.json:
-        raise InputError("--logprobs shows in JSON only; add --json.", param="logprobs")
     return GenerationConfig(**given)
 
 
@@ -99,6 +103,21 @@ def _print_stream(pipe: "Pipeline", prompt: Any, generation: "GenerationConfig")
         last = [piece]
     print()
     return last
+
+
+def run_chat(args: argparse.Namespace) -> None:
+    """Talk until the user leaves; settings are checked before the model is loaded."""
+    from tilewise.config import ChatTemplateConfig, EngineConfig
+
+    generation = _read_generation(args)
+    config = EngineConfig.from_options(given_flags(args, ENGINE_HELP))
+
+    from tilewise.frontends.chat import Chat
+    from tilewise.frontends.pipeline import pipeline
+
+    template = ChatTemplateConfig(model_name=args.chat_template)
+    with pipeline(args.model, None, config, template, args.log_level) as pipe:
+        Chat(pipe, generation).run()
 
 
 def run_check_env(args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from tilewise.inputs.policy import ImagePolicy
 from tilewise.inputs.prompt import choose_profile
 from tilewise.inputs.request import RequestBuilder
 from tilewise.inputs.tokenizer import load_tokenizer
-from tilewise.types import GenerationConfig, Request, Response, TilingParameters
+from tilewise.types import FinishReason, GenerationConfig, Request, Response, TilingParameters
 
 Generations = GenerationConfig | Sequence[GenerationConfig] | None
 _NUM_SEEDS = 2**64
@@ -83,6 +83,12 @@ class Session:
         self.response: Response | None = None
         self.history: list[tuple[Any, str]] = []
         self.messages: tuple[Message, ...] = ()
+
+    def add_turn(self, prompt: Any, messages: tuple[Message, ...], answer: Answer) -> None:
+        """Go on from `answer`, which was given to `messages`, of which `prompt` is the last turn."""
+        self.response = answer.response()
+        self.history.append((prompt, self.response.text))
+        self.messages = (*messages, Message("assistant", (answer.own_text,)))
 
     def close(self) -> None:
         """Forget the conversation and its pictures."""
@@ -168,22 +174,47 @@ class Pipeline:
     def chat(self, prompt: Any, session: Session | None = None, gen_config: GenerationConfig | None = None) -> Session:
         """Answer `prompt` as the next turn of `session`, or of a new one; returns the session.
 
-        A turn that fails leaves the session as it was.
+        A turn that fails leaves the session as it was; one that is interrupted keeps what was said until then.
         """
         session = Session() if session is None else session
+        with closing(self.stream_chat(prompt, session, gen_config)) as pieces:
+            for _ in pieces:
+                pass
+        return session
+
+    def stream_chat(
+        self, prompt: Any, session: Session, gen_config: GenerationConfig | None = None
+    ) -> Generator[Response, None, None]:
+        """Yield the next turn's answer as it grows, in pieces as `stream_infer`'s; `session` has it at the end.
+
+        A turn that fails leaves the session as it was. Leaving the loop, or an interrupt, aborts the answer: the
+        session keeps what was said until then, with `abort` as its reason, or stays as it was if that is nothing.
+        """
         generation = gen_config or GenerationConfig()
         if generation.n > 1:
             raise InputError("n > 1 has no place in a chat; a session continues one answer.", param="n")
+        return self._stream_turn(prompt, session, generation)
+
+    def _stream_turn(
+        self, prompt: Any, session: Session, generation: GenerationConfig
+    ) -> Generator[Response, None, None]:
         messages = (*session.messages, *parse_prompt(prompt))
         jobs = self._create_jobs(messages, generation, 0)
         answer = jobs[0][1]
-        with closing(follow(self.engine.client, jobs, 1)) as steps:
-            for _ in steps:
-                pass
-        session.response = answer.response()
-        session.history.append((prompt, session.response.text))
-        session.messages = (*messages, Message("assistant", (answer.own_text,)))
-        return session
+        num_shown = 0
+        try:
+            with closing(follow(self.engine.client, jobs, 1)) as steps:
+                for _, delta in steps:
+                    yield answer.step_response(delta, num_shown)
+                    num_shown = len(answer.token_ids)
+        except (GeneratorExit, KeyboardInterrupt):
+            if answer.finish_reason is None:
+                if not answer.own_text:
+                    raise
+                answer.finish_reason = FinishReason.ABORT
+            session.add_turn(prompt, messages, answer)
+            raise
+        session.add_turn(prompt, messages, answer)
 
     def close(self) -> None:
         """End the engine and give back its memory; a closed pipeline answers nothing more."""

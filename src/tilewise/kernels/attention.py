@@ -132,6 +132,7 @@ def attend_decodes(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Ten
         q, k_cache, v_cache, block_table, lengths, partial, stats, head_dim**-0.5,
         q.stride(0), block_table.stride(0), *k_cache.stride()[:3],
         NUM_SPLITS=num_splits, GROUP=group, ROWS=rows, BLOCK=block_size, DIM=head_dim,
+        num_stages=1 if q.dtype == torch.float32 else 2,
     )  # fmt: skip
     merge_splits[shares[:2]](partial, stats, out, NUM_SPLITS=num_splits, GROUP=group, ROWS=rows, DIM=head_dim)
     return out

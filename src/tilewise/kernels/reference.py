@@ -83,7 +83,7 @@ def attend_decodes(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Ten
 def attend_prefill(q: Tensor, k: Tensor, v: Tensor, chunk: PrefillChunk) -> Tensor:
     """One chunk's queries against its whole context, causal and aligned at the bottom right.
 
-    Shapes: q: (chunk.num_tokens, Hq, D) · k, v: (chunk.context_len, Hkv, D) -> (chunk.num_tokens, Hq, D)
+    Shapes: q: (chunk.num_tokens, Hq, D) · k, v: (chunk.end, Hkv, D) -> (chunk.num_tokens, Hq, D)
     """
     query_positions = torch.arange(chunk.start, chunk.end, device=q.device)
     visible = torch.arange(chunk.end, device=q.device)[None] <= query_positions[:, None]
@@ -106,6 +106,6 @@ def pixel_shuffle(x: Tensor, ratio: float, version: str) -> Tensor:
     Source: the official InternVL modelling code; v1 leaves the two position axes swapped, v2 swaps them back.
     """
     n, w, h, c = x.shape
-    x = x.reshape(n, w, int(h * ratio), int(c / ratio)).transpose(1, 2)
-    x = x.reshape(n, int(h * ratio), int(w * ratio), int(c / ratio**2))
+    x = x.reshape(n, w, round(h * ratio), round(c / ratio)).transpose(1, 2)
+    x = x.reshape(n, round(h * ratio), round(w * ratio), round(c / ratio**2))
     return x.transpose(1, 2) if version == "v2" else x

@@ -18,7 +18,7 @@ from torch import Tensor
 _FRACTION_BITS = 22
 _BICUBIC_SUPPORT = 2.0
 _BICUBIC_A = -0.5
-_MAX_ROWS_AT_ONCE = 2048  # bounds the int32 scratch of a tall picture
+_MAX_ELEMENTS_AT_ONCE = 1 << 24  # bounds the int32 scratch of a pass: four times this, a few times over
 
 
 def _bicubic(x: np.ndarray) -> np.ndarray:
@@ -52,7 +52,15 @@ def _coefficients(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _resample_axis(image: Tensor, target: int, axis: int) -> Tensor:
-    """Resize one axis of a uint8 tensor; the 32-bit sums cannot overflow since the weights sum to 1."""
+    """Resize one axis of a uint8 tensor (H, W, 3), in bands along the other."""
+    other = 1 - axis
+    band = max(1, _MAX_ELEMENTS_AT_ONCE // (3 * target))
+    bands = [_resample_band(part, target, axis) for part in image.split(band, other)]
+    return bands[0] if len(bands) == 1 else torch.cat(bands, other)
+
+
+def _resample_band(image: Tensor, target: int, axis: int) -> Tensor:
+    """Resize one axis; the 32-bit sums cannot overflow since the weights sum to 1."""
     source = image.shape[axis]
     first, weights = _coefficients(source, target)
     start = torch.from_numpy(first).to(image.device)
@@ -73,8 +81,7 @@ def resize_bicubic(image: Tensor, width: int, height: int) -> Tensor:
     Numerics: bit-exact with Pillow's passes, horizontal first.
     """
     if image.shape[1] != width:
-        bands = [_resample_axis(band, width, 1) for band in image.split(_MAX_ROWS_AT_ONCE)]
-        image = torch.cat(bands) if len(bands) > 1 else bands[0]
+        image = _resample_axis(image, width, 1)
     if image.shape[0] != height:
         image = _resample_axis(image, height, 0)
     return image

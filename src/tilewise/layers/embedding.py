@@ -31,7 +31,7 @@ class Head(nn.Module):
     """Logits in fp32; rows are padded for the matrix units and padded ids never leave."""
 
     def __init__(self, vocab_size: int, width: int, dtype: torch.dtype) -> None:
-        """Create the padded weight; its extra rows stay zero."""
+        """Create the padded weight; what its extra rows hold is never seen."""
         super().__init__()
         self.vocab_size = vocab_size
         rows = -(-vocab_size // HEAD_ROW_MULTIPLE) * HEAD_ROW_MULTIPLE

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections import defaultdict
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class Runner:
         self.caches = caches
         self.config = config
         self.device = caches.k.device
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.seconds = {"tower": 0.0, "prefill": 0.0, "decode": 0.0}
         self._states: dict[int, SamplingState] = {}
         self._last_cut: tuple[bytes, Tensor] | None = None
         self._seeds = random.Random()
@@ -34,6 +34,11 @@ class Runner:
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> dict[int, Sampled]:
         """Run one step: tiles, then tokens, then the sampler."""
+        # CUDA's current device is the thread's, and Triton launches on the current one.
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            return self._run(plan)
+
+    def _run(self, plan: StepPlan) -> dict[int, Sampled]:
         for sequence_id in plan.released:
             self._states.pop(sequence_id, None)
         for sequence_id, request in plan.admitted:
@@ -56,7 +61,10 @@ class Runner:
 
     def _encode(self, jobs: tuple[TileJob, ...]) -> None:
         """Cut what the jobs name out of their pictures and write the tower's output to the pool's rows."""
-        tiles = torch.stack([self._cut(job.image)[job.tile] for job in jobs])
+        size = self.config.model.vision.image_size
+        tiles = torch.empty(len(jobs), size, size, 3, dtype=torch.uint8, device=self.device)
+        for place, job in zip(tiles, jobs, strict=True):
+            place.copy_(self._cut(job.image)[job.tile])
         rows = torch.tensor([job.row for job in jobs], device=self.device)
         self.caches.tiles[rows] = self.model.encode_tiles(kernels.normalize_tiles(tiles, self.model.dtype))
 

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from tilewise.types import GenerationConfig, Request, TokenLogprob
 
+# Below this a sampled answer is the greedy one to every digit of fp32.
+_GREEDY_BELOW = 1e-5
+
 
 class SamplingState:
     """What one sequence's sampling remembers: its settings, its seed and its tokens so far."""
@@ -22,7 +25,7 @@ class SamplingState:
         """Take the request's seed, or `fallback_seed` where it has none."""
         self.generation: GenerationConfig = request.generation
         self.stop_token_ids = request.stop_token_ids
-        self.prompt_ids = request.token_ids
+        self.seen_ids = set(request.token_ids) if self.generation.repetition_penalty != 1.0 else set[int]()
         self.output_ids: list[int] = []
         seed = self.generation.random_seed
         self.seed = fallback_seed if seed is None else seed
@@ -30,7 +33,7 @@ class SamplingState:
     @property
     def is_greedy(self) -> bool:
         """The most likely token is taken."""
-        return not self.generation.do_sample or self.generation.temperature == 0.0
+        return not self.generation.do_sample or self.generation.temperature < _GREEDY_BELOW
 
     @property
     def has_penalties(self) -> bool:
@@ -81,15 +84,17 @@ def _penalize(logits: Tensor, state: SamplingState) -> None:
     """
     g = state.generation
     if g.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({*state.prompt_ids, *state.output_ids}), device=logits.device)
+        state.seen_ids.update(state.output_ids[-1:])
+        seen = torch.tensor(list(state.seen_ids), device=logits.device)
         values = logits[seen]
         logits[seen] = torch.where(values > 0, values / g.repetition_penalty, values * g.repetition_penalty)
     if state.output_ids and (g.presence_penalty or g.frequency_penalty):
         output = torch.tensor(state.output_ids, device=logits.device)
         counts = torch.bincount(output, minlength=logits.numel())
         logits -= g.frequency_penalty * counts + g.presence_penalty * (counts > 0)
-    for token_id, bias in g.logit_bias:
-        logits[token_id] += bias
+    if g.logit_bias:
+        ids, biases = zip(*g.logit_bias, strict=True)
+        logits.index_add_(0, torch.tensor(ids, device=logits.device), torch.tensor(biases, device=logits.device))
     banned = [*g.bad_token_ids, *(state.stop_token_ids if state.is_short else ())]
     if banned:
         logits[torch.tensor(banned, device=logits.device)] = -math.inf
@@ -104,10 +109,13 @@ def _draw(logits: Tensor, states: list[SamplingState]) -> Tensor:
     device, width = logits.device, logits.shape[1]
 
     def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, device=device).unsqueeze(1)
+        return torch.tensor(values, device=device, dtype=torch.float64).unsqueeze(1)
 
     settings = [state.generation for state in states]
-    ordered, order = (logits / column([g.temperature for g in settings])).sort(dim=-1, descending=True, stable=True)
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    # The largest logit is 0 before the division, which then cannot overflow; fp64, so that a tail keeps its share
+    # of a cumulative sum near 1.
+    ordered = (ordered - ordered[:, :1]).double() / column([g.temperature for g in settings])
     is_beyond = torch.arange(width, device=device) >= column([float(g.top_k or width) for g in settings])
     probabilities = ordered.masked_fill(is_beyond, -math.inf).softmax(dim=-1)
     keep = probabilities > 0.0  # a draw that rounds to 1 must not fall on a banned token behind the others

@@ -1,0 +1,117 @@
+"""`tilewise plan`: what a model takes on a GPU, and which settings make it fit, without loading it."""
+
+import argparse
+import json
+import re
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from tilewise.config import DeviceConfig, EngineConfig
+from tilewise.errors import CapacityError, ConfigError
+from tilewise.frontends.flags import ENGINE_HELP, given_flags
+from tilewise.plan import CONTEXT_BYTES, Fit, fit_memory
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_GIB = 1 << 30
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size: `80GiB`, `80G`, `81559MiB` or plain bytes; every unit is a power of 1024.
+
+    Raises:
+        ConfigError: it is no size.
+    """
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    if size <= 0:
+        raise ConfigError(f"{text!r:.50} is no size; write for instance 24GiB, 80GiB or 81559MiB.", param="gpu")
+    return size
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    """Print the plan; one that needs other settings says which, and one that cannot fit ends with status 2.
+
+    Raises:
+        CapacityError: no setting makes the model fit.
+    """
+    from tilewise.checkpoint.hf_config import load_model_config
+    from tilewise.checkpoint.hub import find_model
+
+    device_bytes = parse_bytes(args.gpu)
+    config = EngineConfig.from_options(given_flags(args, ENGINE_HELP))
+    model = load_model_config(
+        find_model(args.model, revision=config.revision, download_dir=config.download_dir, has_weights=False)
+    )
+    fit = fit_memory(config, model, DeviceConfig("cuda"), device_bytes)
+    if args.json:
+        print(json.dumps(describe(fit, device_bytes)))
+    elif fit.num_blocks:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        console.print(_create_table(fit, device_bytes))
+        for line in _conclude(fit):
+            console.print(line, soft_wrap=True)
+    if not fit.num_blocks:
+        raise CapacityError(
+            f"It does not fit in {device_bytes / _GIB:.1f} GiB, not even with the smallest settings: "
+            f"{fit.missing_bytes / _GIB:.1f} GiB are missing (weights alone take {fit.memory.weights / _GIB:.1f} GiB). "
+            "Use a larger GPU."
+        )
+
+
+def describe(fit: Fit, device_bytes: int) -> dict[str, object]:
+    """Return the plan as one JSON object; sizes in bytes."""
+    return {
+        "fits": fit.num_blocks > 0,
+        "device_bytes": device_bytes,
+        "total_bytes": fit.total_bytes,
+        **asdict(fit.memory),
+        "num_blocks": fit.num_blocks,
+        "capacity_tokens": fit.capacity,
+        "session_len": min(fit.config.session_len, fit.capacity),
+        "missing_bytes": fit.missing_bytes,
+        "changes": dict(fit.changes),
+    }
+
+
+def _create_table(fit: Fit, device_bytes: int) -> "Table":
+    from rich.table import Table
+
+    memory, config = fit.memory, fit.config
+    rows = [
+        ("vision tower", memory.tower, f"weights, {config.dtype}"),
+        ("projector", memory.projector, "weights"),
+        ("language model", memory.decoder, "weights"),
+        ("workspace", memory.workspace, f"{config.max_step_tiles} tiles or {config.max_step_tokens} tokens a step"),
+        ("picture cache", memory.image_cache, f"{memory.num_tile_rows} tiles"),
+        (
+            "KV cache",
+            fit.num_blocks * memory.kv_block,
+            f"{fit.capacity:,} tokens of {config.kv_bytes_per_token:,} bytes",
+        ),
+        ("driver and libraries", CONTEXT_BYTES, "measured on an H100"),
+    ]
+    table = Table("part", "GiB", "what", title=f"{config.model.architecture} on {device_bytes / _GIB:.1f} GiB")
+    table.columns[1].justify = "right"
+    for part, size, what in rows:
+        table.add_row(part, f"{size / _GIB:.2f}", what)
+    table.add_section()
+    table.add_row(
+        "total", f"{fit.total_bytes / _GIB:.2f}", f"{device_bytes / _GIB - fit.total_bytes / _GIB:.2f} stay free"
+    )
+    return table
+
+
+def _conclude(fit: Fit) -> list[str]:
+    session_len = min(fit.config.session_len, fit.capacity)
+    lines = [f"Sessions of up to {session_len:,} tokens; {fit.capacity // session_len} of that length at once."]
+    if fit.changes:
+        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in fit.changes.items())
+        lines.append(f"It fits with: {flags}")
+    else:
+        lines.append("It fits with the settings given.")
+    return lines

@@ -1,0 +1,148 @@
+"""`tilewise chat` as a person meets it: a process on a terminal of its own, keys in, text out."""
+
+import os
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tilewise.demo import picture_path
+from tilewise.frontends.answers import RANDOM_NOTICE
+
+pytest.importorskip("termios", reason="this platform has no pseudo-terminals")
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+CTRL_C, CTRL_D = b"\x03", b"\x04"
+# Forking a process with threads is unsafe, so the child itself takes the terminal and then turns into the command.
+ON_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, "-m", "tilewise", *sys.argv[1:]])
+"""
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1", "TERM": "dumb"}
+TIMEOUT_S = 20.0
+
+
+class Person:
+    """Types at `tilewise chat`, and waits for what it shows."""
+
+    def __init__(self, *flags: str) -> None:
+        self.keyboard, terminal = os.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", ON_TERMINAL, "chat", *flags],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+            env=ENVIRONMENT,
+        )
+        os.close(terminal)
+        self.seen = b""
+
+    def press(self, keys: bytes) -> None:
+        os.write(self.keyboard, keys)
+
+    def say(self, line: str) -> None:
+        self.press(line.encode() + b"\n")
+
+    def wait_for(self, text: str) -> str:
+        """Everything shown up to and with `text`; what comes after it is left for the next wait."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while text.encode() not in self.seen:
+            is_readable, _, _ = select.select([self.keyboard], [], [], max(0.0, deadline - time.monotonic()))
+            assert is_readable, f"{text!r} did not come, but {self.seen!r}"
+            try:
+                self.seen += os.read(self.keyboard, 4096)
+            except OSError:  # how Linux says that the other side is closed
+                pytest.fail(f"it ended without {text!r}: {self.seen!r}")
+        before, found, self.seen = self.seen.partition(text.encode())
+        return (before + found).decode()
+
+    def leave(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self.keyboard)
+
+
+@pytest.fixture
+def person() -> Iterator[Person]:
+    someone = Person("--max-new-tokens", "30000", "--ignore-eos")
+    yield someone
+    someone.leave()
+
+
+def test_ctrl_c_stops_an_answer_about_a_picture_and_the_conversation_goes_on_to_ctrl_d(person: Person) -> None:
+    person.wait_for("> ")
+    person.say(f"/image {shlex.quote(str(picture_path()))}")
+    person.wait_for("600 x 400")
+    person.wait_for("[1 picture] > ")
+    for question in ("请描述图中内容", "and what else?"):
+        person.say(question)
+        person.wait_for(RANDOM_NOTICE)
+        person.press(CTRL_C)
+        person.wait_for("(stopped)")
+        person.wait_for("> ")
+    person.press(CTRL_D)
+    assert person.process.wait(TIMEOUT_S) == 0
+
+
+def test_a_line_is_edited_and_recalled_where_readline_is(person: Person) -> None:
+    pytest.importorskip("readline")
+    person.wait_for("> ")
+    person.say("/unda\x7fo")
+    person.wait_for("tilewise: There is nothing to take back.")
+    person.wait_for("> ")
+    person.press(b"\x10\n")  # the line before
+    person.wait_for("tilewise: There is nothing to take back.")
+    person.press(CTRL_D)
+    assert person.process.wait(TIMEOUT_S) == 0
+
+
+def test_ctrl_c_twice_at_the_prompt_leaves_with_130(person: Person) -> None:
+    person.wait_for("> ")
+    person.press(CTRL_C)
+    person.wait_for("Ctrl-C once more leaves")
+    person.wait_for("> ")
+    person.press(CTRL_C)
+    person.wait_for("tilewise: interrupted")
+    assert person.process.wait(TIMEOUT_S) == 130
+
+
+def test_questions_are_piped_in_line_by_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tilewise", "chat", "--max-new-tokens", "2"],
+        input=f"/image {shlex.quote(str(picture_path()))}\n请描述图中内容\n/image none.png\nand\\\nthen?",
+        capture_output=True,
+        encoding="utf-8",
+        env=ENVIRONMENT,
+        timeout=TIMEOUT_S,
+    )
+    assert (done.returncode, done.stdout) == (0, f"{RANDOM_NOTICE}\n" * 2), done.stderr
+    assert done.stderr == "tilewise: There is no picture at 'none.png'; check the path.\n"
+
+
+def test_a_program_that_is_piped_to_ends_at_the_first_ctrl_c() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tilewise", "chat", "--max-new-tokens", "30000", "--ignore-eos"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env=ENVIRONMENT,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write("hello\n")
+        process.stdin.flush()
+        process.stdout.read(len(RANDOM_NOTICE))
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "tilewise: interrupted\n"
+        assert process.wait(TIMEOUT_S) == 130

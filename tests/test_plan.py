@@ -1,0 +1,100 @@
+"""The plan against the modules and pools that it plans."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.tiny import MODEL
+from tilewise.checkpoint.hf_config import load_model_config
+from tilewise.config import DeviceConfig, EngineConfig, ModelConfig, resolve
+from tilewise.model.internvl import InternVL
+from tilewise.plan import count_weights, plan_memory
+
+CPU = DeviceConfig("cpu")
+
+
+def count_tensors(model: ModelConfig) -> tuple[int, int, int]:
+    """Elements of every tensor of an official checkpoint, by part."""
+    with torch.device("meta"):
+        slots = InternVL(resolve(EngineConfig(session_len=64), model, CPU)).slots()
+    parts = ("vision_model.", "mlp1.", "language_model.")
+    counts = [sum(math.prod(slot.shape) for name, slot in slots.items() if name.startswith(part)) for part in parts]
+    assert sum(counts) == sum(math.prod(slot.shape) for slot in slots.values())
+    return counts[0], counts[1], counts[2]
+
+
+def vision_with(**changes: Any) -> ModelConfig:
+    return replace(MODEL, vision=replace(MODEL.vision, **changes))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        MODEL,
+        vision_with(norm_type="layer_norm", use_qk_norm=False, use_qkv_bias=True),
+        vision_with(use_qkv_bias=True),
+        vision_with(use_qk_norm=False),
+        vision_with(image_size=56, patch_size=14),
+        replace(MODEL, select_layer=-2),
+        replace(MODEL, select_layer=1),
+        replace(MODEL, select_layer=0),
+        replace(MODEL, decoder=replace(MODEL.decoder, use_bias=True, vocab_size=300, head_dim=16)),
+        replace(MODEL, decoder=replace(MODEL.decoder, num_layers=5, num_kv_heads=4, intermediate_size=7)),
+    ],
+)
+def test_weights_are_counted_exactly(model: ModelConfig) -> None:
+    counts = count_weights(model)
+    assert (counts.tower, counts.projector, counts.decoder) == count_tensors(model)
+    assert counts.total == sum(count_tensors(model))
+
+
+def test_the_weights_of_internvl_chat_v1_5_are_those_of_its_paper(shared_data: Path) -> None:
+    model = load_model_config(shared_data / "internvl-chat-v1-5")
+    counts = count_weights(model)
+    assert (counts.tower, counts.projector, counts.decoder) == count_tensors(model)
+    assert round(counts.tower / 1e9, 3) == 5.536
+    assert round(counts.projector / 1e9, 3) == 0.116
+    assert round(counts.decoder / 1e9, 2) == 19.86
+    assert round(counts.total / 1e9, 2) == 25.51
+    resolved = resolve(EngineConfig(), model, DeviceConfig("cuda", 0, (9, 0)))
+    assert plan_memory(resolved).weights >> 20 == 48_664
+    assert resolved.kv_bytes_per_token == 196_608
+
+
+def test_parts_of_the_plan_add_up_to_the_weights_in_the_engines_dtype() -> None:
+    for dtype, size in (("float32", 4), ("bfloat16", 2)):
+        plan = plan_memory(resolve(EngineConfig(dtype=dtype), MODEL, CPU))
+        assert plan.weights == count_weights(MODEL).total * size
+
+
+def test_an_asked_for_cache_size_is_taken_and_a_share_is_of_what_is_left() -> None:
+    fixed = resolve(EngineConfig(kv_cache_bytes=10_000_000), MODEL, CPU)
+    plan = plan_memory(fixed)
+    assert plan.count_blocks(fixed, free_bytes=0) == 10_000_000 // plan.kv_block
+    shared = resolve(EngineConfig(cache_max_entry_count=0.5), MODEL, DeviceConfig("cuda", 0, (9, 0)))
+    plan = plan_memory(shared)
+    taken = plan.workspace + plan.image_cache
+    assert plan.count_blocks(shared, taken + 200 * plan.kv_block) == 100
+    assert plan.count_blocks(shared, taken) == 0
+    assert plan.count_blocks(shared, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"max_prefill_tiles": 32}, "tower_workspace"),
+        ({"max_prefill_token_num": 8192}, "decoder_workspace"),
+        ({"max_batch_size": 8192}, "decoder_workspace"),
+        ({"session_len": 64}, "decoder_workspace"),
+        ({"image_cache_bytes": 1 << 20}, "image_cache"),
+        ({"cache_block_seq_len": 128}, "kv_block"),
+    ],
+)
+def test_every_setting_moves_its_part_of_the_plan(options: dict[str, int], part: str) -> None:
+    before = plan_memory(resolve(EngineConfig(), MODEL, CPU))
+    after = plan_memory(resolve(EngineConfig(**options), MODEL, CPU))
+    assert getattr(after, part) != getattr(before, part)

@@ -1,0 +1,129 @@
+import math
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+
+from tests.engine.tiny import make_picture
+from tilewise.errors import InputError
+from tilewise.types import GenerationConfig, ImageSpan, Request, Response, TilingParameters
+
+HUGE = 2**31
+REFUSED: dict[str, list[Any]] = {
+    "n": [0, 17, 1.0, True, None],
+    "max_new_tokens": [0, -1, HUGE, 1.5, None],
+    "do_sample": [1, "yes", None],
+    "top_p": [0.0, -0.1, 1.1, math.nan, 1e308, "1", None, True],
+    "top_k": [-1, HUGE, 2.0, None],
+    "min_p": [-0.1, 1.1, math.nan, None],
+    "temperature": [-0.1, 101, math.inf, math.nan, "1"],
+    "repetition_penalty": [0.0, -1.0, 11, math.nan],
+    "presence_penalty": [-2.1, 2.1, math.nan, None],
+    "frequency_penalty": [-2.1, 2.1, 1e308],
+    "logit_bias": [5, "a", [1], [(1,)], [(1, 2.0, 3)], {1: 101}, {1: math.nan}, {-1: 1.0}, {"a": 1.0}, {1: "b"}],
+    "ignore_eos": [1, None],
+    "random_seed": [-1, 2**64, 1.5, True],
+    "stop_words": [5, [""], [1], b"ab", ["a"] * 17],
+    "bad_words": [5, [""], [None]],
+    "stop_token_ids": [5, "12", [-1], [HUGE], [1.0], [True]],
+    "bad_token_ids": [5, "12", [-1], [HUGE]],
+    "min_new_tokens": [-1, 513, 1.5],
+    "skip_special_tokens": [0, "no"],
+    "logprobs": [-1, 21, True, 1.5],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values])
+def test_a_refused_value_names_its_field(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=name) as refusal:
+        GenerationConfig(**{name: value})
+    assert refusal.value.param == name
+
+
+def test_every_generation_field_is_checked() -> None:
+    assert {field.name for field in fields(GenerationConfig)} == set(REFUSED)
+
+
+def test_the_defaults_are_lmdeploys() -> None:
+    config = GenerationConfig()
+    assert (config.n, config.max_new_tokens, config.do_sample) == (1, 512, False)
+    assert (config.top_p, config.top_k, config.min_p, config.temperature) == (1.0, 50, 0.0, 0.8)
+    assert (config.repetition_penalty, config.ignore_eos, config.random_seed) == (1.0, False, None)
+    assert (config.skip_special_tokens, config.logprobs) == (True, None)
+
+
+def test_lists_are_frozen_and_one_word_needs_no_list() -> None:
+    config = GenerationConfig(
+        stop_words="end", bad_words=["a", "b"], stop_token_ids=[1, 2], bad_token_ids=None, logit_bias={3: 1}
+    )
+    assert (config.stop_words, config.bad_words) == (("end",), ("a", "b"))
+    assert (config.stop_token_ids, config.bad_token_ids) == ((1, 2), ())
+    assert config.logit_bias == ((3, 1),)
+    assert hash(config) == hash(GenerationConfig(**{name: getattr(config, name) for name in REFUSED}))
+    with pytest.raises(FrozenInstanceError):
+        config.n = 2
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("max_dynamic_patch", {"max_tiles": 0}),
+        ("max_dynamic_patch", {"max_tiles": 65}),
+        ("min_dynamic_patch", {"min_tiles": 0}),
+        ("min_dynamic_patch", {"min_tiles": 5, "max_tiles": 4}),
+        ("tile_size", {"tile_size": 0}),
+    ],
+)
+def test_tiling_that_no_grid_satisfies_is_refused_by_the_users_name(name: str, options: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=name) as refusal:
+        TilingParameters(**options)
+    assert refusal.value.param == name
+
+
+def test_tiles_of_a_picture_count_the_thumbnail() -> None:
+    assert [make_picture(0, *grid).num_tiles for grid in ((1, 1), (2, 1), (4, 3))] == [1, 3, 13]
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [(0, 4, 1)],
+        [(0, 0, 0)],
+        [(4, 2, 0)],
+        [(6, 11, 0)],
+        [(-1, 4, 0)],
+        [(0, 4, 0), (3, 8, 1)],
+        [(4, 8, 0), (0, 4, 1)],
+        [(0, 4, 0)],
+    ],
+)
+def test_spans_that_do_not_lie_in_the_prompt_in_order_one_a_picture_are_refused(
+    spans: list[tuple[int, int, int]],
+) -> None:
+    pictures = (make_picture(0), make_picture(1))
+    with pytest.raises(InputError) as refusal:
+        Request("r", (1,) * 10, tuple(ImageSpan(*span) for span in spans), pictures)
+    assert refusal.value.param == "spans"
+
+
+def test_spans_may_touch_each_other_and_both_ends() -> None:
+    spans = (ImageSpan(0, 4, 0), ImageSpan(4, 8, 1))
+    assert Request("r", (1,) * 8, spans, (make_picture(0), make_picture(1))).spans == spans
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(InputError, match="empty"):
+        Request("r", ())
+
+
+def test_pixels_stay_out_of_every_repr() -> None:
+    request = Request("r", (1,) * 4, (ImageSpan(0, 4, 0),), (make_picture(0),))
+    assert "pixels" not in repr(request) + repr(request.images[0])
+
+
+def test_a_response_shows_lmdeploys_fields_and_no_other() -> None:
+    response = Response("text", 3, 5, 0, "stop", [1, 2])
+    assert repr(response) == (
+        "Response(text='text', generate_token_len=3, input_token_len=5, session_id=0, finish_reason='stop', "
+        "token_ids=[1, 2], logprobs=None)"
+    )
