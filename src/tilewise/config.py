@@ -230,6 +230,13 @@ class ChatTemplateConfig:
     meta_instruction: str | None = None
     stop_words: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what is no text; the words are checked with the profile."""
+        for name in ("model_name", "meta_instruction"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise ConfigError(f"ChatTemplateConfig: {name}={value!r:.80} must be a string or None.", param=name)
+
 
 @dataclass(frozen=True, slots=True)
 class ResolvedConfig:
@@ -310,6 +317,13 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
             "set session_len beyond them too, or leave rope_scaling_factor out.",
             param="rope_scaling_factor",
         )
+    max_step_tokens = config.max_prefill_token_num or max(1024 if on_cpu else 4096, config.max_batch_size)
+    if max_step_tokens < config.max_batch_size:
+        raise ConfigError(
+            f"max_prefill_token_num={max_step_tokens} is below max_batch_size={config.max_batch_size}, and every running "
+            "sequence takes a token of a step; raise the one or lower the other.",
+            param="max_prefill_token_num",
+        )
     rope_base, rope_position_scale = _resolve_rope(config, model.decoder, session_len)
     return ResolvedConfig(
         model=replace(model, is_random=True) if config.load_format == "dummy" else model,
@@ -318,8 +332,7 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
         session_len=session_len,
         max_batch_size=config.max_batch_size,
         block_size=config.cache_block_seq_len,
-        # Every running sequence takes a token of a step, so a step cannot be smaller than the batch.
-        max_step_tokens=max(config.max_prefill_token_num or (1024 if on_cpu else 4096), config.max_batch_size),
+        max_step_tokens=max_step_tokens,
         max_step_tiles=config.max_prefill_tiles or (1 if on_cpu else 16),
         use_prefix_cache=config.enable_prefix_caching,
         rope_base=rope_base,

@@ -132,7 +132,7 @@ class Scheduler:
         self.tiles.unpin()
         step = _Step(self.budgets.max_step_tokens, self.budgets.max_step_tiles)
         for sequence in list(self.running):
-            if sequence.is_decoding and sequence in self.running:
+            if sequence.is_decoding:  # one that was preempted meanwhile is not
                 self._schedule_decode(sequence, step)
         for sequence in self.running:
             if not sequence.is_decoding:

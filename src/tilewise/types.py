@@ -14,6 +14,7 @@ from tilewise.errors import InputError
 
 MAX_CHOICES = 16
 MAX_STOP_WORDS = 16
+MAX_WORD_LENGTH = 256
 MAX_TOP_LOGPROBS = 20
 
 
@@ -49,8 +50,10 @@ def _frozen(name: str, values: object) -> tuple[object, ...]:
 def _frozen_words(name: str, words: object) -> tuple[str, ...]:
     given = (words,) if isinstance(words, str) else _frozen(name, words)
     for word in given:
-        if not isinstance(word, str) or not word:
-            raise InputError(f"{name} must hold non-empty strings, got {word!r}.", param=name)
+        if not isinstance(word, str) or not 0 < len(word) <= MAX_WORD_LENGTH:
+            raise InputError(
+                f"{name} must hold strings of 1 to {MAX_WORD_LENGTH} characters, got {word!r:.80}.", param=name
+            )
     return cast(tuple[str, ...], given)
 
 
