@@ -115,9 +115,10 @@ def test_what_was_asked_for_is_never_replaced(device: DeviceConfig) -> None:
     assert (resolved.kv_cache_bytes, resolved.image_cache_bytes) == (12345, 0)
 
 
-@pytest.mark.parametrize("options", [{"max_prefill_token_num": 10}, {}])
-def test_a_step_holds_a_token_of_every_running_sequence(options: dict[str, int]) -> None:
-    assert resolve(EngineConfig(max_batch_size=9000, **options), MODEL, CPU).max_step_tokens == 9000
+def test_a_step_holds_a_token_of_every_running_sequence() -> None:
+    assert resolve(EngineConfig(max_batch_size=9000), MODEL, CPU).max_step_tokens == 9000
+    with pytest.raises(ConfigError, match="max_prefill_token_num=10 is below max_batch_size=11"):
+        resolve(EngineConfig(max_batch_size=11, max_prefill_token_num=10), MODEL, CPU)
 
 
 def test_dummy_weights_make_a_model_that_says_it_is_random() -> None:

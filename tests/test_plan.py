@@ -10,9 +10,10 @@ import torch
 
 from tests.engine.tiny import MODEL
 from tilewise.checkpoint.hf_config import load_model_config
-from tilewise.config import DeviceConfig, EngineConfig, ModelConfig, resolve
+from tilewise.config import DecoderConfig, DeviceConfig, EngineConfig, ModelConfig, VisionConfig, resolve
+from tilewise.errors import ConfigError
 from tilewise.model.internvl import InternVL
-from tilewise.plan import count_weights, plan_memory
+from tilewise.plan import Fit, count_weights, fit_memory, plan_memory
 
 CPU = DeviceConfig("cpu")
 
@@ -98,3 +99,53 @@ def test_every_setting_moves_its_part_of_the_plan(options: dict[str, int], part:
     before = plan_memory(resolve(EngineConfig(), MODEL, CPU))
     after = plan_memory(resolve(EngineConfig(**options), MODEL, CPU))
     assert getattr(after, part) != getattr(before, part)
+
+
+GIB = 1 << 30
+GPU = DeviceConfig("cuda")
+# The shapes of InternVL-Chat-V1-5: MODEL holds the rest.
+OFFICIAL = replace(
+    MODEL,
+    dtype="bfloat16",
+    vision=VisionConfig(3200, 45, 25, 12800),
+    decoder=DecoderConfig("internlm2", 6144, 16384, 48, 48, 8, 128, 92553, 32768),
+)
+
+
+def fit(gib: float, **options: int) -> Fit:
+    return fit_memory(EngineConfig.from_options(options), OFFICIAL, GPU, int(gib * GIB))
+
+
+def test_what_fits_is_left_as_it_was_asked_for() -> None:
+    found = fit(80)
+    assert found.changes == {}
+    assert found.total_bytes <= 80 * GIB
+    assert found.memory == plan_memory(found.config)
+
+
+def test_advice_followed_is_a_plan_that_fits_without_advice() -> None:
+    for gib in (50, 51, 52):
+        advised = fit(gib)
+        followed = fit(gib, **advised.changes)
+        assert advised.changes
+        assert (followed.changes, followed.num_blocks) == ({}, advised.num_blocks)
+        assert followed.total_bytes <= gib * GIB
+        assert followed.capacity >= min(followed.config.session_len, 4096)
+
+
+def test_a_setting_of_the_callers_is_never_changed() -> None:
+    assert fit(52, max_prefill_tiles=15).config.max_step_tiles == 15
+    assert "session_len" not in fit(51, session_len=5000).changes
+
+
+def test_what_cannot_fit_says_how_much_is_missing_and_fits_with_that_much_more() -> None:
+    found = fit(24)
+    assert (found.num_blocks, found.capacity) == (0, 0)
+    assert found.missing_bytes > 0
+    assert fit(24 + found.missing_bytes / GIB + 0.01).num_blocks > 0
+    assert fit(24 + found.missing_bytes / GIB - 0.01).num_blocks == 0
+
+
+def test_a_cache_too_small_for_one_session_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"kv_cache_bytes=1048576 holds 0 tokens"):
+        fit(80, kv_cache_bytes=1 << 20)

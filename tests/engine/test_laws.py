@@ -174,12 +174,13 @@ def test_equal_bytes_of_other_shape_or_tiling_never_hit_each_other() -> None:
         assert tiles == picture.num_tiles
 
 
-def test_two_namespaces_never_share_a_block() -> None:
+def test_two_namespaces_never_share_a_block_or_a_tile() -> None:
     core = make_core()
-    parts = (make_text(1, 40), make_picture(1, 3, 1), [1, 2])
+    picture = make_picture(1, 3, 1)
+    parts = (make_text(1, 40), picture, [1, 2])
     first = ask(core, *parts, namespace="a")
-    assert ask(core, *parts, namespace="b")[2] == 0
-    assert ask(core, *parts, namespace="")[2] == 0
+    for other in ("b", "", "\ud800"):
+        assert ask(core, *parts, namespace=other)[1:3] == (picture.num_tiles, 0)
     _, _, cached, again = ask(core, *parts, namespace="a")
     assert cached > 0
     assert again == first[3]
