@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tilewise
-from tilewise.checkpoint.hf_config import load_eos_token_ids, load_model_config
+from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import RopeScaling
 from tilewise.errors import CheckpointError, UnsupportedModelError
 
@@ -65,7 +65,6 @@ def test_official_config_reads_as_the_published_facts() -> None:
     assert (model.tokens_per_tile, model.projector_input_size, model.pixel_shuffle_version) == (256, 12800, "v2")
     assert (model.min_dynamic_patch, model.max_dynamic_patch, model.use_thumbnail) == (1, 12, True)
     assert (model.template, model.dtype, model.select_layer) == ("internlm2-chat", "bfloat16", -1)
-    assert load_eos_token_ids(OFFICIAL)
 
 
 def test_absent_keys_take_the_defaults_of_the_official_classes(tmp_path: Path) -> None:
@@ -218,22 +217,6 @@ def test_a_malformed_field_is_an_error_that_names_file_and_field(tmp_path: Path,
 def test_a_missing_config_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json is missing"):
         load_model_config(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "ids"), [({"eos_token_id": 2}, (2,)), ({"eos_token_id": [2, 5]}, (2, 5)), ({}, ())]
-)
-def test_eos_ids_are_one_or_a_list_or_absent(tmp_path: Path, content: dict[str, Any], ids: tuple[int, ...]) -> None:
-    assert load_eos_token_ids(tmp_path) == ()
-    (tmp_path / "generation_config.json").write_text(json.dumps(content))
-    assert load_eos_token_ids(tmp_path) == ids
-
-
-@pytest.mark.parametrize("given", ["2", [2, None], -1, True, {"a": 1}])
-def test_malformed_eos_ids_are_refused(tmp_path: Path, given: Any) -> None:
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": given}))
-    with pytest.raises(CheckpointError, match="eos_token_id"):
-        load_eos_token_ids(tmp_path)
 
 
 def test_reading_a_config_imports_no_torch() -> None:

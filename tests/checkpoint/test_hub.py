@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -207,7 +208,7 @@ def test_files_that_are_complete_survive_a_download_that_failed(hub: Hub, tmp_pa
 def test_offline_without_a_cache_says_how_to_get_online(hub: Hub, tmp_path: Path) -> None:
     status, line = find_in_child(tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
     assert status == 2
-    assert line.startswith("DownloadError org/model is not")
+    assert line.startswith("DownloadError org/model is no folder here, is not (completely) in the cache")
     assert "HF_HUB_OFFLINE" in line
 
 
@@ -221,7 +222,7 @@ def test_an_unreachable_hub_says_what_to_check(tmp_path: Path) -> None:
 def test_an_unknown_model_or_revision_says_so(hub: Hub, tmp_path: Path) -> None:
     status, line = find_in_child(tmp_path, "org/nothing", HF_ENDPOINT=hub.url)
     assert (status, line.partition(" ")[0]) == (2, "DownloadError")
-    assert "no model org/nothing" in line
+    assert "org/nothing is no folder here, and the hub has no model org/nothing" in line
     status, line = find_in_child(tmp_path, revision="v9", HF_ENDPOINT=hub.url)
     assert (status, line.partition(" ")[0]) == (2, "DownloadError")
     assert "no revision 'v9'" in line
@@ -307,8 +308,11 @@ def test_a_path_that_does_not_exist_is_not_taken_for_a_hub_id(model: str) -> Non
         find_model(model)
 
 
-def test_a_revision_of_something_local_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [{"revision": "v1"}, {"download_dir": "v1"}, {"download_dir": Path("v1")}])
+def test_a_revision_or_download_dir_of_something_local_is_refused(tmp_path: Path, given: dict[str, Any]) -> None:
     (tmp_path / "config.json").write_text("{}")
+    (name,) = given
     for model in (str(tmp_path), None):
-        with pytest.raises(ConfigError, match="revision='v1'"):
-            find_model(model, revision="v1")
+        with pytest.raises(ConfigError, match=f"{name}='v1'") as refusal:
+            find_model(model, **given)
+        assert refusal.value.param == name

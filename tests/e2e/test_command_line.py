@@ -34,6 +34,15 @@ def run(*arguments: str, cwd: Path | None = None) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def run_in_shell(line: str, **variables: str) -> tuple[int, str, str]:
+    """Run `tilewise LINE` by a shell, in the embedded model's folder, with its output buffered as a user's is."""
+    source = Path(__file__).resolve().parents[2] / "src"
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(source), "PYTHONUTF8": "1", **variables}
+    command = ["sh", "-c", f'exec "$0" -m tilewise {line}', sys.executable]
+    done = subprocess.run(command, env=env, cwd=model_folder(), capture_output=True, encoding="utf-8", check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
 def assert_refused(done: tuple[int, str, str], *words: str) -> None:
     status, out, err = done
     assert (status, out) == (2, ""), err
@@ -131,6 +140,24 @@ def test_ctrl_c_ends_cleanly_with_130() -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err == "tilewise: interrupted\n"
+
+
+@pytest.mark.parametrize("command", ["download .", "--version", "check_env"])
+@pytest.mark.parametrize(("stdout", "words"), [(">&-", "stdout is closed"), (">/dev/full", "No space left")])
+def test_output_that_cannot_be_written_is_one_line_and_status_1(command: str, stdout: str, words: str) -> None:
+    status, out, err = run_in_shell(f"{command} {stdout}")
+    assert (status, out, err.count("\n")) == (1, "", 1), err
+    assert words in err
+
+
+def test_a_chat_without_stdin_is_refused() -> None:
+    assert_refused(run_in_shell("chat <&-"), "stdin is closed")
+
+
+def test_characters_that_the_output_lacks_become_question_marks() -> None:
+    status, out, err = run_in_shell("generate --prompt hi --max-new-tokens 1", PYTHONIOENCODING="latin-1")
+    assert status == 0, err
+    assert out.strip() == RANDOM_NOTICE.encode("latin-1", "replace").decode("latin-1")
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:

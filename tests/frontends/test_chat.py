@@ -415,3 +415,13 @@ def test_a_flag_that_would_not_be_honoured_is_refused_before_a_model_is_loaded(
     assert message in err
     assert err.count("\n") == 1
     assert not chosen
+
+
+def test_pictures_come_from_the_hosts_that_the_pipeline_allows(
+    make_pipeline: MakePipeline, answer: Any, talk: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe, _ = make_pipeline(answer, pictures={"allowed_media_hosts": ["127.0.0.1"]})
+    talk(pipe, "/image http://127.0.0.1:9/a.png")
+    err = capsys.readouterr().err
+    assert "tilewise: " in err
+    assert "public internet" not in err

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +16,7 @@ from tilewise.frontends import cli, commands
 from tilewise.frontends.flags import ENGINE_HELP, GENERATION_HELP, given_flags
 from tilewise.inputs.prompt import PROFILES
 from tilewise.inputs.tokenizer import Tokenizer
-from tilewise.types import FinishReason, GenerationConfig, Request
+from tilewise.types import FinishReason, GenerationConfig, Request, StepOutput, TokenLogprob
 
 
 @pytest.fixture
@@ -27,8 +28,8 @@ def asked(make_pipeline: MakePipeline, tokenizer: Tokenizer, monkeypatch: pytest
         calls.append(request)
         return say(tokenizer.encode("a dog"), FinishReason.STOP, tokenizer.special_id("<|im_end|>"))
 
-    def pipeline(*arguments: Any) -> Any:
-        calls.append(arguments)
+    def pipeline(*arguments: Any, **pictures: Any) -> Any:
+        calls.append((*arguments, pictures))
         return make_pipeline(answer)[0]
 
     monkeypatch.setattr("tilewise.frontends.pipeline.pipeline", pipeline)
@@ -80,6 +81,33 @@ def test_generate_streams_the_same_text(asked: list[Any], capsys: pytest.Capture
     assert not asked[1].images
 
 
+def test_picture_flags_reach_the_pipeline(asked: list[Any]) -> None:
+    flags = "--max-dynamic-patch 4 --min-dynamic-patch 2 --allowed-media-hosts a.lan --allowed-media-hosts b.lan"
+    assert cli.main(["generate", "--prompt", "what?", *flags.split()]) == 0
+    assert asked[0][-1] == {
+        "max_dynamic_patch": 4,
+        "min_dynamic_patch": 2,
+        "allowed_media_hosts": ["a.lan", "b.lan"],
+    }
+
+
+def test_a_logprob_that_is_not_finite_is_null_in_json(
+    make_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logprobs = (TokenLogprob(5, -math.inf, ((5, math.nan), (6, -1.0))),)
+    outputs = [StepOutput("", (5,), logprobs, finish_reason=FinishReason.LENGTH)]
+    monkeypatch.setattr("tilewise.frontends.pipeline.pipeline", lambda *_: make_pipeline(lambda _: outputs)[0])
+    assert cli.main(["generate", "--prompt", "what?", "--json", "--logprobs", "2"]) == 0
+
+    def refuse(constant: str) -> None:
+        pytest.fail(f"{constant} is no JSON")
+
+    said = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    (entry,) = said["answers"][0]["logprobs"]
+    assert entry["logprob"] is None
+    assert entry["top"] == [[5, None], [6, -1.0]]
+
+
 def test_generate_in_json_is_one_object_with_the_response_s_fields(
     asked: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +139,8 @@ def test_generate_with_nothing_shows_the_bundled_picture_s_response(
         ("generate --prompt a --temperature 0.5", "--temperature: has no effect without sampling; add --do-sample"),
         ("generate --prompt a --no-do-sample --top-p 0.5", "--top-p: has no effect"),
         ("generate --prompt a --logprobs 3", "add --json"),
+        ("generate --prompt a --n 2 --stream", "--stream shows one answer"),
+        ("generate --prompt a --allowed-media-hosts http://a", "give a list of bare hosts"),
         ("generate --prompt a --max-new-tokens 0", "max_new_tokens must be a whole number"),
         ("generate --prompt a --tp 2", "leave tp=1"),
         ("generate --prompt a --image no-such.png", "There is no picture at 'no-such.png'"),

@@ -1,5 +1,7 @@
 import itertools
 import logging
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +13,14 @@ from PIL import Image
 import tilewise
 from tests.frontends.scripted import MakePipeline, say
 from tilewise import ChatTemplateConfig, EngineConfig, GenerationConfig, Response, Session
-from tilewise.errors import ConfigError, EngineError, ImageError, InputError
+from tilewise.demo import model_folder
+from tilewise.errors import ConfigError, EngineError, ImageError, ImageFetchError, InputError
 from tilewise.frontends.answers import RANDOM_NOTICE
 from tilewise.inputs.tokenizer import Tokenizer
 from tilewise.types import Box, FinishReason, Request, StepOutput, Usage
+from tilewise.vl import encode_image_base64
 
+PICTURE = Image.new("RGB", (1344, 896))
 TEXT = "这张图片展示了一只小狗。 A small dog, sitting."
 
 
@@ -75,10 +80,8 @@ def test_a_stop_word_across_tokens_ends_the_answer_before_itself_and_aborts(
 
 
 def test_the_template_s_own_words_stop_too(make_pipeline: MakePipeline, ids: list[int]) -> None:
-    pipe, client = make_pipeline(lambda _: say(ids))
-    template = ChatTemplateConfig(stop_words=("小狗",))
-    own = type(pipe)(pipe.engine, template)
-    response = own("hi")
+    pipe, client = make_pipeline(lambda _: say(ids), template=ChatTemplateConfig(stop_words=("小狗",)))
+    response = pipe("hi")
     assert isinstance(response, Response)
     assert response.text == "这张图片展示了一只"
     assert len(client.aborted) == 1
@@ -245,6 +248,9 @@ def test_boxes_are_found_whether_or_not_their_tokens_are_shown(
     assert isinstance(kept, Response)
     assert (hidden.text, kept.text) == ("dog[[1, 2, 30, 40]]", "<ref>dog</ref><box>[[1, 2, 30, 40]]</box>")
     assert hidden.boxes == kept.boxes == (Box("dog", 1, 2, 30, 40),)
+    *earlier, last = pipe.stream_infer("hi")
+    assert last.boxes == hidden.boxes
+    assert not any(piece.boxes for piece in earlier)
 
 
 def test_usage_counts_picture_tokens_and_cached_ones(make_pipeline: MakePipeline, ids: list[int]) -> None:
@@ -295,7 +301,7 @@ def test_a_closed_pipeline_closes_once_and_answers_nothing(make_pipeline: MakePi
         pipe("hi")
 
 
-@pytest.mark.parametrize("given", [[GenerationConfig()], [GenerationConfig(), None], [1, 2]])
+@pytest.mark.parametrize("given", [[GenerationConfig()], [GenerationConfig(), None], [1, 2], 5, "ab"])
 def test_a_list_of_generation_configs_must_fit_the_prompts(make_pipeline: MakePipeline, given: Any) -> None:
     pipe, _ = make_pipeline(lambda _: [])
     with pytest.raises(InputError, match="for each of the 2 prompts"):
@@ -320,11 +326,91 @@ def test_a_progress_bar_is_shown_where_asked_for(
         ({"log_level": "LOUD"}, "log_level='LOUD' is unknown"),
         ({"model_name": "a", "chat_template_config": ChatTemplateConfig("b")}, "name two prompt profiles"),
         ({"model_name": "no-such-profile"}, "no-such-profile"),
+        ({"model_path": 3}, "model_path=3 must be a folder"),
+        ({"model_name": 3}, "model_name=3 must be"),
+        ({"backend_config": {"tp": 1}}, "backend_config={'tp': 1} must be an EngineConfig"),
+        ({"chat_template_config": "internvl-official"}, "chat_template_config='internvl-official' must be a Chat"),
+        ({"log_level": 10}, "log_level=10 is unknown; choose DEBUG"),
+        ({"allowed_media_hosts": "a.lan"}, "give a list of bare hosts"),
     ],
 )
 def test_a_setting_that_would_not_be_honoured_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tilewise.pipeline(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_dynamic_patch": 0}, "max_dynamic_patch must be a whole number"),
+        ({"max_dynamic_patch": "4"}, "max_dynamic_patch must be a whole number"),
+        ({"max_dynamic_patch": 2, "min_dynamic_patch": 3}, r"min_dynamic_patch must be a whole number in \[1, 2\]"),
+    ],
+)
+def test_a_number_of_tiles_that_no_picture_can_have_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tilewise.pipeline(**given)
+
+
+@pytest.mark.parametrize("field", ["model_name", "meta_instruction"])
+def test_a_chat_template_s_texts_are_texts(field: str) -> None:
+    with pytest.raises(ConfigError, match=f"{field}=5 must be a string") as caught:
+        ChatTemplateConfig(**{field: 5})  # pyright: ignore[reportArgumentType]
+    assert caught.value.param == field
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param"), [(("a", "x"), "session"), (("a", Session(), [GenerationConfig()]), "gen_config")]
+)
+def test_a_chat_s_arguments_of_the_wrong_type_are_named(
+    make_pipeline: MakePipeline, arguments: tuple[Any, ...], param: str
+) -> None:
+    pipe, _ = make_pipeline(lambda _: [])
+    with pytest.raises(InputError, match=f"^{param}=") as caught:
+        pipe.chat(*arguments)
+    assert caught.value.param == param
+
+
+def test_tiles_are_bounded_for_pictures_that_do_not_say_their_own(make_pipeline: MakePipeline, ids: list[int]) -> None:
+    pipe, client = make_pipeline(lambda _: say(ids), pictures={"max_dynamic_patch": 2})
+    own = {"url": f"data:image/png;base64,{encode_image_base64(PICTURE)}", "max_dynamic_patch": 6}
+    pipe([("hi", PICTURE), [{"role": "user", "content": [{"type": "image_url", "image_url": own}]}]])
+    assert [request.images[0].num_tiles for request in client.submitted] == [2 + 1, 6 + 1]
+    pipe, client = make_pipeline(lambda _: say(ids), pictures={"min_dynamic_patch": 8})
+    pipe(("hi", PICTURE))
+    assert client.submitted[0].images[0].num_tiles > 8
+
+
+def test_a_host_may_be_allowed_that_is_not_on_the_public_internet(make_pipeline: MakePipeline) -> None:
+    pipe, _ = make_pipeline(lambda _: [])
+    with pytest.raises(ImageFetchError, match="not on the public internet"):
+        pipe(("hi", "http://127.0.0.1:9/a.png"))
+    pipe, _ = make_pipeline(lambda _: [], pictures={"allowed_media_hosts": ["127.0.0.1"]})
+    with pytest.raises(ImageFetchError) as caught:
+        pipe(("hi", "http://127.0.0.1:9/a.png"))
+    assert "public internet" not in str(caught.value)
+
+
+def test_what_is_wrong_beside_the_weights_is_found_before_torch_is_imported(tmp_path: Path) -> None:
+    for path in model_folder().iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes()[: 100 if path.name == "tokenizer.model" else None])
+    script = (
+        "import sys\n"
+        "from tilewise import TilewiseError, pipeline\n"
+        "for given in ({'model_path': 'nowhere'}, {'model_path': sys.argv[1]}, {'model_name': 'no-such-profile'}):\n"
+        "    try:\n"
+        "        pipeline(**given)\n"
+        "    except TilewiseError as error:\n"
+        "        print(type(error).__name__, 'torch' in sys.modules)\n"
+    )
+    source = Path(tilewise.__file__).parents[1]
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, env={"PYTHONPATH": str(source)}, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["CheckpointError False", "CheckpointError False", "ConfigError False"]
+
+
+def test_the_notice_s_repr_has_the_quotes_of_any_other_answer_s() -> None:
+    assert repr(RANDOM_NOTICE) == f"'{RANDOM_NOTICE}'"
 
 
 def test_the_log_level_reaches_the_package_s_logger(monkeypatch: pytest.MonkeyPatch) -> None:

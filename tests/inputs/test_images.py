@@ -246,17 +246,32 @@ def test_more_bytes_than_allowed_are_refused_before_decoding(tmp_path):
             load_image(source, policy)
 
 
-@pytest.mark.parametrize("bad", [{"max_bytes": 0}, {"max_pixels": -1}, {"fetch_timeout_s": float("inf")}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"max_bytes": 0}, {"max_pixels": -1}, {"fetch_timeout_s": float("inf")}, {"fetch_timeout_s": float("nan")},
+        {"max_bytes": "3"}, {"max_pixels": None}, {"max_side": 2.5}, {"max_side": True}, {"max_request_images": 0},
+        {"rate_grace_s": [1]}, {"max_pixels": 10**400},
+    ],
+)  # fmt: skip
 def test_a_bound_that_would_switch_a_limit_off_is_refused(bad):
     with pytest.raises(ConfigError) as caught:
         ImageLimits(**bad)
     assert caught.value.param in bad
 
 
-@pytest.mark.parametrize("host", ["http://a", "a/b", "a:80", "", "u@a"])
+@pytest.mark.parametrize("host", ["http://a", "a/b", "a:80", "", "u@a", 5, None])
 def test_an_allowed_host_must_be_bare(host):
     with pytest.raises(ConfigError, match="bare hosts"):
         ImagePolicy(allowed_media_hosts=(host,))
+
+
+@pytest.mark.parametrize("hosts", ["localhost", None, 5])
+def test_allowed_hosts_must_be_a_list(hosts):
+    with pytest.raises(ConfigError, match=f"allowed_media_hosts is {hosts!r}; give a list") as refusal:
+        ImagePolicy(allowed_media_hosts=hosts)
+    assert refusal.value.param == "allowed_media_hosts"
+    assert ImagePolicy(allowed_media_hosts=["LocalHost."]).allowed_media_hosts == ("localhost",)
 
 
 def test_vl_offers_the_two_known_names(tmp_path):

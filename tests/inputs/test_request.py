@@ -5,9 +5,16 @@ from PIL import Image
 
 from tilewise import demo
 from tilewise.checkpoint.hf_config import load_model_config
-from tilewise.errors import CheckpointError, InputError, PromptTooLongError
+from tilewise.errors import (
+    CheckpointError,
+    ImageError,
+    ImageFetchError,
+    ImageTooLargeError,
+    InputError,
+    PromptTooLongError,
+)
 from tilewise.inputs.conversation import ImagePart, Message, parse_prompt
-from tilewise.inputs.images import ImagePolicy
+from tilewise.inputs.policy import ImageLimits, ImagePolicy
 from tilewise.inputs.prompt import choose_profile
 from tilewise.inputs.request import RequestBuilder
 from tilewise.inputs.tokenizer import load_tokenizer
@@ -24,10 +31,13 @@ def tokenizer():
 
 @pytest.fixture
 def create(tokenizer):
-    def create(session_len: int = 8192, tiling: TilingParameters | None = None, **profile) -> RequestBuilder:
+    def create(
+        session_len: int = 8192, tiling: TilingParameters | None = None, limits: ImageLimits | None = None, **profile
+    ) -> RequestBuilder:
         model = load_model_config(demo.model_folder())
         chosen = dataclasses.replace(choose_profile(model), **profile)
-        return RequestBuilder(model, session_len, tokenizer, chosen, ImagePolicy(), tiling or TilingParameters())
+        policy = ImagePolicy(limits=limits or ImageLimits())
+        return RequestBuilder(model, session_len, tokenizer, chosen, policy, tiling or TilingParameters())
 
     return create
 
@@ -79,8 +89,11 @@ def test_prompt_may_fill_the_session_but_for_one_token(create):
     assert len(build(create(length + 1), ("q", TILE)).token_ids) == length
     with pytest.raises(PromptTooLongError) as refused:
         build(create(length), ("q", TILE))
-    for part in (str(length), f"{length - 256} of text", "1 tiles of 256", "--session-len", "max_dynamic_patch"):
+    knobs = ("--session-len", "max_dynamic_patch (--max-dynamic-patch)")
+    for part in (str(length), f"{length - 256} of text", "1 tiles of 256", *knobs):
         assert part in str(refused.value)
+    with pytest.raises(PromptTooLongError, match=r"\(--session-len\), or shorten"):
+        build(create(1), "q")
 
 
 def test_far_too_long_text_is_refused_before_it_is_tokenised(create, tokenizer, monkeypatch):
@@ -91,8 +104,30 @@ def test_far_too_long_text_is_refused_before_it_is_tokenised(create, tokenizer, 
 
 
 def test_far_too_many_pictures_are_refused_before_one_is_read(create):
-    with pytest.raises(PromptTooLongError, match=r"at least .* 40 tiles"):
-        build(create(), ("q", ["missing.png"] * 40))
+    with pytest.raises(PromptTooLongError, match=r"at least .* 16 tiles"):
+        build(create(4096), ("q", ["missing.png"] * 16))
+    with pytest.raises(InputError, match="17 pictures; at most 16 are allowed"):
+        build(create(), ("q", ["missing.png"] * 17))
+
+
+def test_a_requests_pictures_share_a_budget_that_is_checked_before_the_next_is_read(create):
+    assert ImageLimits().max_request_pixels == 2 * ImageLimits().max_pixels
+    limits = ImageLimits(max_request_pixels=2 * 448 * 448)
+    assert len(build(create(limits=limits), ("q", [TILE, TILE])).images) == 2
+    with pytest.raises(ImageTooLargeError, match=r"Picture 3 of 4: .* 602112 pixels; at most 401408 together"):
+        build(create(limits=limits), ("q", [TILE, TILE, TILE, "missing.png"]))
+
+
+def test_an_error_says_which_of_several_pictures_it_is_about(create):
+    with pytest.raises(ImageError, match=r"^Picture 2 of 3: There is no picture at 'missing\.png'"):
+        build(create(), ("q", [TILE, "missing.png", "later.png"]))
+    with pytest.raises(ImageFetchError, match=r"^Picture 1 of 2: The picture's URL"):
+        build(create(), ("q", ["ftp://a/", TILE]))
+    with pytest.raises(InputError, match=r"^Picture 2 of 2: max_dynamic_patch") as refused:
+        create().build([Message("user", (ImagePart(TILE), ImagePart(TILE, 0)))], GenerationConfig(), "r")
+    assert refused.value.param == "max_dynamic_patch"
+    with pytest.raises(ImageError, match=r"^There is no picture"):
+        build(create(), ("q", "missing.png"))
 
 
 def test_longer_answers_than_the_session_holds_are_left_to_the_engine(create):
@@ -129,6 +164,13 @@ def test_bad_words_of_one_token_become_ids(create, tokenizer):
 def test_bad_words_of_several_tokens_are_refused_by_name(create):
     with pytest.raises(InputError, match=r"'red zebra', which is [0-9]+ tokens"):
         build(create(), bad_words=["red zebra"])
+
+
+def test_a_ban_of_the_whole_vocabulary_is_refused(create, tokenizer):
+    all_but_one = range(tokenizer.vocab_size - 1)
+    assert len(build(create(), bad_token_ids=all_but_one).generation.bad_token_ids) == tokenizer.vocab_size - 1
+    with pytest.raises(InputError, match=f"ban all {tokenizer.vocab_size} tokens"):
+        build(create(), bad_token_ids=[0, *all_but_one], bad_words=["</box>"])
 
 
 @pytest.mark.parametrize("field", ["stop_token_ids", "bad_token_ids", "logit_bias"])

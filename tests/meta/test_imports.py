@@ -1,4 +1,4 @@
-"""Holds DESIGN's table of who may import whom, on the direct imports of every module."""
+"""Holds ARCHITECTURE's table of who may import whom, on the direct imports of every module."""
 
 import ast
 import subprocess

@@ -1,9 +1,14 @@
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tilewise.checkpoint.hf_config import load_model_config
+from tilewise.checkpoint.weights import _find_shards, _read_header
+from tilewise.demo import model_folder
 from tilewise.errors import CheckpointError
+from tilewise.inputs.tokenizer import load_tokenizer
 
 BROKEN = {
     "empty": b"",
@@ -25,7 +30,21 @@ def test_a_broken_config_is_one_short_error_that_names_the_file(tmp_path: Path, 
     assert len(str(refusal.value)) < 300
 
 
-def test_a_config_that_is_a_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
-    (tmp_path / "config.json").mkdir()
-    with pytest.raises(CheckpointError, match=r"config\.json"):
-        load_model_config(tmp_path)
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_an_error_that_names_it_and_nothing_hangs(tmp_path: Path, make) -> None:
+    for name, load in (
+        ("config.json", load_model_config),
+        ("tokenizer_config.json", load_tokenizer),
+        ("model.safetensors.index.json", _find_shards),
+        ("model.safetensors", lambda folder: _read_header(folder / "model.safetensors")),
+    ):
+        make(tmp_path / name)
+        with pytest.raises(CheckpointError, match=f"{name} is missing from the model folder, or is no file"):
+            load(tmp_path)
+
+
+def test_a_pipe_in_place_of_the_tokenizers_pieces_is_refused(tmp_path: Path) -> None:
+    shutil.copy(model_folder() / "tokenizer_config.json", tmp_path)
+    os.mkfifo(tmp_path / "tokenizer.model")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model .*is no file"):
+        load_tokenizer(tmp_path)

@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import pytest
 from PIL import Image
 
 import tilewise
-from tilewise.errors import ImageError
-from tilewise.inputs.decoder import DecoderPool
+from tilewise.errors import CapacityError, ImageError
+from tilewise.inputs import decoder as decoder_module
+from tilewise.inputs.decoder import Decoder
 from tilewise.inputs.policy import ImageLimits
 
 LIMITS = ImageLimits()
@@ -35,11 +37,11 @@ def encoded(format_name: str = "PNG", size: tuple[int, int] = (4, 2)) -> bytes:
 
 
 @pytest.fixture
-def pool():
-    pool = DecoderPool(recycle_after=10**9)
-    yield pool
-    pool.close()
-    assert not pool.process_ids
+def decoder():
+    decoder = Decoder(recycle_after=10**9)
+    yield decoder
+    decoder.close()
+    assert decoder.process_id is None
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
@@ -49,82 +51,163 @@ def damaged(data: bytes, chance: random.Random) -> bytes:
     return bytes(changed[: chance.randrange(len(changed))] if chance.random() < 0.1 else changed)
 
 
-def decode_damaged(pool: DecoderPool, format_name: str, count: int) -> int:
+def decode_damaged(decoder: Decoder, format_name: str, count: int) -> int:
     original, chance = encoded(format_name, (32, 24)), random.Random(f"{format_name} {count}")
-    pool.decode(original, LIMITS)
-    workers, refused = pool.process_ids, 0
+    decoder.decode(original, LIMITS)
+    worker, refused = decoder.process_id, 0
     for _ in range(count):
         try:
-            width, height, pixels = pool.decode(damaged(original, chance), LIMITS)
+            width, height, pixels = decoder.decode(damaged(original, chance), LIMITS)
             assert len(pixels) == width * height * 3
         except ImageError:
             refused += 1
-    assert pool.process_ids == workers
+    assert decoder.process_id == worker
     return refused
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
-def test_bit_flips_give_pictures_or_image_errors_and_the_worker_survives(format_name, pool):
-    assert decode_damaged(pool, format_name, 400) > 0
+def test_bit_flips_give_pictures_or_image_errors_and_the_worker_survives(format_name, decoder):
+    assert decode_damaged(decoder, format_name, 400) > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format_name", FORMATS)
-def test_ten_thousand_bit_flips_give_pictures_or_image_errors_and_the_worker_survives(format_name, pool):
-    assert decode_damaged(pool, format_name, 2000) > 0
+def test_ten_thousand_bit_flips_give_pictures_or_image_errors_and_the_worker_survives(format_name, decoder):
+    assert decode_damaged(decoder, format_name, 2000) > 0
 
 
 def test_no_process_runs_before_the_first_picture_nor_after_close():
-    pool = DecoderPool()
-    assert not pool.process_ids
-    pool.decode(encoded(), LIMITS)
-    (process_id,) = pool.process_ids
-    pool.close()
-    assert not pool.process_ids
+    decoder = Decoder()
+    assert decoder.process_id is None
+    decoder.decode(encoded(), LIMITS)
+    process_id = decoder.process_id
+    decoder.close()
+    assert decoder.process_id is None
     with pytest.raises(ProcessLookupError):
         os.kill(process_id, 0)
-    assert pool.decode(encoded("BMP"), LIMITS)[:2] == (4, 2)
-    pool.close()
+    assert decoder.decode(encoded("BMP"), LIMITS)[:2] == (4, 2)
+    decoder.close()
 
 
-def test_a_killed_worker_is_replaced(pool):
-    pool.decode(encoded(), LIMITS)
-    (first,) = pool.process_ids
+def test_a_killed_worker_is_replaced(decoder):
+    decoder.decode(encoded(), LIMITS)
+    first = decoder.process_id
     os.kill(first, signal.SIGKILL)
-    while pool.process_ids:
+    while decoder.process_id:
         time.sleep(0.01)
-    pool.decode(encoded("BMP"), LIMITS)
-    assert first not in pool.process_ids
-    assert len(pool.process_ids) == 1
+    decoder.decode(encoded("BMP"), LIMITS)
+    assert decoder.process_id not in (None, first)
 
 
-def test_a_worker_that_answers_too_late_is_killed_and_replaced(pool):
-    pool.decode(encoded(), LIMITS)
-    (first,) = pool.process_ids
+def test_a_worker_that_answers_too_late_is_killed_and_replaced(decoder):
+    decoder.decode(encoded(), LIMITS)
+    first = decoder.process_id
     os.kill(first, signal.SIGSTOP)
     with pytest.raises(ImageError, match=r"within 0\.2 s"):
-        pool.decode(encoded(), ImageLimits(decode_timeout_s=0.2))
-    assert not pool.process_ids
-    pool.decode(encoded("BMP"), LIMITS)
-    assert len(pool.process_ids) == 1
+        decoder.decode(encoded(), ImageLimits(decode_timeout_s=0.2))
+    assert decoder.process_id is None
+    decoder.decode(encoded("BMP"), LIMITS)
+    assert decoder.process_id is not None
+
+
+def interrupt_from(number: int, decode) -> bool:
+    """Run `decode`, interrupting the decoder's code after its `number`-th call of a built-in and after every later one."""
+    seen = 0
+
+    def interrupt(frame, event, _):
+        nonlocal seen
+        if event == "c_return" and frame.f_code.co_filename == decoder_module.__file__:
+            seen += 1
+            if seen >= number:
+                raise KeyboardInterrupt
+
+    sys.setprofile(interrupt)
+    try:
+        decode()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+@pytest.mark.parametrize("is_warm", [True, False])
+def test_a_burst_of_interrupts_anywhere_leaves_a_decoder_that_decodes(is_warm, decoder):
+    number = 1
+    while True:
+        if is_warm:
+            decoder.decode(encoded("BMP"), LIMITS)
+        else:
+            decoder.close()
+        was_interrupted = interrupt_from(number, lambda: decoder.decode(encoded("BMP", (9, 9)), LIMITS))
+        thread = threading.Thread(target=decoder.decode, args=(encoded("BMP"), LIMITS), daemon=True)
+        thread.start()
+        thread.join(60)
+        assert not thread.is_alive()
+        assert decoder.process_id is not None
+        if not was_interrupted:
+            break
+        number += 1
+    assert number > 5
+
+
+@pytest.fixture
+def interpreter(tmp_path, monkeypatch):
+    """Make workers start as a shell script, which has `$PYTHON` for the real thing."""
+
+    def set_interpreter(script: str) -> None:
+        (tmp_path / "python").write_text(f"#!/bin/sh\nPYTHON='{python}'\n{script}\n")
+        (tmp_path / "python").chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+
+    python = sys.executable
+    return set_interpreter
+
+
+def test_a_worker_that_ends_at_once_is_started_once_more(tmp_path, decoder, interpreter):
+    interpreter(f'cd \'{tmp_path}\' && mkdir started && exit 1\nexec "$PYTHON" "$@"')
+    assert decoder.decode(encoded("BMP"), LIMITS)[:2] == (4, 2)
+    assert (tmp_path / "started").is_dir()
+
+
+@pytest.mark.parametrize("script", ["exit 0", None])
+def test_where_no_worker_can_start_the_picture_is_not_blamed(script, decoder, interpreter, monkeypatch):
+    if script is None:
+        monkeypatch.setattr(sys, "executable", "no/such/python")
+    else:
+        interpreter(script)
+    with pytest.raises(CapacityError, match="No decoder process could be started"):
+        decoder.decode(encoded("BMP"), LIMITS)
+
+
+@needs_proc
+def test_no_secret_of_the_environment_reaches_a_worker(decoder, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    decoder.decode(encoded("BMP"), LIMITS)
+    process_id = decoder.process_id
+    names = {entry.partition(b"=")[0] for entry in Path(f"/proc/{process_id}/environ").read_bytes().split(b"\0")}
+    assert {b"PATH", b"PYTHONPATH", b"LC_ALL"} <= names
+    assert not {name for name in names if re.search(b"TOKEN|KEY|SECRET|PASS|^HF_|^TILEWISE", name)}
 
 
 def test_a_worker_is_recycled_after_its_share_of_pictures():
-    pool = DecoderPool(recycle_after=2)
+    decoder = Decoder(recycle_after=2)
     seen = []
     for _ in range(5):
-        pool.decode(encoded("BMP"), LIMITS)
-        seen.append(next(iter(pool.process_ids)))
+        decoder.decode(encoded("BMP"), LIMITS)
+        seen.append(decoder.process_id)
     assert [seen.count(process_id) for process_id in dict.fromkeys(seen)] == [2, 2, 1]
-    pool.close()
+    decoder.close()
 
 
-def test_threads_share_at_most_size_workers_and_get_their_own_picture():
-    pool, results = DecoderPool(size=2), {}
+def test_threads_share_the_worker_and_get_their_own_picture(decoder):
+    results = {}
     sizes = [(width, 3) for width in range(1, 25)]
 
     def work(size: tuple[int, int]) -> None:
-        results[size] = pool.decode(encoded("BMP", size), LIMITS)[:2]
+        results[size] = decoder.decode(encoded("BMP", size), LIMITS)[:2]
 
     threads = [threading.Thread(target=work, args=(size,)) for size in sizes]
     for thread in threads:
@@ -132,14 +215,12 @@ def test_threads_share_at_most_size_workers_and_get_their_own_picture():
     for thread in threads:
         thread.join()
     assert results == {size: size for size in sizes}
-    assert len(pool.process_ids) <= 2
-    pool.close()
 
 
 @needs_proc
-def test_a_worker_is_bound_in_memory_cpu_time_and_core_files(pool):
-    pool.decode(encoded("BMP"), ImageLimits(max_pixels=1_000_000))
-    (process_id,) = pool.process_ids
+def test_a_worker_is_bound_in_memory_cpu_time_and_core_files(decoder):
+    decoder.decode(encoded("BMP"), ImageLimits(max_pixels=1_000_000))
+    process_id = decoder.process_id
     soft = {}
     for line in Path(f"/proc/{process_id}/limits").read_text().splitlines()[1:]:
         soft[line[:26].strip()] = line[26:].split()[0]
@@ -176,8 +257,8 @@ def test_a_script_without_main_guard_runs_once_even_where_a_foreign_pil_lies_abo
 @pytest.mark.parametrize("ending", ["", "os.kill(os.getpid(), 9)", "os._exit(0)", "raise SystemExit(3)"])
 def test_no_worker_outlives_its_parent_however_that_ends(ending, tmp_path):
     text = (
-        "import os, sys\nfrom tilewise.inputs.decoder import SHARED_POOL\nfrom tilewise.vl import load_image\n"
-        f"load_image(sys.argv[1])\nprint(*SHARED_POOL.process_ids, flush=True)\n{ending}\n"
+        "import os, sys\nfrom tilewise.inputs.decoder import SHARED_DECODER\nfrom tilewise.vl import load_image\n"
+        f"load_image(sys.argv[1])\nprint(SHARED_DECODER.process_id, flush=True)\n{ending}\n"
     )
     worker = Path("/proc", run_script(tmp_path, text).stdout.strip())
     assert worker.name.isdecimal()
@@ -185,31 +266,30 @@ def test_no_worker_outlives_its_parent_however_that_ends(ending, tmp_path):
         time.sleep(0.01)
 
 
-def test_ctrl_c_does_not_reach_the_worker(pool):
-    pool.decode(encoded("BMP"), LIMITS)
-    workers = pool.process_ids
-    for process_id in workers:
-        os.kill(process_id, signal.SIGINT)
-    pool.decode(encoded("BMP"), LIMITS)
-    assert pool.process_ids == workers
+def test_ctrl_c_does_not_reach_the_worker(decoder):
+    decoder.decode(encoded("BMP"), LIMITS)
+    worker = decoder.process_id
+    os.kill(worker, signal.SIGINT)
+    decoder.decode(encoded("BMP"), LIMITS)
+    assert decoder.process_id == worker
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_child_forked_while_a_picture_is_decoded_gets_a_worker_of_its_own(tmp_path):
     text = (
-        "import os, signal, sys, threading\nfrom tilewise.inputs.decoder import SHARED_POOL\n"
+        "import os, signal, sys, threading\nfrom tilewise.inputs.decoder import SHARED_DECODER\n"
         "from tilewise.vl import load_image\n"
-        "load_image(sys.argv[1])\nmine = SHARED_POOL.process_ids\nworker, = mine\n"
+        "load_image(sys.argv[1])\nworker = SHARED_DECODER.process_id\n"
         "os.kill(worker, signal.SIGSTOP)\n"
         "thread = threading.Thread(target=load_image, args=(sys.argv[1],))\nthread.start()\n"
-        "while not SHARED_POOL._idle.empty():\n    pass\n"
+        "while not SHARED_DECODER._lock.locked():\n    pass\n"
         "child = os.fork()\n"
         "if child == 0:\n"
         "    signal.alarm(30)\n"
         "    load_image(sys.argv[1])\n"
-        "    os._exit(7 if len(SHARED_POOL.process_ids) == 1 and SHARED_POOL.process_ids != mine else 1)\n"
+        "    os._exit(7 if SHARED_DECODER.process_id not in (None, worker) else 1)\n"
         "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\n"
         "os.kill(worker, signal.SIGCONT)\nthread.join()\n"
-        "load_image(sys.argv[1])\nassert SHARED_POOL.process_ids == mine\nprint('ok')\n"
+        "load_image(sys.argv[1])\nassert SHARED_DECODER.process_id == worker\nprint('ok')\n"
     )
     assert run_script(tmp_path, text).stdout == "ok\n"

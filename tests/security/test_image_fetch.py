@@ -250,6 +250,33 @@ def test_three_redirects_are_followed_and_a_fourth_is_not(num_redirects, is_fine
     assert canary.num_hits == 4
 
 
+@pytest.mark.parametrize("location", ["/图.png", "/%E5%9B%BE.png", "//127.0.0.1:{port}/图.png"])
+def test_a_redirect_may_hold_characters_beyond_ascii(location, serve):
+    def script(connection, path):
+        moved = answer(b"", "Location: " + location.format(port=canary.port), status="302 Found")
+        connection.sendall(answer(picture()) if path == "/%E5%9B%BE.png" else moved)
+
+    canary = serve(script)
+    assert load_image(canary.url("/0"), policy()).size == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ([], "without saying where"),
+        (["Location:"], "without saying where"),
+        (["Location:   "], "without saying where"),
+        (["Location: http://["], "could not be fetched"),
+        (["Location: /a b"], "holds a blank"),
+    ],
+)
+def test_a_redirect_to_nowhere_is_one_clear_error(headers, reason, serve):
+    canary = serve(lambda connection, _: connection.sendall(answer(b"", *headers, status="302 Found")))
+    with pytest.raises(ImageFetchError, match=reason):
+        load_image(canary.url(), policy())
+    assert canary.num_hits == 1
+
+
 def drip(connection, head: bytes, canary_is_closing) -> None:
     connection.sendall(head)
     while not canary_is_closing():

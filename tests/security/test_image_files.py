@@ -75,9 +75,11 @@ def test_a_file_url_of_another_machine_is_refused(url):
 
 def test_pipes_devices_and_folders_are_refused_and_nothing_hangs(tmp_path):
     os.mkfifo(tmp_path / "pipe")
+    before = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
     for source in (tmp_path / "pipe", "/dev/zero", tmp_path):
-        with pytest.raises(ImageError):
+        with pytest.raises(ImageError, match="is not a file"):
             load_image(source)
+    assert not before or len(os.listdir("/proc/self/fd")) == len(before)
 
 
 OTHER_FORMATS = [

@@ -20,7 +20,6 @@ _MAX_WIDTH = 1 << 20
 _MAX_VOCAB = 1 << 24
 _MAX_LAYERS = 1024
 _MAX_TILES = 64
-_MAX_TOKEN_ID = 2**31 - 1
 _REQUIRED: Any = object()
 
 
@@ -49,10 +48,10 @@ def load_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, too large, not JSON or not an object.
     """
     try:
+        if not path.is_file():  # a named pipe would block
+            raise CheckpointError(f"{path.name} is missing from the model folder, or is no file; it is required.")
         with path.open("rb") as file:
             content = file.read(_MAX_JSON_BYTES + 1)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.name} is missing from the model folder; it must hold {path.name}.") from None
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read: {error.strerror}.") from error
     if len(content) > _MAX_JSON_BYTES:
@@ -271,21 +270,3 @@ def load_model_config(folder: Path) -> ModelConfig:
         template=top.word("template", None),
         is_random=top.flag("random_weights", False),
     )
-
-
-def load_eos_token_ids(folder: Path) -> tuple[int, ...]:
-    """Read the end-of-sequence ids of generation_config.json; empty where the file or the field is absent.
-
-    Raises:
-        CheckpointError: the file is malformed.
-    """
-    path = folder / "generation_config.json"
-    if not path.exists():
-        return ()
-    section = _Section(f"{path.name}: ", load_json(path))
-    given: Any = section.get("eos_token_id", [])
-    ids = cast(list[Any], given) if isinstance(given, list) else [given]
-    for token_id in ids:
-        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id <= _MAX_TOKEN_ID:
-            raise section.error("eos_token_id", f"ids in [0, {_MAX_TOKEN_ID}], one or a list")
-    return tuple(ids)

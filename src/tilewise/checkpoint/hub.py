@@ -38,18 +38,19 @@ def find_model(
 
     Raises:
         CheckpointError: no such folder, or one without config.json.
-        ConfigError: a revision was given for something that has none.
+        ConfigError: `revision` or `download_dir` was given for what is not downloaded.
         DownloadError: the hub was not reachable, refused, or does not hold a model in safetensors.
     """
     model = None if model is None else os.path.expanduser(model)
     if model is not None and not os.path.lexists(model):
         patterns = ALLOW_PATTERNS if has_weights else _WITHOUT_WEIGHTS
         return _download(model, revision, None if download_dir is None else str(download_dir), patterns)
-    if revision is not None:
-        raise ConfigError(
-            f"revision={revision!r} applies to hub ids only; {model or 'the embedded model'} is local. Leave it out.",
-            param="revision",
-        )
+    for name, value in (("revision", revision), ("download_dir", download_dir)):
+        if value is not None:
+            raise ConfigError(
+                f"{name}={str(value)!r} is for hub ids only; {model or 'the embedded model'} is local. Leave it out.",
+                param=name,
+            )
     if model is None:
         # Inside: the demo ranks above this module, which knows only that there is one.
         from tilewise.demo import model_folder
@@ -117,14 +118,15 @@ def _download_from_huggingface(
         ) from error
     except RepositoryNotFoundError as error:
         raise DownloadError(
-            f"The hub has no model {hub_id}, or it is private: check the spelling, and set HF_TOKEN for a private one."
+            f"{hub_id} is no folder here, and the hub has no model {hub_id}, or it is private: check the spelling, and "
+            "set HF_TOKEN for a private one."
         ) from error
     except RevisionNotFoundError as error:
         raise DownloadError(f"{hub_id} has no revision {revision!r}; leave it out for the default one.") from error
     except LocalEntryNotFoundError as error:
         raise DownloadError(
-            f"{hub_id} is not (completely) in the cache and the hub was not reached: unset HF_HUB_OFFLINE or check the "
-            "network, set HF_ENDPOINT to a mirror, or give a local folder."
+            f"{hub_id} is no folder here, is not (completely) in the cache, and the hub was not reached: unset "
+            "HF_HUB_OFFLINE or check the network, set HF_ENDPOINT to a mirror, or give a local folder."
         ) from error
     except Exception as error:  # The library lets its HTTP client's and the disk's errors through.
         raise DownloadError(

@@ -1,12 +1,24 @@
-"""The one place that builds an engine and hands a client back."""
+"""The one place that builds an engine and hands a client back.
+
+`find_checkpoint` is cheap and comes first: what is wrong with a model's folder, its tokenizer or a prompt profile
+is told before torch is imported and any weight is read.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.checkpoint.hub import find_model
-from tilewise.config import EngineConfig, ResolvedConfig
+from tilewise.config import EngineConfig, ModelConfig, ResolvedConfig
 from tilewise.engine.client import EngineClient, InProcessClient
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a model lies and what its config.json says; no weight is read yet."""
+
+    folder: Path
+    model: ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,22 +30,32 @@ class Engine:
     folder: Path
 
 
-def launch_engine(model: str | None, config: EngineConfig) -> Engine:
-    """Find the model (None: the embedded one), load it and start its engine in this process.
+def find_checkpoint(model: str | None, config: EngineConfig) -> Checkpoint:
+    """Find the model (None: the embedded one), downloading it where needed, and read its config.json.
 
     Raises:
         CheckpointError: the model cannot be found or served.
-        ConfigError: the configuration contradicts the model or the device.
-        CapacityError: the device is too small.
     """
-    # torch takes seconds to import and is not wanted by whoever only asks for --help.
-    from tilewise.engine.core import build_core
-
     folder = find_model(
         model,
         revision=config.revision,
         download_dir=config.download_dir,
         has_weights=config.load_format != "dummy",
     )
-    core, resolved = build_core(folder, load_model_config(folder), config)
-    return Engine(InProcessClient(core), resolved, folder)
+    return Checkpoint(folder, load_model_config(folder))
+
+
+def launch_engine(model: str | Checkpoint | None, config: EngineConfig) -> Engine:
+    """Load a model, found before or now, and start its engine in this process.
+
+    Raises:
+        CheckpointError: the model cannot be found or served.
+        ConfigError: the configuration contradicts the model or the device.
+        CapacityError: the device is too small.
+    """
+    checkpoint = model if isinstance(model, Checkpoint) else find_checkpoint(model, config)
+    # torch takes seconds to import, and is not wanted before the rest is known to be right.
+    from tilewise.engine.core import build_core
+
+    core, resolved = build_core(checkpoint.folder, checkpoint.model, config)
+    return Engine(InProcessClient(core), resolved, checkpoint.folder)

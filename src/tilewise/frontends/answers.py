@@ -15,7 +15,7 @@ from tilewise.inputs.request import RequestBuilder
 from tilewise.types import Box, FinishReason, Request, Response, StepOutput, TokenLogprob, Usage
 
 RANDOM_NOTICE = (
-    "[No answer is shown: this model's weights are random and were never trained. "
+    "[No answer is shown: the weights of this model are random and were never trained. "
     "该模型的权重是随机的，未经训练，因此不显示回答。]"
 )
 _HEARTBEAT_S = 1.0
@@ -85,18 +85,18 @@ class Answer:
 
     def response(self) -> Response:
         """The answer as far as it has come."""
-        if self._is_withheld:
-            return self._create_response(RANDOM_NOTICE, 0)
-        marked = self._tokenizer.decode(self.token_ids, skip_special_tokens=False)
-        return self._create_response(self.own_text, 0, parse_boxes(marked))
+        return self.step_response(RANDOM_NOTICE if self._is_withheld else self.own_text, 0)
 
     def step_response(self, delta: str, num_shown: int) -> Response:
-        """What came after the first `num_shown` tokens: `delta` and its ids; the counts are of the whole answer."""
-        return self._create_response(delta, num_shown)
+        """What came after the first `num_shown` tokens: `delta` and its ids; the counts are of the whole answer.
 
-    def _create_response(self, text: str, num_shown: int, boxes: tuple[Box, ...] = ()) -> Response:
+        The last one has the boxes of the whole answer.
+        """
+        boxes: tuple[Box, ...] = ()
+        if self.finish_reason is not None and not self._is_withheld:
+            boxes = parse_boxes(self._tokenizer.decode(self.token_ids, skip_special_tokens=False))
         return Response(
-            text=text,
+            text=delta,
             generate_token_len=self._num_generated,
             input_token_len=self._num_prompt_tokens,
             session_id=self.session_id,

@@ -155,7 +155,7 @@ class Chat:
             raise InputError("A quotation mark is not closed; put one on both sides of a name.") from None
         if not sources:
             raise InputError("/image needs a path or URL, or several.")
-        images = [load_image(source) for source in sources]
+        images = [load_image(source, self._pipe.builder.policy) for source in sources]
         self._images += images
         for source, image in zip(sources, images, strict=True):
             self._note(f"{source:.200}: {image.width} x {image.height}")

@@ -5,20 +5,23 @@ Bad input ends in one line on stderr that says what to do, and status 2; Ctrl-C 
 """
 
 import argparse
+import contextlib
 import difflib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 from tilewise import __version__
 from tilewise.config import EngineConfig
 from tilewise.errors import EngineError, TilewiseError
-from tilewise.frontends.flags import ENGINE_HELP, GENERATION_HELP, add_flags
+from tilewise.frontends.flags import ENGINE_HELP, GENERATION_HELP, PICTURE_HELP, add_flags
 from tilewise.types import GenerationConfig
 
 # A conversation goes on from one answer, and shows its text alone.
 _CHAT_HELP = {name: text for name, text in GENERATION_HELP.items() if name not in ("n", "logprobs")}
+# A plan is for a GPU that need not be here, and looks at no weights.
+_PLAN_HELP = {name: text for name, text in ENGINE_HELP.items() if name not in ("device", "load_format")}
 _MODEL_HELP = "a folder, a symbolic link to one, or a hub id (org/name); default: the embedded model"
 
 
@@ -51,11 +54,23 @@ def create_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_model_flags(chat, _CHAT_HELP)
+    plan = commands.add_parser(
+        "plan",
+        help="show what a model takes on a GPU, without loading it",
+        usage="tilewise plan [MODEL] --gpu SIZE [FLAGS ...]",
+        description="Show what a model takes on a GPU and which settings make it fit. Nothing is loaded, and of a hub "
+        "id no weights are fetched; no GPU is needed. The status is 2 where nothing makes it fit.",
+        allow_abbrev=False,
+    )
+    plan.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL_HELP)
+    plan.add_argument("--gpu", metavar="SIZE", help="memory of the GPU: 80GiB, 24GiB, 81559MiB")
+    plan.add_argument("--json", action="store_true", help="print one JSON object, sizes in bytes")
+    add_flags(plan, "engine", EngineConfig, _PLAN_HELP)
     commands.add_parser("check_env", help="show versions, devices and memory", allow_abbrev=False)
     commands.add_parser("list", help="show what can be served, and the prompt profiles", allow_abbrev=False)
     download = commands.add_parser("download", help="fetch a model and print its folder", allow_abbrev=False)
     download.add_argument("model", metavar="MODEL", help="a hub id (org/name)")
-    download.add_argument("--dir", metavar="FOLDER", help="where to keep it, in place of the hub's own cache")
+    download.add_argument("--download-dir", metavar="FOLDER", help=ENGINE_HELP["download_dir"])
     download.add_argument("--revision", metavar="TEXT", help=ENGINE_HELP["revision"])
     return parser
 
@@ -77,6 +92,12 @@ def _add_model_flags(command: argparse.ArgumentParser, generation_help: dict[str
     command.add_argument("--log-level", metavar="LEVEL", default="WARNING", help="DEBUG, INFO, WARNING or ERROR")
     add_flags(command, "answer", GenerationConfig, generation_help)
     add_flags(command, "engine", EngineConfig, ENGINE_HELP)
+    pictures = command.add_argument_group("pictures")
+    for name, text in PICTURE_HELP.items():
+        kind: dict[str, Any] = {"type": int, "metavar": "N"}
+        if name == "allowed_media_hosts":
+            kind = {"action": "append", "metavar": "HOST"}
+        pictures.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, help=text, **kind)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -84,9 +105,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         command = f"tilewise {args.command}" if args.command else "tilewise"
+        shared = ("chat_template", "log_level", *ENGINE_HELP, *PICTURE_HELP)
         known = {
-            "generate": [*_dashed(ENGINE_HELP | GENERATION_HELP), "--image", "--prompt", "--stream", "--json"],
-            "chat": _dashed(ENGINE_HELP | _CHAT_HELP),
+            "generate": _dashed("image", "prompt", "stream", "json", *shared, *GENERATION_HELP),
+            "chat": _dashed(*shared, *_CHAT_HELP),
+            "plan": _dashed("gpu", "json", *_PLAN_HELP),
+            "download": _dashed("download_dir", "revision"),
         }
         near = difflib.get_close_matches(unknown[0].partition("=")[0], known.get(args.command, []), 1)
         hint = f" Did you mean {near[0]}?" if near else ""
@@ -96,26 +120,38 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _dashed(names: dict[str, str]) -> list[str]:
+def _dashed(*names: str) -> list[str]:
     return ["--" + name.replace("_", "-") for name in names]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status; a usage error exits by itself."""
+    if cast(Any, sys.stdout) is None:
+        print("tilewise: stdout is closed; leave it open for the answer.", file=sys.stderr)
+        return 1
+    with contextlib.suppress(AttributeError):  # what stands in for stdout, in a notebook say, may lack it
+        # Characters that the terminal's encoding lacks become question marks.
+        cast(Any, sys.stdout).reconfigure(errors="replace")
     try:
-        args = _parse(argv)
-        from tilewise.frontends import commands
+        try:
+            args = _parse(argv)
+            from tilewise.frontends import commands
 
-        getattr(commands, f"run_{args.command}")(args)
-        sys.stdout.flush()
+            getattr(commands, f"run_{args.command}")(args)
+        finally:
+            sys.stdout.flush()
     except TilewiseError as error:
         print(f"tilewise: {' '.join(str(error).split())}", file=sys.stderr)
         return 1 if isinstance(error, EngineError) else 2
     except KeyboardInterrupt:
         print("tilewise: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # Whoever read our output left; the interpreter must not fail again when it flushes.
+    except OSError as error:
+        if error.filename is not None:  # not the output's
+            raise
+        if not isinstance(error, BrokenPipeError):  # then whoever read our output left, and knows
+            print(f"tilewise: the output cannot be written: {error.strerror}", file=sys.stderr)
+        # The interpreter must not fail again when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0

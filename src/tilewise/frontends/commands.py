@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import sys
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tilewise import __version__
 from tilewise.errors import InputError
-from tilewise.frontends.flags import ENGINE_HELP, GENERATION_HELP, given_flags
+from tilewise.frontends.flags import ENGINE_HELP, GENERATION_HELP, PICTURE_HELP, given_flags
+from tilewise.frontends.planning import run_plan as run_plan
 
 if TYPE_CHECKING:
     from tilewise.frontends.pipeline import Pipeline
@@ -34,6 +36,7 @@ def run_generate(args: argparse.Namespace) -> None:
     """Answer one prompt; pictures and settings are checked before the model is loaded."""
     from tilewise.config import ChatTemplateConfig, EngineConfig
     from tilewise.inputs.images import load_image
+    from tilewise.inputs.policy import ImagePolicy
 
     is_demo = args.prompt is None and not args.image
     if is_demo:
@@ -44,14 +47,16 @@ def run_generate(args: argparse.Namespace) -> None:
     _check_output(args)
     generation = _read_generation(args)
     config = EngineConfig.from_options(given_flags(args, ENGINE_HELP))
-    images = [load_image(source) for source in args.image]
+    pictures = given_flags(args, PICTURE_HELP)
+    policy = ImagePolicy(allowed_media_hosts=pictures.get("allowed_media_hosts", ()))
+    images = [load_image(source, policy) for source in args.image]
     prompt = (args.prompt, images) if images else args.prompt
 
     from tilewise.frontends.pipeline import pipeline
 
     started_at = time.perf_counter()
     template = ChatTemplateConfig(model_name=args.chat_template)
-    with pipeline(args.model, None, config, template, args.log_level) as pipe:
+    with pipeline(args.model, None, config, template, args.log_level, **pictures) as pipe:
         load_s = time.perf_counter() - started_at
         if args.stream:
             responses = _print_stream(pipe, prompt, generation)
@@ -60,8 +65,9 @@ def run_generate(args: argparse.Namespace) -> None:
             responses = cast("list[Response]", answered if isinstance(answered, list) else [answered])
         answer_s = time.perf_counter() - started_at - load_s
     if args.json:
-        answers = [asdict(response) for response in responses]
-        print(json.dumps({"answers": answers, "load_s": load_s, "answer_s": answer_s}, ensure_ascii=False))
+        answers = [_without_infinities(asdict(response)) for response in responses]
+        said = {"answers": answers, "load_s": load_s, "answer_s": answer_s}
+        print(json.dumps(said, ensure_ascii=False, allow_nan=False))
         return
     if not args.stream:
         for response in responses:
@@ -75,11 +81,22 @@ def run_generate(args: argparse.Namespace) -> None:
     )
 
 
+def _without_infinities(value: Any) -> Any:
+    """JSON has neither infinities nor NaN: the logprob of a banned token becomes null."""
+    if isinstance(value, dict):
+        return {key: _without_infinities(item) for key, item in cast(dict[str, Any], value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_infinities(item) for item in cast(list[Any], value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _check_output(args: argparse.Namespace) -> None:
     if args.prompt is None:
         raise InputError("A picture came without a question; add --prompt TEXT.", param="prompt")
     if args.stream and args.json:
         raise InputError("--stream and --json exclude each other; give one.")
+    if args.stream and getattr(args, "n", 1) > 1:
+        raise InputError("--stream shows one answer; leave --n out, or --stream.", param="n")
     if getattr(args, "logprobs", None) is not None and not args.json:
         raise InputError("--logprobs shows in JSON only; add --json.", param="logprobs")
 
@@ -109,6 +126,8 @@ def run_chat(args: argparse.Namespace) -> None:
     """Talk until the user leaves; settings are checked before the model is loaded."""
     from tilewise.config import ChatTemplateConfig, EngineConfig
 
+    if cast(Any, sys.stdin) is None:
+        raise InputError("stdin is closed; chat reads its questions there.")
     generation = _read_generation(args)
     config = EngineConfig.from_options(given_flags(args, ENGINE_HELP))
 
@@ -116,7 +135,7 @@ def run_chat(args: argparse.Namespace) -> None:
     from tilewise.frontends.pipeline import pipeline
 
     template = ChatTemplateConfig(model_name=args.chat_template)
-    with pipeline(args.model, None, config, template, args.log_level) as pipe:
+    with pipeline(args.model, None, config, template, args.log_level, **given_flags(args, PICTURE_HELP)) as pipe:
         Chat(pipe, generation).run()
 
 
@@ -157,7 +176,7 @@ def run_download(args: argparse.Namespace) -> None:
     """Fetch a model and print its folder."""
     from tilewise.checkpoint.hub import find_model
 
-    print(find_model(args.model, revision=args.revision, download_dir=args.dir))
+    print(find_model(args.model, revision=args.revision, download_dir=args.download_dir))
 
 
 def _print_table(headings: tuple[str, str], rows: "tuple[tuple[str, str], ...] | list[tuple[str, str]]") -> None:

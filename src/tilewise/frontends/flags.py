@@ -51,6 +51,11 @@ GENERATION_HELP = {
     "skip_special_tokens": "leave tokens such as <box> out of the text",
     "logprobs": "give this many of the likeliest tokens of every step (with --json)",
 }
+PICTURE_HELP = {
+    "max_dynamic_patch": "most tiles of a picture, the thumbnail not counted; default: the model's",
+    "min_dynamic_patch": "fewest tiles of a picture; default: the model's",
+    "allowed_media_hosts": "fetch pictures from this host though it is not on the public internet; may be repeated",
+}
 
 
 def add_flags(parser: argparse.ArgumentParser, title: str, config: type, help_texts: Mapping[str, str]) -> None:

@@ -5,6 +5,7 @@ one call run together; one that fails ends the call, and the others are aborted.
 """
 
 import logging
+import os
 import uuid
 import weakref
 from collections.abc import Generator, Iterator, Sequence
@@ -14,8 +15,8 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from tilewise.config import ChatTemplateConfig, EngineConfig
-from tilewise.engine.launch import Engine, launch_engine
-from tilewise.errors import ConfigError, EngineError, InputError
+from tilewise.engine.launch import Checkpoint, Engine, find_checkpoint, launch_engine
+from tilewise.errors import ConfigError, EngineError, InputError, TilewiseError
 from tilewise.frontends.answers import Answer, follow
 from tilewise.frontends.progress import show_progress
 from tilewise.inputs.conversation import Message, is_message_list, parse_prompt
@@ -30,22 +31,37 @@ _NUM_SEEDS = 2**64
 
 
 def pipeline(
-    model_path: str | None = None,
+    model_path: str | os.PathLike[str] | None = None,
     model_name: str | None = None,
     backend_config: EngineConfig | None = None,
     chat_template_config: ChatTemplateConfig | None = None,
     log_level: str = "WARNING",
+    *,
+    max_dynamic_patch: int | None = None,
+    min_dynamic_patch: int | None = None,
+    allowed_media_hosts: Sequence[str] = (),
     **kwargs: Any,
 ) -> "Pipeline":
     """Load a model and return a `Pipeline` that answers with it.
 
     `model_path` is a folder, a hub id, or nothing for the embedded model. `model_name` names a prompt profile, as
     `chat_template_config.model_name` does. `kwargs` are fields of `EngineConfig`, in place of `backend_config`.
+    `max_dynamic_patch` and `min_dynamic_patch` bound the tiles of pictures that do not say their own, in place of
+    the checkpoint's. `allowed_media_hosts` may be fetched from though they are not on the public internet.
 
     Raises:
         ConfigError: a setting is unknown, given twice, or not available.
         CheckpointError: the model cannot be found or served.
     """
+    _check_type("model_path", model_path, (str, os.PathLike), "a folder, a hub id, or None for the embedded model")
+    _check_type("model_name", model_name, str, "the name of a prompt profile, or None")
+    _check_type("backend_config", backend_config, EngineConfig, "an EngineConfig; or give its fields by name")
+    _check_type(
+        "chat_template_config",
+        chat_template_config,
+        ChatTemplateConfig,
+        "a ChatTemplateConfig; model_name takes the name of a prompt profile",
+    )
     _set_log_level(log_level)
     if backend_config is not None and kwargs:
         given = ", ".join(kwargs)
@@ -60,18 +76,68 @@ def pipeline(
                 param="model_name",
             )
         template = replace(template, model_name=model_name)
-    engine = launch_engine(model_path, config)
-    try:
-        return Pipeline(engine, template)
-    except BaseException:
-        engine.client.close()
-        raise
+    checkpoint = find_checkpoint(None if model_path is None else os.fspath(model_path), config)
+    builder = create_builder(
+        checkpoint,
+        template,
+        max_dynamic_patch=max_dynamic_patch,
+        min_dynamic_patch=min_dynamic_patch,
+        allowed_media_hosts=allowed_media_hosts,
+    )
+    return Pipeline(launch_engine(checkpoint, config), builder)
+
+
+def create_builder(
+    checkpoint: Checkpoint,
+    chat_template: ChatTemplateConfig | None = None,
+    *,
+    max_dynamic_patch: int | None = None,
+    min_dynamic_patch: int | None = None,
+    allowed_media_hosts: Sequence[str] = (),
+) -> RequestBuilder:
+    """Load what turns prompts into requests, before any weight is read; the options are `pipeline`'s.
+
+    Raises:
+        ConfigError: a setting is not available.
+        InputError: no picture can have that many tiles.
+        CheckpointError: the tokenizer is missing or does not fit the model.
+    """
+    model = checkpoint.model
+    tiling = TilingParameters(
+        max_tiles=model.max_dynamic_patch if max_dynamic_patch is None else max_dynamic_patch,
+        use_thumbnail=model.use_thumbnail,
+        tile_size=model.vision.image_size,
+    )
+    if min_dynamic_patch is None:  # whoever lowers only the most must not meet the checkpoint's least above it
+        min_dynamic_patch = min(model.min_dynamic_patch, tiling.max_tiles)
+    return RequestBuilder(
+        model,
+        model.decoder.max_position_embeddings,
+        load_tokenizer(checkpoint.folder),
+        choose_profile(model, chat_template),
+        ImagePolicy(allowed_media_hosts=cast(tuple[str, ...], allowed_media_hosts)),
+        replace(tiling, min_tiles=min_dynamic_patch),
+    )
+
+
+def _check_type(
+    name: str,
+    value: object,
+    kind: type | tuple[type, ...],
+    wanted: str,
+    error: type[TilewiseError] = ConfigError,
+) -> None:
+    """Refuse what is neither None nor of a `kind`."""
+    if value is not None and not isinstance(value, kind):
+        raise error(f"{name}={value!r:.80} must be {wanted}.", param=name)
 
 
 def _set_log_level(level: str) -> None:
     known = logging.getLevelNamesMapping()
-    if level.upper() not in known:
-        raise ConfigError(f"log_level={level!r} is unknown; choose DEBUG, INFO, WARNING or ERROR.", param="log_level")
+    if not isinstance(cast(object, level), str) or level.upper() not in known:
+        raise ConfigError(
+            f"log_level={level!r:.80} is unknown; choose DEBUG, INFO, WARNING or ERROR.", param="log_level"
+        )
     logging.getLogger("tilewise").setLevel(known[level.upper()])
 
 
@@ -104,20 +170,10 @@ class Session:
 class Pipeline:
     """Answers prompts with one engine; may be called from several threads. Close it, or use it in `with`."""
 
-    def __init__(self, engine: Engine, chat_template: ChatTemplateConfig | None = None) -> None:
-        """Take over `engine`; `close` ends it."""
-        model = engine.resolved.model
+    def __init__(self, engine: Engine, builder: RequestBuilder) -> None:
+        """Take over `engine`; `close` ends it. `builder` is the model's, before the engine chose a session length."""
         self.engine = engine
-        self._builder = RequestBuilder(
-            model,
-            engine.resolved.session_len,
-            load_tokenizer(engine.folder),
-            choose_profile(model, chat_template),
-            ImagePolicy(),
-            TilingParameters(
-                model.min_dynamic_patch, model.max_dynamic_patch, model.use_thumbnail, model.vision.image_size
-            ),
-        )
+        self.builder = replace(builder, model=engine.resolved.model, session_len=engine.resolved.session_len)
         # Also at the interpreter's exit, for scripts that never close.
         self._finalizer = weakref.finalize(self, engine.client.close)
 
@@ -190,6 +246,8 @@ class Pipeline:
         A turn that fails leaves the session as it was. Leaving the loop, or an interrupt, aborts the answer: the
         session keeps what was said until then, with `abort` as its reason, or stays as it was if that is nothing.
         """
+        _check_type("session", session, Session, "a Session, or None for a new one", InputError)
+        _check_type("gen_config", gen_config, GenerationConfig, "one GenerationConfig", InputError)
         generation = gen_config or GenerationConfig()
         if generation.n > 1:
             raise InputError("n > 1 has no place in a chat; a session continues one answer.", param="n")
@@ -256,7 +314,7 @@ class Pipeline:
         """One request and answer for each of `n` choices; the pictures are prepared once."""
         if not self._finalizer.alive:
             raise EngineError("This pipeline is closed; make a new one with pipeline(...).")
-        request = self._builder.build(messages, generation, "")
+        request = self.builder.build(messages, generation, "")
         seed = generation.random_seed
         requests = [
             replace(
@@ -268,7 +326,7 @@ class Pipeline:
             )
             for choice in range(generation.n)
         ]
-        return [(own, Answer(own, self._builder, session_id)) for own in requests]
+        return [(own, Answer(own, self.builder, session_id)) for own in requests]
 
 
 def _as_batch(prompts: object) -> tuple[Sequence[Any], bool]:
@@ -281,7 +339,7 @@ def _as_batch(prompts: object) -> tuple[Sequence[Any], bool]:
 def _spread(gen_config: Generations, num_prompts: int) -> list[GenerationConfig]:
     if gen_config is None or isinstance(gen_config, GenerationConfig):
         return [gen_config or GenerationConfig()] * num_prompts
-    given: list[Any] = list(gen_config)
+    given: list[Any] = list(gen_config) if isinstance(cast(object, gen_config), (list, tuple)) else []
     if len(given) != num_prompts or not all(isinstance(item, GenerationConfig) for item in given):
         raise InputError(
             f"gen_config must be one GenerationConfig or a list of one for each of the {num_prompts} prompts.",

@@ -40,6 +40,8 @@ def run_plan(args: argparse.Namespace) -> None:
     from tilewise.checkpoint.hf_config import load_model_config
     from tilewise.checkpoint.hub import find_model
 
+    if args.gpu is None:
+        raise ConfigError("The GPU's memory is missing; add for instance --gpu 80GiB or --gpu 24GiB.", param="gpu")
     device_bytes = parse_bytes(args.gpu)
     config = EngineConfig.from_options(given_flags(args, ENGINE_HELP))
     model = load_model_config(

@@ -1,8 +1,9 @@
 """Decodes pictures in worker processes, so that a hostile file can kill or stall no more than one of those.
 
-`DecoderPool` is the parent's side, `main` the worker's: `python -m tilewise.inputs.decoder` reads requests from
+`Decoder` is the parent's side, `main` the worker's: `python -m tilewise.inputs.decoder` reads requests from
 stdin and answers on stdout until stdin ends. Frames are fixed structs followed by raw bytes; nothing is pickled.
 
+    start     _READY once the decoders are loaded
     request   _REQUEST  number of bytes and limits, then the bytes
     reply     _REPLY    _PIXELS, width, height     then width * height * 3 bytes of RGB
                         _REFUSED or _TOO_LARGE, length, 0    then that many bytes of message
@@ -16,12 +17,12 @@ import contextlib
 import io
 import math
 import os
-import queue
 import signal
 import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Generator
 from pathlib import Path
 from typing import cast
 
@@ -31,6 +32,11 @@ from tilewise.inputs.policy import MIB, ImageLimits
 _REQUEST = struct.Struct("<QQQdQd")
 _REPLY = struct.Struct("<BII")
 _PIXELS, _REFUSED, _TOO_LARGE = range(3)
+_READY = b"+"
+_START_TIMEOUT_S, _END_TIMEOUT_S = 30.0, 5.0
+_KEPT_VARIABLES = frozenset(
+    ("PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "HOME", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT")
+)
 _MAX_MESSAGE_BYTES = 4096
 _STRIP_BYTES = 4 * MIB
 _BASE_MEMORY_BYTES = 512 * MIB
@@ -56,164 +62,159 @@ def _write_all(stream: io.FileIO, data: bytes | bytearray) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Let the child find this very package, wherever the parent found it."""
+    """What Python and its libraries need to start and to find this very package: no token or key of the parent's."""
+    kept = {name: value for name, value in os.environ.items() if name in _KEPT_VARIABLES or name.startswith("LC_")}
     package_root = Path(__file__).parents[2]
-    if package_root.name in ("site-packages", "dist-packages"):  # NOTE: on PYTHONPATH these would shadow the stdlib
-        return dict(os.environ)
-    inherited = os.environ.get("PYTHONPATH")
-    search_path = os.pathsep.join((str(package_root), inherited)) if inherited else str(package_root)
-    return {**os.environ, "PYTHONPATH": search_path}
+    if package_root.name not in ("site-packages", "dist-packages"):  # NOTE: on PYTHONPATH these would shadow the stdlib
+        kept["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package_root), kept.get("PYTHONPATH"))))
+    return kept
 
 
-class _Worker:
-    """One decoder process and the two pipes to it; used by one thread at a time."""
-
-    def __init__(self) -> None:
-        self.num_pictures = 0
-        self.process = subprocess.Popen(  # -P: the folder that the user happens to be in may hold a PIL of its own
-            [sys.executable, "-P", "-m", "tilewise.inputs.decoder"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            env=_environment(),
-        )
-        self._requests = cast(io.FileIO, self.process.stdin)
-        self._replies = cast(io.FileIO, self.process.stdout)
-
-    @property
-    def is_alive(self) -> bool:
-        return self.process.poll() is None
-
-    def decode(self, data: bytes, limits: ImageLimits) -> tuple[int, int, bytes | bytearray]:
-        """Return (width, height, pixels); OSError or EOFError if the process died or was too slow."""
-        self.num_pictures += 1
-        watchdog = threading.Timer(limits.decode_timeout_s, self.process.kill)
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            request = _REQUEST.pack(
-                len(data),
-                limits.max_pixels,
-                limits.max_side,
-                limits.max_aspect_ratio,
-                limits.aspect_free_pixels,
-                limits.decode_timeout_s,
-            )
-            _write_all(self._requests, request)
-            _write_all(self._requests, data)
-            status, first, second = _REPLY.unpack(_read_exactly(self._replies, _REPLY.size))
-            if status == _PIXELS:
-                if first * second > limits.max_pixels:
-                    raise EOFError
-                return first, second, _read_exactly(self._replies, first * second * 3)
-            message = _read_exactly(self._replies, min(first, _MAX_MESSAGE_BYTES)).decode()
-        finally:
-            watchdog.cancel()
-        raise (ImageTooLargeError if status == _TOO_LARGE else ImageError)(message)
-
-    def end(self) -> None:
-        """Kill the process and collect it; nothing of value can be lost."""
-        self.process.kill()
-        self.close_pipes()
-        self.process.wait()
-
-    def close_pipes(self) -> None:
-        self._requests.close()
-        self._replies.close()
+@contextlib.contextmanager
+def _killed_after(process: subprocess.Popen[bytes], seconds: float) -> Generator[None]:
+    watchdog = threading.Timer(seconds, process.kill)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
 
 
-class DecoderPool:
-    """Up to `size` decoder processes, started when first needed, shared by any number of threads.
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[io.FileIO, io.FileIO]:
+    return cast(io.FileIO, process.stdin), cast(io.FileIO, process.stdout)
 
-    A worker is replaced when it dies, when it is too slow (then it is killed), and after `recycle_after`
-    pictures, so that a leak in a decoder stays small. A pool that was closed starts anew on its next picture.
+
+def _exchange(
+    process: subprocess.Popen[bytes], data: bytes, limits: ImageLimits
+) -> tuple[int, int, int, bytes | bytearray]:
+    """Send one picture; return status, width and height, and the pixels or the message."""
+    requests, replies = _pipes(process)
+    request = _REQUEST.pack(
+        len(data),
+        limits.max_pixels,
+        limits.max_side,
+        limits.max_aspect_ratio,
+        limits.aspect_free_pixels,
+        limits.decode_timeout_s,
+    )
+    _write_all(requests, request)
+    _write_all(requests, data)
+    status, first, second = _REPLY.unpack(_read_exactly(replies, _REPLY.size))
+    if status != _PIXELS:
+        return status, 0, 0, _read_exactly(replies, min(first, _MAX_MESSAGE_BYTES))
+    if first * second > limits.max_pixels:
+        raise EOFError
+    return status, first, second, _read_exactly(replies, first * second * 3)
+
+
+class Decoder:
+    """One decoder process, started when first needed, used by any number of threads in turn.
+
+    It is replaced when it dies, when it is too slow (then it is killed), when its user was interrupted, and after
+    `recycle_after` pictures, so that a leak in a decoder stays small. After `close` the next picture starts anew.
+
+    NOTE: Ctrl-C may end any method after any call, also its cleaning up. So only a process whose last exchange was
+    seen to its end counts as ready, and whatever else is found is ended by the next user.
     """
 
-    def __init__(self, size: int = 1, *, recycle_after: int = 500) -> None:
-        """Make the pool; no process starts yet."""
-        self._size = size
+    def __init__(self, *, recycle_after: int = 500) -> None:
+        """Start nothing yet."""
         self._recycle_after = recycle_after
         self._set_up()
 
     def _set_up(self) -> None:
-        self._workers: set[_Worker] = set()
-        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
-        for _ in range(self._size):
-            self._idle.put(None)
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._num_pictures = 0
+        self._is_ready = False
 
     @property
-    def process_ids(self) -> frozenset[int]:
-        """Ids of the processes that run now."""
-        return frozenset(worker.process.pid for worker in tuple(self._workers) if worker.is_alive)
+    def process_id(self) -> int | None:
+        """Id of the process, if it runs."""
+        process = self._process
+        return None if process is None or process.poll() is not None else process.pid
 
     def decode(self, data: bytes, limits: ImageLimits) -> tuple[int, int, bytes | bytearray]:
-        """Return (width, height, RGB bytes) of an encoded picture; waits for a free worker.
+        """Return (width, height, RGB bytes) of an encoded picture; waits for its turn.
 
         Raises:
             ImageError: the bytes are not a picture that can be decoded within `limits`.
             CapacityError: no process could be started.
         """
-        worker = self._idle.get()
-        is_intact = False
-        try:
-            worker = self._revive(worker)
-            result = worker.decode(data, limits)
-            is_intact = True
-            return result
-        except ImageError:
-            is_intact = True
-            raise
-        except (OSError, EOFError, struct.error):
-            raise ImageError(
-                f"The picture could not be decoded within {limits.decode_timeout_s:g} s and the memory allowed. "
-                "Save it again, or scale it down."
-            ) from None
-        finally:
-            if not is_intact:
-                self._end(worker)
-            self._idle.put(worker if is_intact else None)
+        with self._lock:
+            process = self._start_if_needed()
+            self._num_pictures += 1
+            try:
+                with _killed_after(process, limits.decode_timeout_s):
+                    status, width, height, content = _exchange(process, data, limits)
+                self._is_ready = True
+            except (OSError, EOFError, struct.error):
+                raise ImageError(
+                    f"The picture could not be decoded within {limits.decode_timeout_s:g} s and the memory allowed. "
+                    "Save it again, or scale it down."
+                ) from None
+            finally:
+                if not self._is_ready:
+                    self._end()
+        if status != _PIXELS:
+            raise (ImageTooLargeError if status == _TOO_LARGE else ImageError)(content.decode(errors="replace"))
+        return width, height, content
 
     def close(self) -> None:
-        """End every worker; a picture that is being decoded fails with an ImageError."""
-        idle: list[_Worker | None] = []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                idle.append(self._idle.get_nowait())
-        for worker in idle:
-            self._end(worker)
-            self._idle.put(None)
-        for worker in tuple(self._workers):  # busy: the thread that waits for it collects it
-            worker.process.kill()
+        """End the process; a picture that is being decoded fails with an ImageError, unless it is finished first."""
+        if self._process is not None:
+            self._process.kill()
+        with self._lock:
+            self._end()
 
     def forget(self) -> None:
-        """In a forked child: let go of the workers, which belong to the parent."""
-        for worker in self._workers:
-            worker.close_pipes()
-            worker.process.returncode = 0
+        """In a forked child: let go of the process, which belongs to the parent."""
+        if self._process is not None:
+            self._process.returncode = 0
+            for pipe in _pipes(self._process):
+                pipe.close()
         self._set_up()
 
-    def _revive(self, worker: _Worker | None) -> _Worker:
-        if worker is not None and worker.is_alive and worker.num_pictures < self._recycle_after:
-            return worker
-        self._end(worker)
-        try:
-            worker = _Worker()
-        except OSError:
-            raise CapacityError("No process for decoding pictures could be started; try again later.") from None
-        self._workers.add(worker)
-        return worker
+    def _start_if_needed(self) -> subprocess.Popen[bytes]:
+        process, is_fresh = self._process, self._is_ready and self._num_pictures < self._recycle_after
+        self._is_ready = False
+        if process is not None and is_fresh and process.poll() is None:
+            return process
+        for _ in range(2):
+            self._end()
+            with contextlib.suppress(OSError, EOFError):
+                self._process = subprocess.Popen(  # -P: the folder that the user happens to be in may hold its own PIL
+                    [sys.executable, "-P", "-m", "tilewise.inputs.decoder"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    bufsize=0,
+                    env=_environment(),
+                )
+                with _killed_after(self._process, _START_TIMEOUT_S):
+                    _read_exactly(_pipes(self._process)[1], len(_READY))
+                return self._process
+        raise CapacityError(
+            "No decoder process could be started for the picture; check this machine's memory and process limits, "
+            "then try again."
+        )
 
-    def _end(self, worker: _Worker | None) -> None:
-        if worker is not None:
-            self._workers.discard(worker)
-            worker.end()
+    def _end(self) -> None:
+        process, self._num_pictures, self._is_ready = self._process, 0, False
+        if process is not None:
+            process.kill()
+            for pipe in _pipes(process):
+                pipe.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # an interrupt inside Popen may leave its lock taken
+                process.wait(_END_TIMEOUT_S)
+            self._process = None
 
 
-SHARED_POOL = DecoderPool()
-atexit.register(SHARED_POOL.close)
+SHARED_DECODER = Decoder()
+atexit.register(SHARED_DECODER.close)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=SHARED_POOL.forget)
+    os.register_at_fork(after_in_child=SHARED_DECODER.forget)
 
 
 def _bound_self(limits: ImageLimits) -> None:
@@ -263,6 +264,7 @@ def main() -> None:
     Image.preinit()
     assert WebPImagePlugin  # imported for its registration
     with contextlib.suppress(EOFError, OSError):
+        _write_all(replies, _READY)
         while True:
             num_bytes, max_pixels, max_side, aspect, free_pixels, timeout_s = _REQUEST.unpack(
                 _read_exactly(requests, _REQUEST.size)

@@ -30,7 +30,7 @@ Resolver = Callable[[str, int], Sequence[str]]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_FORBIDDEN_IN_URL = re.compile(r"[\x00-\x20\x7f\\]")
+_FORBIDDEN_IN_URL = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]*:[0-9a-f:.]*")
 _MAX_URL_CHARACTERS = 8192
 _CHUNK_BYTES = 1 << 16
@@ -76,7 +76,9 @@ def parse_url(url: str) -> Target:
     if len(url) > _MAX_URL_CHARACTERS:
         raise ImageFetchError(f"The picture's URL has more than {_MAX_URL_CHARACTERS} characters.")
     if _FORBIDDEN_IN_URL.search(url):
-        raise ImageFetchError("The picture's URL holds a blank, a backslash or a control character; percent-encode it.")
+        raise ImageFetchError(
+            "The picture's URL holds a blank, a backslash, a control character or half a surrogate; percent-encode it."
+        )
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -143,7 +145,7 @@ def fetch(url: str, policy: ImagePolicy, resolve: Resolver = resolve_host) -> by
             ) from None
         if isinstance(body, bytes):
             return body
-        target = parse_url(urljoin(target.url, body) if not _FORBIDDEN_IN_URL.search(body) else body)
+        target = parse_url(body)
     raise ImageFetchError(f"The picture's URL redirects more than {limits.max_redirects} times; give the final one.")
 
 
@@ -250,7 +252,7 @@ def _connect(target: Target, addresses: Sequence[str], deadline: float) -> socke
 
 
 def _request(connection: socket.socket, target: Target, limits: ImageLimits, deadline: float) -> bytes | str:
-    """Send the request; return the body, or the new location of a redirect."""
+    """Send the request; return the body, or the URL that a redirect names."""
     lines = (
         f"GET {target.path} HTTP/1.1",
         f"Host: {target.origin}",
@@ -265,7 +267,10 @@ def _request(connection: socket.socket, target: Target, limits: ImageLimits, dea
     with response:
         response.begin()
         if response.status in _REDIRECTS:
-            return response.getheader("Location", "")
+            location = response.getheader("Location", "").encode("latin-1").decode(errors="replace")
+            if not location:
+                raise ImageFetchError("The picture's host redirects without saying where to.")
+            return location if _FORBIDDEN_IN_URL.search(location) else urljoin(target.url, location)
         if response.status != 200:
             raise ImageFetchError(f"The picture's host answered with status {response.status}.")
         if (response.getheader("Content-Encoding") or "identity").strip().lower() != "identity":

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from tilewise.errors import ImageError, ImageTooLargeError, InputError
-from tilewise.inputs.decoder import SHARED_POOL
+from tilewise.inputs.decoder import SHARED_DECODER
 from tilewise.inputs.fetch import fetch
 from tilewise.inputs.pixels import to_rgb
 from tilewise.inputs.policy import ImageLimits, ImagePolicy
@@ -44,7 +44,7 @@ def load_image(source: ImageSource, policy: ImagePolicy = _DEFAULT_POLICY) -> Im
     """
     if isinstance(source, Image.Image):
         return _convert(source, policy.limits)
-    width, height, pixels = SHARED_POOL.decode(_read_source(source, policy), policy.limits)
+    width, height, pixels = SHARED_DECODER.decode(_read_source(source, policy), policy.limits)
     return Image.frombytes("RGB", (width, height), pixels)
 
 
@@ -122,10 +122,13 @@ def _read_file(path: str, policy: ImagePolicy) -> bytes:
             raise ImageError("Local files may not be read from here; send the picture as a URL or as base64 data.")
         # NOTE: without O_NONBLOCK a named pipe would block here; without O_NOFOLLOW a link made since realpath counts
         descriptor = os.open(real, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
-        with open(descriptor, "rb") as file:
+        try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ImageError(f"{_shown(path)} is not a file.")
-            return _check_length(file.read(policy.limits.max_bytes + 1), policy.limits)
+            with open(descriptor, "rb", closefd=False) as file:
+                return _check_length(file.read(policy.limits.max_bytes + 1), policy.limits)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise ImageError(f"There is no picture at {_shown(path)}; check the path.") from None
     except (OSError, ValueError):

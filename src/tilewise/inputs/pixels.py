@@ -83,7 +83,8 @@ def decode(data: bytes | bytearray, limits: ImageLimits) -> Image.Image:
             warnings.simplefilter("ignore")
             if format_name == "WEBP":
                 check_size(*_webp_size(data), limits)
-            return to_rgb(Image.open(io.BytesIO(data), formats=(format_name,)), limits)
+            # NOTE: Image.open's own check of the size would come before ours, and its error does not tell the size
+            return to_rgb(Image.OPEN[format_name][0](io.BytesIO(data), ""), limits)
     except ImageError:
         raise
     except (MemoryError, Image.DecompressionBombError):

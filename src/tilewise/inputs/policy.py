@@ -4,23 +4,25 @@
 library whose caller owns the machine; a server that answers strangers sets `allowed_local_media_path`.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import cast
 
 from tilewise.errors import ConfigError
 
 MIB = 1 << 20
+_MOST = 1 << 33
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Bounds on one picture, checked before anything of that size is allocated.
+    """Bounds on one picture, and with `_request` on those of one request, checked before that much is allocated.
 
     Units: `_bytes`, `_s` and pixels by name. `max_aspect_ratio` holds above `aspect_free_pixels` pixels only, so
     that thin strips of modest size pass. A transfer slower than `min_bytes_per_s`, after `rate_grace_s`, is cut.
 
     Raises:
-        ConfigError: a bound is not a positive number; `param` names it.
+        ConfigError: a bound is not a positive number of its type; `param` names it.
     """
 
     max_bytes: int = 20 * MIB
@@ -33,14 +35,17 @@ class ImageLimits:
     min_bytes_per_s: int = 1024
     rate_grace_s: float = 2.0
     max_redirects: int = 3
+    max_request_pixels: int = 100_000_000
+    max_request_images: int = 16
 
     def __post_init__(self) -> None:
         """Refuse bounds that would switch a limit off."""
         for bound in fields(self):
             value = getattr(self, bound.name)
+            kinds, kind = ((int, float), "number") if bound.type is float else (int, "whole number")
             lowest = 0 if bound.name == "max_redirects" else 1e-3
-            if isinstance(value, bool) or not math.isfinite(value) or value < lowest:
-                raise ConfigError(f"{bound.name}={value!r} must be a positive number.", param=bound.name)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not lowest <= value <= _MOST:
+                raise ConfigError(f"{bound.name}={value!r:.80} must be a positive {kind} up to 2^33.", param=bound.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class ImagePolicy:
     followed: "/" allows every file, None allows none.
 
     Raises:
-        ConfigError: an entry of `allowed_media_hosts` is not a bare host; `param` names the field.
+        ConfigError: `allowed_media_hosts` is not a list of bare hosts; `param` names the field.
     """
 
     limits: ImageLimits = field(default_factory=ImageLimits)
@@ -61,11 +66,15 @@ class ImagePolicy:
 
     def __post_init__(self) -> None:
         """Bring hosts into the one form that they are compared in."""
-        hosts = tuple(host.strip().lower().strip("[]").rstrip(".") for host in self.allowed_media_hosts)
-        for given, host in zip(self.allowed_media_hosts, hosts, strict=True):
+        given = cast(object, self.allowed_media_hosts)
+        hosts: list[str] = []
+        for name in cast(Sequence[object], given) if isinstance(given, (tuple, list)) else (None,):
+            host = name.strip().lower().strip("[]").rstrip(".") if isinstance(name, str) else ""
             if not host or "/" in host or "@" in host or host.count(":") == 1:
                 raise ConfigError(
-                    f"allowed_media_hosts holds {given!r}; give bare hosts or addresses, without scheme, port or path.",
+                    f"allowed_media_hosts is {given!r:.200}; give a list of bare hosts or addresses, without scheme, "
+                    "port or path.",
                     param="allowed_media_hosts",
                 )
-        object.__setattr__(self, "allowed_media_hosts", hosts)
+            hosts.append(host)
+        object.__setattr__(self, "allowed_media_hosts", tuple(hosts))

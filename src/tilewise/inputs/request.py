@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tilewise.config import ModelConfig
-from tilewise.errors import CheckpointError, InputError, PromptTooLongError
+from tilewise.errors import CheckpointError, ImageTooLargeError, InputError, PromptTooLongError
 from tilewise.inputs.conversation import ImagePart, Message
 from tilewise.inputs.detokenizer import Detokenizer
 from tilewise.inputs.images import load_image, prepare_image
@@ -55,13 +55,16 @@ class RequestBuilder:
         """
         segments = render(self.profile, messages)
         parts = [part for message in messages for part in message.images]
+        most = self.policy.limits.max_request_images
+        if len(parts) > most:
+            raise InputError(f"The request has {len(parts)} pictures; at most {most} are allowed.", param="messages")
         self._check_at_least(segments)
         stop_token_ids = self._resolve_stops(generation)
         generation = self._resolve_bad_words(generation)
         words = [self._encode(segment) for segment in segments]
         num_words = 1 + sum(map(len, words))
         self._check_length(num_words + len(parts) * self.model.tokens_per_tile, len(parts), "at least ")
-        images = tuple(self._prepare(part) for part in parts)
+        images = self._load(parts)
         num_tiles = sum(image.num_tiles for image in images)
         self._check_length(num_words + num_tiles * self.model.tokens_per_tile, num_tiles)
         token_ids, spans = self._place(segments, words, images)
@@ -91,8 +94,24 @@ class RequestBuilder:
                 spans.append(ImageSpan(start, len(token_ids), segment.number))
         return tuple(token_ids), tuple(spans)
 
-    def _prepare(self, part: ImagePart) -> PreparedImage:
-        return prepare_image(load_image(part.source, self.policy), self._choose_tiling(part))
+    def _load(self, parts: Sequence[ImagePart]) -> tuple[PreparedImage, ...]:
+        """Load and prepare the pictures one by one, while together they stay within the request's pixels."""
+        most = self.policy.limits.max_request_pixels
+        images, num_pixels = list[PreparedImage](), 0
+        for number, part in enumerate(parts, start=1):
+            try:
+                image = prepare_image(load_image(part.source, self.policy), self._choose_tiling(part))
+                num_pixels += image.width * image.height
+                if num_pixels > most:
+                    raise ImageTooLargeError(
+                        f"Up to this one the request's pictures have {num_pixels} pixels; at most {most} together are "
+                        "allowed. Scale them down or send fewer."
+                    )
+            except InputError as error:
+                place = f"Picture {number} of {len(parts)}: " if len(parts) > 1 else ""
+                raise type(error)(f"{place}{error}", param=error.param) from None
+            images.append(image)
+        return tuple(images)
 
     def _choose_tiling(self, part: ImagePart) -> TilingParameters:
         if part.max_dynamic_patch is not None:
@@ -126,7 +145,13 @@ class RequestBuilder:
                     param="bad_words",
                 )
             bad_token_ids += ids
-        return replace(generation, bad_token_ids=tuple(dict.fromkeys(bad_token_ids)))
+        banned = tuple(dict.fromkeys(bad_token_ids))
+        if len(banned) >= self.tokenizer.vocab_size:
+            raise InputError(
+                f"bad_words and bad_token_ids ban all {len(banned)} tokens; leave some for the answer.",
+                param="bad_token_ids",
+            )
+        return replace(generation, bad_token_ids=banned)
 
     def _check_ids(self, name: str, token_ids: Sequence[int]) -> None:
         for token_id in token_ids:
@@ -147,9 +172,10 @@ class RequestBuilder:
             return
         per_tile = self.model.tokens_per_tile
         num_words = num_tokens - num_tiles * per_tile
+        fewer_tiles = "lower max_dynamic_patch (--max-dynamic-patch), " if num_tiles else ""
         raise PromptTooLongError(
             f"The prompt takes {quantity}{num_tokens} tokens ({num_words} of text, {num_tiles} tiles of {per_tile}), "
             f"and the session of {self.session_len} must hold it and at least one token of answer. Raise session_len "
-            "(--session-len), lower max_dynamic_patch, or shorten the conversation.",
+            f"(--session-len), {fewer_tiles}or shorten the conversation.",
             param="messages",
         )

@@ -219,10 +219,10 @@ def _load_special_tokens(path: Path) -> dict[str, int]:
 
 def _read(path: Path) -> bytes:
     try:
+        if not path.is_file():  # a named pipe would block
+            raise CheckpointError(f"{path.name} is missing from the model folder, or is no file; it is required.")
         with path.open("rb") as file:
             content = file.read(_MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.name} is missing from the model folder; it is required.") from None
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read: {error.strerror}.") from None
     if len(content) > _MAX_FILE_BYTES:
