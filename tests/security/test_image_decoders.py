@@ -110,15 +110,24 @@ def test_a_worker_that_answers_too_late_is_killed_and_replaced(decoder):
     assert decoder.process_id is not None
 
 
-def interrupt_from(number: int, decode) -> bool:
-    """Run `decode`, interrupting the decoder's code after its `number`-th call of a built-in and after every later one."""
+def decode_in_a_thread(decoder: Decoder) -> None:
+    """Fail, rather than hang, where no picture can be decoded any more."""
+    thread = threading.Thread(target=decoder.decode, args=(encoded("BMP"), LIMITS), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert decoder.process_id is not None
+
+
+def is_interrupted_after(number: int, decode) -> bool:
+    """Run `decode`, interrupting the decoder after its `number`-th call of a built-in."""
     seen = 0
 
     def interrupt(frame, event, _):
         nonlocal seen
         if event == "c_return" and frame.f_code.co_filename == decoder_module.__file__:
             seen += 1
-            if seen >= number:
+            if seen == number:
                 raise KeyboardInterrupt
 
     sys.setprofile(interrupt)
@@ -133,23 +142,33 @@ def interrupt_from(number: int, decode) -> bool:
 
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 @pytest.mark.parametrize("is_warm", [True, False])
-def test_a_burst_of_interrupts_anywhere_leaves_a_decoder_that_decodes(is_warm, decoder):
+def test_an_interrupt_anywhere_leaves_a_decoder_that_decodes(is_warm, decoder):
     number = 1
     while True:
         if is_warm:
             decoder.decode(encoded("BMP"), LIMITS)
         else:
             decoder.close()
-        was_interrupted = interrupt_from(number, lambda: decoder.decode(encoded("BMP", (9, 9)), LIMITS))
-        thread = threading.Thread(target=decoder.decode, args=(encoded("BMP"), LIMITS), daemon=True)
-        thread.start()
-        thread.join(60)
-        assert not thread.is_alive()
-        assert decoder.process_id is not None
+        was_interrupted = is_interrupted_after(number, lambda: decoder.decode(encoded("BMP", (9, 9)), LIMITS))
+        decode_in_a_thread(decoder)
         if not was_interrupted:
             break
         number += 1
     assert number > 5
+
+
+@pytest.mark.parametrize("step", ["poll", "kill", "wait"])
+def test_an_interrupt_of_the_cleaning_up_leaves_a_decoder_that_decodes(step, decoder, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    decoder.decode(encoded("BMP"), LIMITS)
+    with monkeypatch.context() as patched:
+        patched.setattr(decoder_module, "_read_exactly", interrupt)
+        patched.setattr(subprocess.Popen, step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            decoder.decode(encoded("BMP"), LIMITS)
+    decode_in_a_thread(decoder)
 
 
 @pytest.fixture
