@@ -320,8 +320,8 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
     max_step_tokens = config.max_prefill_token_num or max(1024 if on_cpu else 4096, config.max_batch_size)
     if max_step_tokens < config.max_batch_size:
         raise ConfigError(
-            f"max_prefill_token_num={max_step_tokens} is below max_batch_size={config.max_batch_size}, and every running "
-            "sequence takes a token of a step; raise the one or lower the other.",
+            f"max_prefill_token_num={max_step_tokens} is below max_batch_size={config.max_batch_size}, and every "
+            "running sequence takes a token of a step; raise the one or lower the other.",
             param="max_prefill_token_num",
         )
     rope_base, rope_position_scale = _resolve_rope(config, model.decoder, session_len)
