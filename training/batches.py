@@ -1,0 +1,205 @@
+"""Samples as tensors. Batch number i is a function of the seed and i alone, so training resumes anywhere.
+
+The turns of one picture either follow each other, as in a conversation, or stand side by side: then each sees the
+picture and itself, at the positions it would have as the only question, and none can copy from another's answer.
+
+    | system, picture | turn 1 | turn 2 | …      group 0 is seen by all, the others by themselves
+           0              1        2
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from training.scenes import create_sample
+from training.scenes.sample import Chance, Picture, Sample
+
+from tilewise.inputs.conversation import ImagePart, Message
+from tilewise.inputs.prompt import PROFILES, ImageSlot, PromptProfile, Special, render
+from tilewise.inputs.request import IMAGE_CONTEXT
+from tilewise.inputs.tiling import choose_grid, has_thumbnail
+from tilewise.inputs.tokenizer import Tokenizer
+from tilewise.types import TilingParameters
+
+# How often a batch has pictures of so many tiles.
+MIXTURES: dict[str, dict[int, float]] = {
+    "start": {0: 0.01, 1: 0.84, 2: 0.08, 3: 0.04, 5: 0.03},
+    "full": {
+        0: 0.01,
+        1: 0.4,
+        2: 0.1,
+        3: 0.05,
+        4: 0.02,
+        5: 0.05,
+        6: 0.02,
+        7: 0.17,
+        9: 0.07,
+        10: 0.03,
+        13: 0.07,
+        14: 0.01,
+    },
+}
+_MARKS = re.compile("(" + "|".join(("<ref>", "</ref>", "<box>", "</box>")) + ")")
+_PROFILE, _OTHER_PROFILE = PROFILES["internvl-internlm2"], PROFILES["internvl-official"]
+_NUM_TALKS = 64
+_LENGTH_STEP = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sample's ids with the group and position of each; `labels` holds the next id where it is to be learnt."""
+
+    ids: list[int]
+    positions: list[int]
+    groups: list[int]
+    labels: list[int]
+
+
+def cut_tiles(picture: Picture, tile_size: int) -> np.ndarray:
+    """The tiles that the engine cuts, (N, S, S, 3) uint8, by Pillow."""
+    image = picture.image
+    tiling = TilingParameters(max_tiles=picture.max_tiles, tile_size=tile_size)
+    columns, rows = choose_grid(image.width, image.height, tiling)
+    canvas = np.asarray(image.resize((columns * tile_size, rows * tile_size), Image.Resampling.BICUBIC))
+    tiles = canvas.reshape(rows, tile_size, columns, tile_size, 3).swapaxes(1, 2).reshape(-1, tile_size, tile_size, 3)
+    if not has_thumbnail(columns, rows, tiling):
+        return tiles
+    thumbnail = np.asarray(image.resize((tile_size, tile_size), Image.Resampling.BICUBIC))
+    return np.concatenate((tiles, thumbnail[None]))
+
+
+class Encoder:
+    """Turns samples into ids as the engine's `RequestBuilder` does, and appends the answers."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens_per_tile: int) -> None:
+        """Look up the special tokens."""
+        self.tokenizer = tokenizer
+        self.tokens_per_tile = tokens_per_tile
+        self.context_id = tokenizer.special_id(IMAGE_CONTEXT)
+        self.stop_id = tokenizer.special_id("<|im_end|>")
+        self._encode = lru_cache(maxsize=65536)(tokenizer.encode)
+
+    def prompt(self, question: str, tiles: Sequence[int], profile: PromptProfile = _PROFILE) -> tuple[list[int], int]:
+        """Ids of a first question about pictures of so many tiles each, and how many of them come before it."""
+        parts = (*(ImagePart("") for _ in tiles), question)
+        ids, start = [self.tokenizer.bos_id], 1
+        for segment in render(profile, (Message("user", parts),)):
+            if isinstance(segment, ImageSlot):
+                ids += [self.context_id] * (tiles[segment.number] * self.tokens_per_tile)
+                start = len(ids) + 1  # </img> is the last of them
+            else:
+                special = isinstance(segment, Special)
+                ids += [self.tokenizer.special_id(segment.name)] if special else self._encode(segment.text)
+        return ids, start
+
+    def answer(self, text: str) -> list[int]:
+        """Ids of an answer, marks of regions as special tokens, ending with the stop token."""
+        ids: list[int] = []
+        for number, piece in enumerate(_MARKS.split(text)):
+            ids += [self.tokenizer.special_id(piece)] if number % 2 else self._encode(piece)
+        return [*ids, self.stop_id]
+
+    def sequence(self, sample: Sample, tiles: Sequence[int], chance: Chance) -> Row:
+        """One sample with all of its turns."""
+        profile = _OTHER_PROFILE if chance.is_true(0.1) else _PROFILE
+        is_chain = not tiles or chance.is_true(0.25)
+        ids: list[int] = []
+        positions: list[int] = []
+        groups: list[int] = []
+        labels: list[int] = []
+        for number, turn in enumerate(sample.turns):
+            prompt, start = self.prompt(turn.question, tiles, profile)
+            if number:
+                # What stands between two turns is what stands before the first, but for the system's and the pictures.
+                prompt = self._follow_up(turn.question, profile) if is_chain else prompt[start:]
+            answer = self.answer(turn.answer)
+            first = 0 if not ids else (len(ids) if is_chain else start)
+            new = [*prompt, *answer]
+            ids += new
+            positions += range(first, first + len(new))
+            shared = len(new) if is_chain else (start if number == 0 else 0)
+            groups += [0] * shared + [number + 1] * (len(new) - shared)
+            labels += [-100] * (len(prompt) - 1) + answer + [-100]
+        return Row(ids, positions, groups, labels)
+
+    def _follow_up(self, question: str, profile: PromptProfile) -> list[int]:
+        """From behind an answer's stop token to the next answer."""
+        ids: list[int] = []
+        segments = render(profile, (Message("user", ("",)), Message("assistant", ("",)), Message("user", (question,))))
+        # The last two openings of turns, after the line break that may follow the stop token.
+        special = [i for i, segment in enumerate(segments) if isinstance(segment, Special)]
+        for segment in segments[special[-4] + 1 :]:
+            is_special = isinstance(segment, Special)
+            ids += [self.tokenizer.special_id(segment.name)] if is_special else self._encode(segment.text)
+        return ids
+
+
+class BatchDataset(Dataset):
+    """Training batches by number."""
+
+    def __init__(self, encoder: Encoder, mixture: str, num_tiles: int, seed: int, tile_size: int) -> None:
+        """Batches of at most `num_tiles` tiles, all of one count a sample."""
+        self.encoder, self.mixture, self.num_tiles = encoder, MIXTURES[mixture], num_tiles
+        self.seed, self.tile_size = seed, tile_size
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        """Batch `number`; see `collate`."""
+        chance = Chance(f"batch/{self.seed}/{number}")
+        count = chance.weighted({count: weight for count, weight in self.mixture.items() if count <= self.num_tiles})
+        num_samples = self.num_tiles // count if count else _NUM_TALKS
+        tiles: list[np.ndarray] = []
+        sequences: list[Row] = []
+        for row in range(num_samples):
+            sample = create_sample(f"{self.seed}/{number}/{row}", count)
+            cut = [cut_tiles(picture, self.tile_size) for picture in sample.pictures]
+            tiles += cut
+            sequences.append(self.encoder.sequence(sample, [len(each) for each in cut], chance))
+        return collate(sequences, tiles, self.num_tiles, self.encoder.context_id)
+
+
+def collate(sequences: Sequence[Row], tiles: Sequence[np.ndarray], num_tiles: int, context_id: int) -> dict:
+    """Pad to one length and to one number of tiles.
+
+    Shapes: ids, positions, groups: (B, T) int64 · tiles: (num_tiles, S, S, 3) uint8, or (0,) without pictures ·
+        slots: (I,), targets: (L,) flat indices into (B, T) · labels: (L,) int64
+    """
+    length = -(-max(len(sequence.ids) for sequence in sequences) // _LENGTH_STEP) * _LENGTH_STEP
+    shape = (len(sequences), length)
+    ids, positions = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+    groups, labels = torch.full(shape, -1), torch.full(shape, -100)
+    for row, sequence in enumerate(sequences):
+        for target, values in zip((ids, positions, groups, labels), _fields(sequence), strict=True):
+            target[row, : len(values)] = torch.tensor(values)
+    slots, targets = (ids.flatten() == context_id).nonzero()[:, 0], (labels.flatten() >= 0).nonzero()[:, 0]
+    pixels = torch.zeros(0, dtype=torch.uint8)
+    if tiles:
+        size = tiles[0].shape[1]
+        pixels = torch.zeros(num_tiles, size, size, 3, dtype=torch.uint8)
+        cut = torch.from_numpy(np.concatenate(tiles))
+        pixels[: len(cut)] = cut
+    return {
+        "ids": ids,
+        "positions": positions,
+        "groups": groups,
+        "slots": slots,
+        "targets": targets,
+        "labels": labels.flatten()[targets],
+        "tiles": pixels,
+    }
+
+
+def _fields(sequence: Row) -> tuple[list[int], ...]:
+    return sequence.ids, sequence.positions, sequence.groups, sequence.labels
+
+
+def build_mask(groups: Tensor) -> Tensor:
+    """(B, T) groups -> (B, 1, T, T), true where a position sees another: its own group and group 0, up to itself."""
+    causal = torch.ones(groups.shape[1], groups.shape[1], dtype=torch.bool, device=groups.device).tril()
+    seen = (groups[:, None, :] == 0) | (groups[:, None, :] == groups[:, :, None])
+    return (seen & causal)[:, None]
