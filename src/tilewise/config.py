@@ -127,7 +127,7 @@ _UNSUPPORTED_YET = {
 
 
 def _is_count(value: object, low: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**62
 
 
 def _is_number(value: object, low: float, high: float) -> bool:

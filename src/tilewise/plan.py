@@ -23,6 +23,8 @@ from tilewise.errors import ConfigError
 
 # Smallest session worth serving, in tokens: a picture of 13 tiles, a question and an answer.
 SMALLEST_SESSION = 4096
+# Beyond this a small model's pool only makes its bookkeeping slow; a 26B's has some thousands.
+MAX_BLOCKS = 1 << 16
 # What the driver, cuBLAS and cuDNN take beside torch's allocations: 938 MiB on an H100 (torch 2.11, 2026-11-23).
 CONTEXT_BYTES = 940 * MIB
 
@@ -96,9 +98,9 @@ class MemoryPlan:
     def count_blocks(self, config: ResolvedConfig, free_bytes: int) -> int:
         """KV blocks that fit in `free_bytes`, what is free once the weights are loaded."""
         if config.kv_cache_bytes is not None:
-            return config.kv_cache_bytes // self.kv_block
+            return min(MAX_BLOCKS, config.kv_cache_bytes // self.kv_block)
         left = free_bytes - self.workspace - self.image_cache
-        return max(0, int(left * config.cache_share)) // self.kv_block
+        return min(MAX_BLOCKS, max(0, int(left * config.cache_share)) // self.kv_block)
 
 
 def plan_memory(config: ResolvedConfig) -> MemoryPlan:
@@ -193,6 +195,9 @@ def fit_memory(config: EngineConfig, model: ModelConfig, device: DeviceConfig, d
         for name, value in saving.items():
             if name in free_to_change and value < getattr(fit.config, _RESOLVED[name]):
                 changes[name] = value
+        if "max_prefill_token_num" in changes:  # a step is never smaller than the batch
+            batch = changes.get("max_batch_size", config.max_batch_size)
+            changes["max_prefill_token_num"] = max(changes["max_prefill_token_num"], batch)
         fit = _fit(config, dict(changes), model, device, device_bytes)
     return fit
 
@@ -208,6 +213,8 @@ def _fit(
     session_blocks = -(-session_len // resolved.block_size)
     free_bytes = device_bytes - CONTEXT_BYTES - memory.weights
     num_blocks = memory.count_blocks(resolved, free_bytes)
+    if config.kv_cache_bytes is not None and config.session_len is None:
+        session_blocks = max(1, min(session_blocks, num_blocks))
     if config.kv_cache_bytes is not None and num_blocks < session_blocks:
         raise ConfigError(
             f"kv_cache_bytes={config.kv_cache_bytes} holds {num_blocks * resolved.block_size} tokens, fewer than a "

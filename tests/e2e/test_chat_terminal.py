@@ -27,6 +27,7 @@ os.execv(sys.executable, [sys.executable, "-m", "tilewise", *sys.argv[1:]])
 """
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1", "TERM": "dumb"}
 TIMEOUT_S = 60.0
+REACTION_S = 0.3
 
 
 class Person:
@@ -46,6 +47,8 @@ class Person:
         self.seen = b""
 
     def press(self, keys: bytes) -> None:
+        # A prompt is shown a moment before readline listens to signals; a person is slower than that.
+        time.sleep(REACTION_S)
         os.write(self.keyboard, keys)
 
     def say(self, line: str) -> None:

@@ -169,7 +169,7 @@ def test_bad_words_of_several_tokens_are_refused_by_name(create):
 def test_a_ban_of_the_whole_vocabulary_is_refused(create, tokenizer):
     all_but_one = range(tokenizer.vocab_size - 1)
     assert len(build(create(), bad_token_ids=all_but_one).generation.bad_token_ids) == tokenizer.vocab_size - 1
-    with pytest.raises(InputError, match=f"ban all {tokenizer.vocab_size} tokens"):
+    with pytest.raises(InputError, match="together ban every token"):
         build(create(), bad_token_ids=[0, *all_but_one], bad_words=["</box>"])
 
 

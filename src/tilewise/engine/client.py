@@ -89,7 +89,8 @@ class InProcessClient:
 
     def stats(self) -> dict[str, float]:
         """See `EngineClient.stats`."""
-        return self._core.stats() if self._is_open else self._last_stats
+        with self._lock:
+            return self._core.stats() if self._is_open else self._last_stats
 
     def is_alive(self) -> bool:
         """See `EngineClient.is_alive`."""

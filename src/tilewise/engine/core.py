@@ -160,7 +160,7 @@ def build_core(folder: Path, model_config: ModelConfig, config: EngineConfig) ->
     except RuntimeError:
         raise CapacityError(
             f"KV and picture caches take {needed / _GIB:.1f} GiB, more than the device has left beside the model; "
-            "lower kv_cache_bytes or image_cache_bytes."
+            "lower kv_cache_bytes, image_cache_bytes or max_prefill_tiles."
         ) from None
     budgets = Budgets(
         max_step_tokens=resolved.max_step_tokens,

@@ -17,6 +17,7 @@ from PIL.Image import Image
 from tilewise import __version__
 from tilewise.errors import EngineError, InputError, TilewiseError
 from tilewise.frontends.pipeline import Pipeline, Session
+from tilewise.frontends.terminal import UNPRINTABLE
 from tilewise.inputs.images import load_image
 from tilewise.types import FinishReason, GenerationConfig
 
@@ -27,8 +28,6 @@ HELP = """\
 /help            show this
 /exit            leave, as Ctrl-D does; Ctrl-C stops an answer
 A backslash at the end of a line continues it on the next; a question that begins with a slash takes two."""
-# An answer must not reach the terminal's own commands, whatever a picture talked the model into.
-_UNPRINTABLE = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 class Chat:
@@ -117,7 +116,7 @@ class Chat:
             with closing(self._pipe.stream_chat(prompt, self._session, self._generation)) as pieces:
                 for piece in pieces:
                     finish_reason = piece.finish_reason
-                    if text := piece.text.translate(_UNPRINTABLE):
+                    if text := piece.text.translate(UNPRINTABLE):
                         is_open_line = True
                         print(text, end="", flush=True)
             is_open_line = True  # an empty answer is a line too

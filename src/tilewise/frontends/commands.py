@@ -16,6 +16,7 @@ from tilewise import __version__
 from tilewise.errors import InputError
 from tilewise.frontends.flags import ENGINE_HELP, GENERATION_HELP, PICTURE_HELP, given_flags
 from tilewise.frontends.planning import run_plan as run_plan
+from tilewise.frontends.terminal import UNPRINTABLE
 
 if TYPE_CHECKING:
     from tilewise.frontends.pipeline import Pipeline
@@ -71,7 +72,7 @@ def run_generate(args: argparse.Namespace) -> None:
         return
     if not args.stream:
         for response in responses:
-            print(response if is_demo else response.text, flush=True)
+            print(response if is_demo else response.text.translate(UNPRINTABLE), flush=True)
     num_new = sum(response.generate_token_len for response in responses)
     ends = ", ".join(str(response.finish_reason) for response in responses)
     print(
@@ -116,7 +117,7 @@ def _print_stream(pipe: "Pipeline", prompt: Any, generation: "GenerationConfig")
     """Print the pieces as they come; the last one holds the final counts."""
     last: list[Response] = []
     for piece in pipe.stream_infer(prompt, generation):
-        print(piece.text, end="", flush=True)
+        print(piece.text.translate(UNPRINTABLE), end="", flush=True)
         last = [piece]
     print()
     return last

@@ -239,7 +239,7 @@ class Pipeline:
         return session
 
     def stream_chat(
-        self, prompt: Any, session: Session, gen_config: GenerationConfig | None = None
+        self, prompt: Any, session: Session | None = None, gen_config: GenerationConfig | None = None
     ) -> Generator[Response, None, None]:
         """Yield the next turn's answer as it grows, in pieces as `stream_infer`'s; `session` has it at the end.
 
@@ -251,7 +251,7 @@ class Pipeline:
         generation = gen_config or GenerationConfig()
         if generation.n > 1:
             raise InputError("n > 1 has no place in a chat; a session continues one answer.", param="n")
-        return self._stream_turn(prompt, session, generation)
+        return self._stream_turn(prompt, Session() if session is None else session, generation)
 
     def _stream_turn(
         self, prompt: Any, session: Session, generation: GenerationConfig

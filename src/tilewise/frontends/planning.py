@@ -59,9 +59,9 @@ def run_plan(args: argparse.Namespace) -> None:
             console.print(line, soft_wrap=True)
     if not fit.num_blocks:
         raise CapacityError(
-            f"It does not fit in {device_bytes / _GIB:.1f} GiB, not even with the smallest settings: "
+            f"It does not fit in {device_bytes / _GIB:.1f} GiB, not even with the smallest of the settings left open: "
             f"{fit.missing_bytes / _GIB:.1f} GiB are missing (weights alone take {fit.memory.weights / _GIB:.1f} GiB). "
-            "Use a larger GPU."
+            f"{_remedy(config)}"
         )
 
 
@@ -108,9 +108,18 @@ def _create_table(fit: Fit, device_bytes: int) -> "Table":
     return table
 
 
+def _remedy(config: EngineConfig) -> str:
+    """Say what to change: the caller's own settings were not."""
+    defaults = EngineConfig()
+    names = ("kv_cache_bytes", "image_cache_bytes", "max_prefill_tiles", "max_prefill_token_num", "session_len")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name) != getattr(defaults, name)]
+    return f"Lower {', '.join(given)}, or use a larger GPU." if given else "Use a larger GPU."
+
+
 def _conclude(fit: Fit) -> list[str]:
     session_len = min(fit.config.session_len, fit.capacity)
-    lines = [f"Sessions of up to {session_len:,} tokens; {fit.capacity // session_len} of that length at once."]
+    at_once = min(fit.num_blocks // -(-session_len // fit.config.block_size), fit.config.max_batch_size)
+    lines = [f"Sessions of up to {session_len:,} tokens; {at_once} of that length at once."]
     if fit.changes:
         flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in fit.changes.items())
         lines.append(f"It fits with: {flags}")

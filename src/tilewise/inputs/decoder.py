@@ -163,8 +163,9 @@ class Decoder:
 
     def close(self) -> None:
         """End the process; a picture that is being decoded fails with an ImageError, unless it is finished first."""
-        if self._process is not None:
-            self._process.kill()
+        process = self._process
+        if process is not None:
+            process.kill()
         with self._lock:
             self._end()
 

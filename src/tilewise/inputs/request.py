@@ -60,7 +60,7 @@ class RequestBuilder:
             raise InputError(f"The request has {len(parts)} pictures; at most {most} are allowed.", param="messages")
         self._check_at_least(segments)
         stop_token_ids = self._resolve_stops(generation)
-        generation = self._resolve_bad_words(generation)
+        generation = self._resolve_bad_words(generation, stop_token_ids)
         words = [self._encode(segment) for segment in segments]
         num_words = 1 + sum(map(len, words))
         self._check_length(num_words + len(parts) * self.model.tokens_per_tile, len(parts), "at least ")
@@ -132,7 +132,7 @@ class RequestBuilder:
         special = (self.tokenizer.special_id(name) for name in names if self.tokenizer.has_special(name))
         return tuple(dict.fromkeys((*generation.stop_token_ids, *special)))
 
-    def _resolve_bad_words(self, generation: GenerationConfig) -> GenerationConfig:
+    def _resolve_bad_words(self, generation: GenerationConfig, stop_token_ids: tuple[int, ...]) -> GenerationConfig:
         self._check_ids("bad_token_ids", generation.bad_token_ids)
         self._check_ids("logit_bias", [token_id for token_id, _ in generation.logit_bias])
         bad_token_ids = list(generation.bad_token_ids)
@@ -146,9 +146,10 @@ class RequestBuilder:
                 )
             bad_token_ids += ids
         banned = tuple(dict.fromkeys(bad_token_ids))
-        if len(banned) >= self.tokenizer.vocab_size:
+        stops = stop_token_ids if generation.min_new_tokens else ()
+        if len({*banned, *stops}) >= self.tokenizer.vocab_size:
             raise InputError(
-                f"bad_words and bad_token_ids ban all {len(banned)} tokens; leave some for the answer.",
+                "bad_words, bad_token_ids and min_new_tokens together ban every token; leave some for the answer.",
                 param="bad_token_ids",
             )
         return replace(generation, bad_token_ids=banned)
