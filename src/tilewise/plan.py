@@ -23,7 +23,7 @@ from tilewise.errors import ConfigError
 
 # Smallest session worth serving, in tokens: a picture of 13 tiles, a question and an answer.
 SMALLEST_SESSION = 4096
-# Beyond this a small model's pool only makes its bookkeeping slow; a 26B's has some thousands.
+# A share of memory buys no more than this: a small model's pool would only make bookkeeping slow.
 MAX_BLOCKS = 1 << 16
 # What the driver, cuBLAS and cuDNN take beside torch's allocations: 938 MiB on an H100 (torch 2.11, 2026-11-23).
 CONTEXT_BYTES = 940 * MIB
@@ -98,7 +98,7 @@ class MemoryPlan:
     def count_blocks(self, config: ResolvedConfig, free_bytes: int) -> int:
         """KV blocks that fit in `free_bytes`, what is free once the weights are loaded."""
         if config.kv_cache_bytes is not None:
-            return min(MAX_BLOCKS, config.kv_cache_bytes // self.kv_block)
+            return config.kv_cache_bytes // self.kv_block
         left = free_bytes - self.workspace - self.image_cache
         return min(MAX_BLOCKS, max(0, int(left * config.cache_share)) // self.kv_block)
 
