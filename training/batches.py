@@ -143,15 +143,20 @@ class Encoder:
 class BatchDataset(Dataset):
     """Training batches by number."""
 
-    def __init__(self, encoder: Encoder, mixture: str, num_tiles: int, seed: int, tile_size: int) -> None:
-        """Batches of at most `num_tiles` tiles, all of one count a sample."""
-        self.encoder, self.mixture, self.num_tiles = encoder, MIXTURES[mixture], num_tiles
+    def __init__(self, encoder: Encoder, mixtures: tuple[int, str], num_tiles: int, seed: int, tile_size: int) -> None:
+        """Batches of at most `num_tiles` tiles, all of one count a sample.
+
+        `mixtures`: how many batches have the mixture `start`, and the mixture of those behind them.
+        """
+        self.encoder, self.num_tiles = encoder, num_tiles
+        self.num_start, self.mixture = mixtures
         self.seed, self.tile_size = seed, tile_size
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         """Batch `number`; see `collate`."""
         chance = Chance(f"batch/{self.seed}/{number}")
-        count = chance.weighted({count: weight for count, weight in self.mixture.items() if count <= self.num_tiles})
+        mixture = MIXTURES["start" if number < self.num_start else self.mixture]
+        count = chance.weighted({count: weight for count, weight in mixture.items() if count <= self.num_tiles})
         num_samples = self.num_tiles // count if count else _NUM_TALKS
         tiles: list[np.ndarray] = []
         sequences: list[Row] = []

@@ -134,11 +134,9 @@ def tower_layer(x: Tensor, weights: tuple[Tensor, ...], num_heads: int, eps: flo
     return x + F.linear(inner, down, down_bias) * scale2
 
 
-def decoder_layer(
-    x: Tensor, weights: tuple[Tensor, ...], angles: tuple[Tensor, Tensor], mask: Tensor | None, sizes: tuple
-) -> Tensor:
-    """`DecoderLayer` over whole sequences: (B, T, C) -> (B, T, C); without a mask it is causal."""
-    attention_norm, qkv, out, mlp_norm, gate_up, down = weights
+def decoder_layer_start(x: Tensor, weights: tuple[Tensor, ...], angles: tuple[Tensor, Tensor], sizes: tuple) -> tuple:
+    """Norm, projection and rope of `DecoderLayer`: (B, T, C) -> q, k, v, each (B, H, T, D)."""
+    attention_norm, qkv = weights
     num_heads, num_kv_heads, head_dim, eps = sizes
     parts = F.linear(rms_norm(x, attention_norm, eps), qkv).unflatten(-1, (-1, head_dim)).flatten(0, 1)
     q, k, v = parts.split((num_heads, num_kv_heads, num_kv_heads), dim=1)  # (B * T, H, D)
@@ -146,7 +144,12 @@ def decoder_layer(
     group = num_heads // num_kv_heads
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     q, k, v = (part.unflatten(0, x.shape[:2]).transpose(1, 2) for part in (q, k, v))
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    return q, k, v
+
+
+def decoder_layer_end(x: Tensor, attended: Tensor, weights: tuple[Tensor, ...], eps: float) -> Tensor:
+    """The rest of `DecoderLayer` behind the attention (B, H, T, D): -> (B, T, C)."""
+    out, mlp_norm, gate_up, down = weights
     x = x + F.linear(attended.transpose(1, 2).flatten(2), out)
     return x + F.linear(silu_and_multiply(F.linear(rms_norm(x, mlp_norm, eps), gate_up)), down)
 
@@ -155,9 +158,12 @@ class Network:
     """The dense forward pass of one model."""
 
     def __init__(self, model: InternVL, *, compiles: bool = False) -> None:
-        """`compiles` runs the tower's layers, which see one shape only, through torch.compile: once for all of them."""
+        """`compiles` runs the layers through torch.compile, once for all of them; the tower's see one shape only."""
         self.model = model
         self._tower_layer = torch.compile(tower_layer, dynamic=False) if compiles else tower_layer
+        # The attention between them stays outside: its mask's alignment cannot be told from symbolic shapes.
+        parts = (decoder_layer_start, decoder_layer_end)
+        self._start, self._end = (torch.compile(p, dynamic=True) if compiles else p for p in parts)
 
     def encode_tiles(self, pixels: Tensor) -> Tensor:
         """(N, 3, S, S) -> (N, tokens_per_tile, C)."""
@@ -169,13 +175,21 @@ class Network:
         return self.model.projector(x[:, 1:])
 
     def decode(self, x: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, T, C) embeddings at `positions` (B, T) -> (B, T, C), before the last norm."""
+        """(B, T, C) embeddings at `positions` (B, T) -> (B, T, C), before the last norm; without a mask it is causal.
+
+        A mask (B, 1, T, T) is true where a position is seen.
+        """
         decoder = self.model.decoder
         config = decoder.config
         sizes = (config.num_heads, config.num_kv_heads, config.head_dim, config.norm_eps)
         angles = decoder.rope(positions.flatten())
         for layer in decoder.layers:
-            x = decoder_layer(x, _decoder_weights(layer), angles, mask, sizes)
+            start, end = _decoder_weights(layer)
+            q, k, v = self._start(x, start, angles, sizes)
+            if mask is not None and mask.dtype == torch.bool:  # once, not in every layer
+                mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+            x = self._end(x, attended, end, config.norm_eps)
         return x
 
     def embed(self, ids: Tensor, slots: Tensor, tiles: Tensor | None) -> Tensor:
@@ -194,6 +208,11 @@ def _tower_weights(layer: nn.Module) -> tuple[Tensor, ...]:
     return (*attention, layer.scale1, *mlp, layer.scale2)
 
 
-def _decoder_weights(layer: nn.Module) -> tuple[Tensor, ...]:
-    attention = (layer.attention_norm.weight, layer.attention.qkv.weight, layer.attention.output.weight)
-    return (*attention, layer.mlp_norm.weight, layer.mlp.gate_up.weight, layer.mlp.down.weight)
+def _decoder_weights(layer: nn.Module) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    start = (layer.attention_norm.weight, layer.attention.qkv.weight)
+    return start, (
+        layer.attention.output.weight,
+        layer.mlp_norm.weight,
+        layer.mlp.gate_up.weight,
+        layer.mlp.down.weight,
+    )

@@ -1,5 +1,8 @@
 """Train the demo model: `python -m training.train --minutes 9 --out runs/demo`, on one GPU or, slowly, on the CPU.
 
+On several GPUs of one host start it as `torchrun --nproc-per-node 2 -m training.train …`: each takes its own batches,
+and their gradients are summed, so two of them with `--accumulate 1` step as one does with `--accumulate 2`.
+
 Resumes from what `--out` holds, or from `--resume FOLDER`. Ends with held-out scores and a model folder,
 `OUT/model`. `OUT/log.jsonl` has the curve. See README.md for a whole training.
 """
@@ -7,12 +10,14 @@ Resumes from what `--out` holds, or from `--resume FOLDER`. Ends with held-out s
 import argparse
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -41,6 +46,7 @@ class Settings:
     steps: int | None = None
     resume: Path | None = None
     mixture: str = "start"
+    start_batches: int = 0
     tiles: int = 64
     accumulate: int = 2
     rate: float = 2e-3
@@ -61,8 +67,9 @@ class Trainer:
     """A model with its running mean, its optimiser and its place in the stream of batches."""
 
     def __init__(self, settings: Settings, config: ModelConfig, device: torch.device) -> None:
-        """Start anew, or go on from a checkpoint."""
+        """Start anew, or go on from a checkpoint. With torch.distributed set up, all ranks hold the same state."""
         self.settings, self.device = settings, device
+        self.rank, self.num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         model = create_model(config)
         initialize(model, settings.seed)
         self.model = model.to(device)
@@ -99,22 +106,37 @@ class Trainer:
         return self.settings.rate * warmup * max(0.0, decay)
 
     def step(self, batches: list[dict[str, Tensor]], rate: float) -> Tensor:
-        """One optimiser step; returns the mean loss of an answer's token."""
+        """One optimiser step over the batches of all ranks; returns the mean loss of an answer's token."""
         # A batch of few, large pictures has fewer answers, but each cost more to come by.
         weights = [math.sqrt(len(batch["labels"])) for batch in batches]
-        total = torch.zeros((), device=self.device)
+        sums = torch.tensor([0.0, sum(weights)], device=self.device)  # weighted loss, weight
         for batch, weight in zip(batches, weights, strict=True):
-            loss = self._loss(batch) * (weight / sum(weights))
+            loss = self._loss(batch) * weight
             loss.backward()
-            total += loss.detach()
+            sums[0] += loss.detach()
+        loss = self._share_gradients(sums)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP)
         self.optimizer.step(rate)
         step = self.progress.step + 1
         decay = min(self.settings.mean_decay, step / (step + 10))
         parameters = [p.detach() for p in self.model.parameters()]
         torch._foreach_lerp_(list(self.means.values()), parameters, 1 - decay)
-        self.progress = Progress(step, self.progress.batch + len(batches))
-        return total
+        self.progress = Progress(step, self.progress.batch + len(batches) * self.num_ranks)
+        return loss
+
+    def _share_gradients(self, sums: Tensor) -> Tensor:
+        """Turn weighted sums of gradients into the mean over all ranks; returns that of the loss."""
+        parameters = list(self.model.parameters())
+        if self.num_ranks > 1:
+            for parameter in parameters:  # a rank whose batch had no picture has none for the tower
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            flat = torch.cat([sums, *(parameter.grad.flatten() for parameter in parameters)])
+            dist.all_reduce(flat)
+            sums, *parts = flat.split([len(sums), *(parameter.numel() for parameter in parameters)])
+            for parameter, part in zip(parameters, parts, strict=True):
+                parameter.grad = part.view_as(parameter)
+        torch._foreach_div_([p.grad for p in parameters if p.grad is not None], sums[1])
+        return sums[0] / sums[1]
 
     def _loss(self, batch: dict[str, Tensor]) -> Tensor:
         on_device = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
@@ -127,20 +149,28 @@ class Trainer:
             logits = self.model.decoder.logits(hidden.flatten(0, 1)[on_device["targets"]])
         return F.cross_entropy(logits, on_device["labels"])
 
+    def agree(self, remaining: float) -> float:
+        """The first rank's share of the call that remains: clocks differ, rates must not."""
+        shared = torch.tensor(remaining)
+        if self.num_ranks > 1:
+            dist.broadcast(shared, 0)
+        return shared.item()
+
     def use_means(self) -> None:
         """Put the running mean in the weights' place, for evaluation and export."""
         copy_into(self.model.named_parameters(), self.means, "")
 
 
 def load_batches(trainer: Trainer, encoder: Encoder) -> Iterator[dict[str, Tensor]]:
-    """The stream of batches from where training stands."""
+    """This rank's stream of batches from where training stands."""
     settings = trainer.settings
     size = trainer.model.config.vision.image_size
-    dataset = BatchDataset(encoder, settings.mixture, settings.tiles, settings.seed, size)
+    mixtures = (settings.start_batches, settings.mixture)
+    dataset = BatchDataset(encoder, mixtures, settings.tiles, settings.seed, size)
     loader = DataLoader(
         dataset,
         batch_size=None,
-        sampler=range(trainer.progress.batch, 2**40),
+        sampler=range(trainer.progress.batch + trainer.rank, 2**40, trainer.num_ranks),
         num_workers=settings.workers,
         prefetch_factor=3 if settings.workers else None,
         pin_memory=trainer.device.type == "cuda",
@@ -154,46 +184,55 @@ def _start_worker(_: int) -> None:
 
 
 def train(trainer: Trainer, encoder: Encoder) -> None:
-    """Step until the time or the number of steps is up, saving and logging on the way."""
+    """Step until the time or the number of steps is up; the first rank saves and logs on the way."""
     settings = trainer.settings
     batches = load_batches(trainer, encoder)
     started = logged = saved = time.monotonic()
     first_step = trainer.progress.step
     losses: list[Tensor] = []
     num_tiles = waited = 0.0
+    while True:
+        now = time.monotonic()
+        if settings.steps is not None:
+            remaining = 1 - (trainer.progress.step - first_step) / max(1, settings.steps - first_step)
+        else:
+            remaining = trainer.agree(1 - (now - started) / (60 * (settings.minutes or 1.0)))
+        if remaining <= 0:
+            break
+        own = [next(batches) for _ in range(settings.accumulate)]
+        waited += time.monotonic() - now
+        rate = trainer.rate(remaining)
+        losses.append(trainer.step(own, rate))
+        num_tiles += sum(len(batch["tiles"]) for batch in own) * trainer.num_ranks
+        if trainer.rank > 0:
+            losses.clear()
+            continue
+        if now - logged > _LOG_SECONDS:
+            loss = torch.stack(losses).mean().item()  # waits for the device
+            seconds = time.monotonic() - logged
+            line = {
+                "step": trainer.progress.step,
+                "loss": round(loss, 4),
+                "rate": round(rate, 6),
+                "tiles_per_s": round(num_tiles / seconds),
+                "waited": round(waited / seconds, 2),
+                "minutes": round((time.monotonic() - started) / 60, 2),
+            }
+            write_line(settings, line)
+            logged, losses, num_tiles, waited = time.monotonic(), [], 0.0, 0.0
+        if now - saved > 60 * settings.save_minutes:
+            trainer.save(settings.out / "state")
+            saved = time.monotonic()
+    if trainer.rank == 0:
+        trainer.save(settings.out / "state")
+
+
+def write_line(settings: Settings, line: dict[str, object]) -> None:
+    """Print one line of the curve or of scores, and append it to the log."""
+    text = json.dumps(line)
+    print(text, flush=True)
     with (settings.out / "log.jsonl").open("a", encoding="utf-8") as log:
-        while True:
-            now = time.monotonic()
-            if settings.steps is not None:
-                remaining = 1 - (trainer.progress.step - first_step) / max(1, settings.steps - first_step)
-            else:
-                remaining = 1 - (now - started) / (60 * (settings.minutes or 1.0))
-            if remaining <= 0:
-                break
-            own = [next(batches) for _ in range(settings.accumulate)]
-            waited += time.monotonic() - now
-            rate = trainer.rate(remaining)
-            losses.append(trainer.step(own, rate))
-            num_tiles += sum(len(batch["tiles"]) for batch in own)
-            if now - logged > _LOG_SECONDS:
-                loss = torch.stack(losses).mean().item()  # waits for the device
-                seconds = time.monotonic() - logged
-                line = {
-                    "step": trainer.progress.step,
-                    "loss": round(loss, 4),
-                    "rate": round(rate, 6),
-                    "tiles_per_s": round(num_tiles / seconds),
-                    "waited": round(waited / seconds, 2),
-                    "minutes": round((time.monotonic() - started) / 60, 2),
-                }
-                print(json.dumps(line), flush=True)
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-                logged, losses, num_tiles, waited = time.monotonic(), [], 0.0, 0.0
-            if now - saved > 60 * settings.save_minutes:
-                trainer.save(settings.out / "state")
-                saved = time.monotonic()
-    trainer.save(settings.out / "state")
+        log.write(text + "\n")
 
 
 def finish(trainer: Trainer, encoder: Encoder, description: dict[str, object]) -> None:
@@ -214,15 +253,17 @@ def finish(trainer: Trainer, encoder: Encoder, description: dict[str, object]) -
         seconds=settings.eval_seconds,
     )
     print(show_table(scores), flush=True)
-    line = json.dumps({"step": trainer.progress.step, "scores": as_data(scores)})
-    print(line, flush=True)
-    with (settings.out / "log.jsonl").open("a", encoding="utf-8") as log:
-        log.write(line + "\n")
+    write_line(settings, {"step": trainer.progress.step, "scores": as_data(scores)})
 
 
 def run(settings: Settings, changes: dict[str, dict] | None = None) -> Trainer:
     """Train, export and score; `changes` make a model of another size, as for `network.describe`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if "RANK" in os.environ:  # of torchrun
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group()
     torch.set_float32_matmul_precision("high")
     # cuDNN before 9.15.1 was wrong for lengths that 128 does not divide, such as a tile's 1025.
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -234,6 +275,10 @@ def run(settings: Settings, changes: dict[str, dict] | None = None) -> Trainer:
     number = sum(p.numel() for p in trainer.model.parameters())
     print(f"{number / 1e6:.2f} M parameters on {device}", flush=True)
     train(trainer, encoder)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if trainer.rank > 0:
+        return trainer
     if device.type == "cuda":
         print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB", flush=True)
     finish(trainer, encoder, description)
@@ -249,6 +294,7 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
     parser.add_argument("--resume", type=Path, help="go on from this checkpoint instead of OUT/state")
     parser.add_argument("--light", type=Path, help="also write a light checkpoint here at the end")
     parser.add_argument("--mixture", choices=list(MIXTURES), default="start", help="numbers of tiles to train on")
+    parser.add_argument("--start-batches", type=int, default=0, help="so many batches have the mixture `start` first")
     parser.add_argument("--tiles", type=int, default=64, help="tiles in a batch")
     parser.add_argument("--accumulate", type=int, default=2, help="batches in a step")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate")

@@ -1,5 +1,9 @@
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +179,23 @@ def test_resumed_training_is_training_without_a_break(tmp_path):
     assert all(torch.equal(state[name], other[name]) for name in state)
 
 
+def test_two_ranks_step_as_one_that_accumulates_twice(tmp_path):
+    torch.set_num_threads(1)
+    alone = run(settings(tmp_path / "alone", steps=3, accumulate=2), small.CHANGES)
+    script = tmp_path / "rank.py"
+    lines = ("from tests.training.test_network import *", f"folder = Path({str(tmp_path)!r}) / 'both'")
+    script.write_text("\n".join((*lines, "run(settings(folder, steps=3), small.CHANGES)")))
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'src'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=120)
+    progress, state = load_state(tmp_path / "both" / "state")
+    assert progress == alone.progress
+    # Momenta are sums of gradients; Adam makes a whole step of a gradient's last bit, so weights differ by more.
+    for name, momentum in alone.optimizer.momenta.items():
+        assert (state[f"momentum.{name}"] - momentum).norm() < 1e-4 * momentum.norm(), name
+
+
 def test_a_light_checkpoint_goes_on_with_a_fresh_optimiser(tmp_path):
     torch.set_num_threads(1)
     run(settings(tmp_path / "a", steps=2, light=tmp_path / "light"), small.CHANGES)
@@ -187,7 +208,7 @@ def test_a_light_checkpoint_goes_on_with_a_fresh_optimiser(tmp_path):
 
 def test_batches_are_the_same_drawn_by_workers(tmp_path):
     _, encoder = small.make_model(tmp_path)
-    dataset = BatchDataset(encoder, "full", 14, 0, 448)
+    dataset = BatchDataset(encoder, (0, "full"), 14, 0, 448)
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, sampler=range(4, 6), num_workers=1)
     for number, batch in zip(range(4, 6), loader, strict=True):
         assert all(torch.equal(batch[name], tensor) for name, tensor in dataset[number].items())
