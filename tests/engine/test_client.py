@@ -1,136 +1,86 @@
-"""The in-process client around a core that does what the test says."""
+"""Both clients around an engine that does what the test says."""
 
 import logging
-import queue
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from pathlib import Path
 
 import pytest
 
-from tilewise.engine.client import InProcessClient, OnOutput
-from tilewise.engine.messages import Abort, Message, Shutdown, Submit
+from tests.engine.conftest import Open
+from tests.engine.fakes import NUM_STEPS, WAIT_S, Heard
 from tilewise.errors import EngineError
 from tilewise.types import FinishReason, Request, StepOutput
 
-WAIT_S = 30
+
+def request(request_id: str = "r", gate: Path | None = None) -> Request:
+    return Request(request_id, (1,), namespace=str(gate or ""))
 
 
-class FakeCore:
-    """Hands every message to `on_message` until told to shut down."""
-
-    def __init__(self, on_message: Callable[[Message, OnOutput], None]) -> None:
-        self.on_message = on_message
-        self.num_messages = 0
-        self.is_closed = False
-
-    def run_forever(self, inbox: "queue.SimpleQueue[Message]", emit: OnOutput) -> None:
-        while not isinstance(message := inbox.get(), Shutdown):
-            self.num_messages += 1
-            self.on_message(message, emit)
-
-    def stats(self) -> dict[str, float]:
-        return {"messages": self.num_messages}
-
-    def close(self) -> None:
-        self.is_closed = True
-
-
-class Heard:
-    """A sink that keeps what it is told; `ended` is set by an output with a finish reason."""
-
-    def __init__(self) -> None:
-        self.outputs: list[StepOutput] = []
-        self.threads: set[str] = set()
-        self.ended = threading.Event()
-
-    def __call__(self, output: StepOutput) -> None:
-        self.outputs.append(output)
-        self.threads.add(threading.current_thread().name)
-        if output.finish_reason is not None:
-            self.ended.set()
-
-    @property
-    def reasons(self) -> list[FinishReason]:
-        return [output.finish_reason for output in self.outputs if output.finish_reason is not None]
-
-
-@contextmanager
-def open_client(on_message: Callable[[Message, OnOutput], None]) -> Iterator[InProcessClient]:
-    client = InProcessClient(FakeCore(on_message))
-    yield client
-    client.close()
-
-
-def request(request_id: str = "r") -> Request:
-    return Request(request_id, (1,))
-
-
-def answer_five(message: Message, emit: OnOutput) -> None:
-    assert isinstance(message, Submit)
-    for number in range(5):
-        emit(
-            StepOutput(message.request.request_id, (number,), finish_reason=FinishReason.STOP if number == 4 else None)
-        )
-
-
-def stay_silent(message: Message, emit: OnOutput) -> None:
-    pass
-
-
-def test_outputs_arrive_in_order_on_the_engines_thread_and_the_last_one_ends_it() -> None:
+def test_outputs_arrive_in_order_on_the_engines_thread_and_the_last_one_ends_it(open_client: Open) -> None:
     heard = Heard()
-    with open_client(answer_five) as client:
-        client.submit(request(), heard)
-        assert heard.ended.wait(WAIT_S)
-        assert client.stats() == {"messages": 1}
+    client = open_client("answer_five")
+    client.submit(request(), heard)
+    assert heard.ended.wait(WAIT_S)
     assert [output.token_ids for output in heard.outputs] == [(0,), (1,), (2,), (3,), (4,)]
     assert heard.reasons == [FinishReason.STOP]
     assert heard.threads == {"tilewise-engine"}
 
 
-def test_every_one_of_many_requests_from_many_threads_ends_once() -> None:
+def test_stats_follow_the_engine_and_stay_once_it_is_closed(open_client: Open) -> None:
+    heard = Heard()
+    client = open_client("answer_five")
+    client.submit(request(), heard)
+    deadline = time.monotonic() + WAIT_S
+    while client.stats().get("messages") != 1:
+        assert time.monotonic() < deadline
+    client.submit(request("s"), heard)
+    client.close()
+    assert client.stats()["messages"] == 2
+
+
+def test_every_one_of_many_requests_from_many_threads_ends_once(open_client: Open) -> None:
     sinks = {f"r{number}": Heard() for number in range(40)}
-    with open_client(answer_five) as client:
-        threads = [
-            threading.Thread(target=lambda name=name, sink=sink: client.submit(request(name), sink))
-            for name, sink in sinks.items()
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert all(sink.ended.wait(WAIT_S) for sink in sinks.values())
+    client = open_client("answer_five")
+    threads = [
+        threading.Thread(target=lambda name=name, sink=sink: client.submit(request(name), sink))
+        for name, sink in sinks.items()
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(sink.ended.wait(WAIT_S) for sink in sinks.values())
+    client.close()
     assert all(sink.reasons == [FinishReason.STOP] for sink in sinks.values())
     assert all({output.request_id for output in sink.outputs} == {name} for name, sink in sinks.items())
 
 
-def test_an_abort_reaches_the_core_after_its_request_and_an_unknown_one_does_no_harm() -> None:
-    messages: list[Message] = []
+def test_requests_that_share_steps_hear_every_step_in_order(open_client: Open) -> None:
+    sinks = {f"r{number}": Heard() for number in range(64)}
+    client = open_client("stay_silent")
+    for name, sink in sinks.items():
+        client.submit(request(name), sink)
+    client.abort("all")
+    assert all(sink.ended.wait(WAIT_S) for sink in sinks.values())
+    for name, sink in sinks.items():
+        assert [output.token_ids for output in sink.outputs] == [(step,) for step in range(NUM_STEPS)]
+        assert {output.request_id for output in sink.outputs} == {name}
 
-    def abort_when_asked(message: Message, emit: OnOutput) -> None:
-        messages.append(message)
-        if isinstance(message, Abort):
-            emit(StepOutput(message.request_id, finish_reason=FinishReason.ABORT))
 
+def test_an_abort_reaches_the_core_after_its_request_and_an_unknown_one_does_no_harm(open_client: Open) -> None:
     heard = Heard()
-    with open_client(abort_when_asked) as client:
-        client.abort("nobody")
-        client.submit(request(), heard)
-        client.abort("r")
-        assert heard.ended.wait(WAIT_S)
-    assert messages == [Abort("nobody"), Submit(request()), Abort("r")]
-    assert heard.reasons == [FinishReason.ABORT]
+    client = open_client("stay_silent")
+    client.abort("nobody")
+    client.submit(request(), heard)
+    client.abort("r")
+    assert heard.ended.wait(WAIT_S)
+    assert heard.outputs == [StepOutput("r", finish_reason=FinishReason.ABORT, error="abort nobody, submit r, abort r")]
 
 
-def test_closing_ends_what_runs_with_abort_and_what_ended_is_left_alone() -> None:
+def test_closing_ends_what_runs_with_abort_and_what_ended_is_left_alone(open_client: Open) -> None:
     done, running = Heard(), Heard()
-
-    def answer_one(message: Message, emit: OnOutput) -> None:
-        if isinstance(message, Submit) and message.request.request_id == "done":
-            answer_five(message, emit)
-
-    client = InProcessClient(FakeCore(answer_one))
+    client = open_client("answer_done")
     client.submit(request("done"), done)
     client.submit(request("running"), running)
     client.close()
@@ -141,8 +91,8 @@ def test_closing_ends_what_runs_with_abort_and_what_ended_is_left_alone() -> Non
     assert running.reasons == [FinishReason.ABORT]
 
 
-def test_a_closed_engine_is_not_alive_and_refuses_requests_but_not_aborts() -> None:
-    client = InProcessClient(FakeCore(stay_silent))
+def test_a_closed_engine_is_not_alive_and_refuses_requests_but_not_aborts(open_client: Open) -> None:
+    client = open_client("stay_silent")
     assert client.is_alive()
     client.close()
     assert not client.is_alive()
@@ -151,12 +101,11 @@ def test_a_closed_engine_is_not_alive_and_refuses_requests_but_not_aborts() -> N
         client.submit(request(), Heard())
 
 
-def test_a_crash_ends_what_runs_with_error_and_the_client_says_it_is_dead(caplog: pytest.LogCaptureFixture) -> None:
-    def crash(message: Message, emit: OnOutput) -> None:
-        raise RuntimeError("at address 0x7f00")
-
+def test_a_crash_ends_what_runs_with_error_and_the_client_says_it_is_dead(
+    open_client: Open, caplog: pytest.LogCaptureFixture
+) -> None:
     heard = Heard()
-    client = InProcessClient(FakeCore(crash))
+    client = open_client("crash")
     with caplog.at_level(logging.ERROR):
         client.submit(request(), heard)
         assert heard.ended.wait(WAIT_S)
@@ -165,32 +114,25 @@ def test_a_crash_ends_what_runs_with_error_and_the_client_says_it_is_dead(caplog
     error = heard.outputs[-1].error
     assert error
     assert "0x" not in error, "what the core said stays in the log"
+    assert "RuntimeError: at address 0x7f00" in caplog.text
     assert not client.is_alive()
     with pytest.raises(EngineError):
         client.submit(request("s"), Heard())
 
 
-def test_a_request_that_meets_the_crash_ends_too_or_is_refused() -> None:
-    crashing, going = threading.Event(), threading.Event()
-
-    def crash(message: Message, emit: OnOutput) -> None:
-        crashing.set()
-        assert going.wait(WAIT_S)
-        raise RuntimeError
-
-    client = InProcessClient(FakeCore(crash))
+def test_a_request_that_meets_the_crash_ends_too_or_is_refused(open_client: Open, tmp_path: Path) -> None:
+    client = open_client("crash_at_gate")
     first, late = Heard(), Heard()
-    client.submit(request(), first)
-    assert crashing.wait(WAIT_S)
+    client.submit(request("first", tmp_path / "go"), first)
+    assert first.started.wait(WAIT_S)
     client.submit(request("late"), late)
-    going.set()
+    (tmp_path / "go").touch()
     assert first.ended.wait(WAIT_S)
     assert late.ended.wait(WAIT_S)
     assert first.reasons == late.reasons == [FinishReason.ERROR]
-    client.close()
 
 
-def test_a_sink_that_raises_does_not_end_the_engine(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sink_that_raises_does_not_end_the_engine(open_client: Open, caplog: pytest.LogCaptureFixture) -> None:
     calls: list[StepOutput] = []
 
     def raise_always(output: StepOutput) -> None:
@@ -198,7 +140,8 @@ def test_a_sink_that_raises_does_not_end_the_engine(caplog: pytest.LogCaptureFix
         raise ValueError("a front end's fault")
 
     heard = Heard()
-    with caplog.at_level(logging.ERROR), open_client(answer_five) as client:
+    client = open_client("answer_five")
+    with caplog.at_level(logging.ERROR):
         client.submit(request("bad"), raise_always)
         client.submit(request("good"), heard)
         assert heard.ended.wait(WAIT_S)
@@ -207,26 +150,21 @@ def test_a_sink_that_raises_does_not_end_the_engine(caplog: pytest.LogCaptureFix
     assert heard.reasons == [FinishReason.STOP]
 
 
-def test_an_id_in_use_is_refused_and_may_be_used_again_once_it_ended() -> None:
+def test_an_id_in_use_is_refused_and_may_be_used_again_once_it_ended(open_client: Open, tmp_path: Path) -> None:
     heard, again = Heard(), Heard()
-    go = threading.Event()
-
-    def answer_later(message: Message, emit: OnOutput) -> None:
-        assert go.wait(WAIT_S)
-        answer_five(message, emit)
-
-    with open_client(answer_later) as client:
-        client.submit(request(), heard)
-        with pytest.raises(EngineError, match="'r'"):
-            client.submit(request(), again)
-        go.set()
-        assert heard.ended.wait(WAIT_S)
-        client.submit(request(), again)
-        assert again.ended.wait(WAIT_S)
+    gate = tmp_path / "go"
+    client = open_client("answer_at_gate")
+    client.submit(request(gate=gate), heard)
+    with pytest.raises(EngineError, match="'r'"):
+        client.submit(request(gate=gate), again)
+    gate.touch()
+    assert heard.ended.wait(WAIT_S)
+    client.submit(request(gate=gate), again)
+    assert again.ended.wait(WAIT_S)
     assert heard.reasons == again.reasons == [FinishReason.STOP]
 
 
-def test_a_sink_may_submit_abort_and_close() -> None:
+def test_a_sink_may_submit_abort_and_close(open_client: Open) -> None:
     follow_up = Heard()
     closed = threading.Event()
 
@@ -241,11 +179,7 @@ def test_a_sink_may_submit_abort_and_close() -> None:
             client.close()
             closed.set()
 
-    def answer_submits(message: Message, emit: OnOutput) -> None:
-        if isinstance(message, Submit):
-            answer_five(message, emit)
-
-    client = InProcessClient(FakeCore(answer_submits))
+    client = open_client("answer_five")
     client.submit(request("first"), chain)
     assert closed.wait(WAIT_S)
     client.close()

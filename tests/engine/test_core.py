@@ -135,8 +135,9 @@ def embedded() -> EngineConfig:
     return EngineConfig(device="cpu", kv_cache_bytes=64 << 20, session_len=2048)
 
 
-def test_the_embedded_model_is_launched_and_answers(embedded: EngineConfig) -> None:
-    engine = launch_engine(None, embedded)
+@pytest.mark.parametrize("in_process", [True, False])
+def test_the_embedded_model_is_launched_and_answers(embedded: EngineConfig, in_process: bool) -> None:
+    engine = launch_engine(None, embedded, in_process=in_process)
     assert engine.folder == model_folder()
     assert engine.resolved.session_len == 2048
     outputs: list[StepOutput] = []

@@ -48,7 +48,14 @@ ROWS = (
     Row(("model",), (*BASE, "parallel", "layers", "model")),
     Row(("runner",), (*MODELS, "runner")),
     Row(("engine.core",), (*MODELS, "runner", "engine.messages", "engine.core")),
-    Row(("engine.client",), (*BASE, "engine.messages", "inputs"), never=TORCH),
+    Row(("engine.wire",), (*BASE, "engine.messages"), never=TORCH),
+    Row(("engine.client",), (*BASE, "engine.messages", "engine.wire", "inputs"), never=TORCH),
+    Row(
+        ("engine.process",),
+        (*BASE, "engine.client", "engine.messages", "engine.wire"),
+        never=TORCH,
+        inside=("engine.core",),
+    ),
     Row(
         ("engine.launch",),
         (*BASE, "engine.client", "engine.messages", "checkpoint"),

@@ -1,18 +1,45 @@
 """The door to an engine: submit, abort, health. One interface, whatever lies between."""
 
+import contextlib
 import logging
+import math
+import os
 import queue
+import shutil
+import subprocess
+import sys
+import tempfile
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
-from tilewise.engine.messages import Abort, Message, Shutdown, Submit
-from tilewise.errors import EngineError
+from tilewise import errors
+from tilewise.config import ResolvedConfig
+from tilewise.engine.messages import (
+    REPORT,
+    Abort,
+    Failed,
+    Heartbeat,
+    Log,
+    Message,
+    Outputs,
+    Ready,
+    Report,
+    Shutdown,
+    Start,
+    Submit,
+    encode,
+)
+from tilewise.engine.wire import Wire
+from tilewise.errors import EngineError, TilewiseError
 from tilewise.types import FinishReason, Request, StepOutput
 
 logger = logging.getLogger(__name__)
 
 OnOutput = Callable[[StepOutput], None]
+_POLL_S, _END_TIMEOUT_S = 0.1, 10.0
 
 
 class EngineClient(Protocol):
@@ -23,6 +50,7 @@ class EngineClient(Protocol):
 
         Raises:
             EngineError: the engine is gone, or the id is in use.
+            InputError: the request cannot be sent.
         """
         ...
 
@@ -31,7 +59,7 @@ class EngineClient(Protocol):
         ...
 
     def stats(self) -> dict[str, float]:
-        """Return counters and stage times since the start."""
+        """Return counters and stage times since the start; the engine is not waited for."""
         ...
 
     def is_alive(self) -> bool:
@@ -46,7 +74,7 @@ class EngineClient(Protocol):
 class Core(Protocol):
     """What this module needs to know of `engine.core.EngineCore`, which imports torch."""
 
-    def run_forever(self, inbox: "queue.SimpleQueue[Message]", emit: OnOutput) -> None:
+    def run_forever(self, inbox: "queue.SimpleQueue[Message]", emit: Callable[[Sequence[StepOutput]], None]) -> None:
         """Work until told to shut down."""
         ...
 
@@ -59,6 +87,46 @@ class Core(Protocol):
         ...
 
 
+class _Sinks:
+    """Who listens to which request; each hears of its end once."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self._sinks: dict[str, OnOutput] = {}
+        self._lock = threading.Lock()
+
+    def add(self, request_id: str, on_output: OnOutput) -> None:
+        with self._lock:
+            if not self.is_open:
+                raise EngineError("The engine is closed; start a new one.")
+            if request_id in self._sinks:
+                raise EngineError(f"Request {request_id!r} is already running; give each its own id.")
+            self._sinks[request_id] = on_output
+
+    def remove(self, request_id: str) -> None:
+        with self._lock:
+            self._sinks.pop(request_id, None)
+
+    def deliver(self, outputs: Sequence[StepOutput]) -> None:
+        for output in outputs:
+            with self._lock:
+                sink = self._sinks.get(output.request_id)
+                if output.finish_reason is not None:
+                    self._sinks.pop(output.request_id, None)
+            if sink is not None:
+                try:
+                    sink(output)
+                except Exception:  # a front end's fault must not end the engine
+                    logger.exception("a sink failed")
+
+    def close(self, reason: FinishReason, error: str | None) -> None:
+        """Take no more, and end what is open."""
+        with self._lock:
+            self.is_open = False
+            open_requests = list(self._sinks)
+        self.deliver([StepOutput(request_id, finish_reason=reason, error=error) for request_id in open_requests])
+
+
 class InProcessClient:
     """An engine on a thread of this process, with a queue in each direction."""
 
@@ -66,22 +134,16 @@ class InProcessClient:
         """Start the thread; it is a daemon, so an unclosed engine does not keep the interpreter alive."""
         self._core = core
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._sinks: dict[str, OnOutput] = {}
+        self._sinks = _Sinks()
         self._lock = threading.Lock()
-        self._is_open = True
-        self._last_stats: dict[str, float] = {}
+        self._last_stats: dict[str, float] | None = None
         self._thread = threading.Thread(target=self._work, name="tilewise-engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: Request, on_output: OnOutput) -> None:
         """See `EngineClient.submit`."""
-        with self._lock:
-            if not self._is_open:
-                raise EngineError("The engine is closed; start a new one.")
-            if request.request_id in self._sinks:
-                raise EngineError(f"Request {request.request_id!r} is already running; give each its own id.")
-            self._sinks[request.request_id] = on_output
-            self._inbox.put(Submit(request))
+        self._sinks.add(request.request_id, on_output)
+        self._inbox.put(Submit(request))
 
     def abort(self, request_id: str) -> None:
         """See `EngineClient.abort`."""
@@ -90,11 +152,11 @@ class InProcessClient:
     def stats(self) -> dict[str, float]:
         """See `EngineClient.stats`."""
         with self._lock:
-            return self._core.stats() if self._is_open else self._last_stats
+            return self._core.stats() if self._last_stats is None else self._last_stats
 
     def is_alive(self) -> bool:
         """See `EngineClient.is_alive`."""
-        return self._is_open and self._thread.is_alive()
+        return self._sinks.is_open and self._thread.is_alive()
 
     def close(self) -> None:
         """See `EngineClient.close`."""
@@ -105,27 +167,150 @@ class InProcessClient:
     def _work(self) -> None:
         reason, error = FinishReason.ABORT, None
         try:
-            self._core.run_forever(self._inbox, self._emit)
+            self._core.run_forever(self._inbox, self._sinks.deliver)
         except Exception:
             logger.exception("the engine stopped")
             reason, error = FinishReason.ERROR, "The engine stopped; its log says why."
         finally:
-            with self._lock:
-                self._last_stats = self._core.stats()
-                self._is_open = False
-                self._core.close()
-                open_requests = list(self._sinks)
-            for request_id in open_requests:
-                self._emit(StepOutput(request_id, finish_reason=reason, error=error))
-
-    def _emit(self, output: StepOutput) -> None:
-        with self._lock:
-            if output.finish_reason is None:
-                sink = self._sinks.get(output.request_id)
-            else:
-                sink = self._sinks.pop(output.request_id, None)
-        if sink is not None:
             try:
-                sink(output)
-            except Exception:  # a front end's fault must not end the engine
-                logger.exception("a sink failed")
+                with self._lock:
+                    self._last_stats = self._core.stats()
+                    self._core.close()
+            finally:
+                self._sinks.close(reason, error)
+
+
+class ProcessClient:
+    """An engine in a process of its own, behind sockets in a private folder that ends with it.
+
+    The process ends with this one, however this one ends. `stats` are at most `heartbeat_age_s` old, which grows
+    where the process hangs or is stopped. `resolved` is what was resolved for it.
+    """
+
+    def __init__(self, start: Start, module: str = "tilewise.engine.process") -> None:
+        """Start `module` and wait until the model is loaded.
+
+        Raises:
+            TilewiseError: what the engine raised in loading.
+            EngineError: the process failed or ended.
+        """
+        self._owner = os.getpid()
+        self._kill_at = math.inf
+        self._stats: dict[str, float] = {}
+        self._beat_at = time.monotonic()
+        self._sinks = _Sinks()
+        with contextlib.ExitStack() as held:
+            folder = Path(tempfile.mkdtemp(prefix="tilewise-"))
+            held.callback(shutil.rmtree, folder, ignore_errors=True)
+            self._wire = Wire(folder, listen="reports", speak="requests", decoder=REPORT)
+            held.callback(self._wire.close)
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", module, str(folder)], stdin=subprocess.PIPE, env=_environment()
+            )
+            held.callback(_end, self._process)
+            self.resolved = self._load(start)
+            self._held = held.pop_all()
+        self._thread = threading.Thread(target=self._work, name="tilewise-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def process_id(self) -> int:
+        """Id of the engine's process."""
+        return self._process.pid
+
+    def submit(self, request: Request, on_output: OnOutput) -> None:
+        """See `EngineClient.submit`."""
+        self._sinks.add(request.request_id, on_output)
+        try:
+            self._wire.send(Submit(request))
+        except BaseException:
+            self._sinks.remove(request.request_id)
+            raise
+
+    def abort(self, request_id: str) -> None:
+        """See `EngineClient.abort`."""
+        self._wire.send(Abort(request_id))
+
+    def stats(self) -> dict[str, float]:
+        """See `EngineClient.stats`."""
+        return {**self._stats, "heartbeat_age_s": time.monotonic() - self._beat_at}
+
+    def is_alive(self) -> bool:
+        """See `EngineClient.is_alive`."""
+        return self._sinks.is_open and self._process.poll() is None
+
+    def close(self) -> None:
+        """See `EngineClient.close`."""
+        if os.getpid() != self._owner:  # in a fork the engine is not ours to end
+            return
+        self._kill_at = min(self._kill_at, time.monotonic() + _END_TIMEOUT_S)
+        self._wire.send(Shutdown())
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _load(self, start: Start) -> ResolvedConfig:
+        (data,) = encode(start)
+        with contextlib.suppress(BrokenPipeError):  # then it has ended, which is told below
+            assert self._process.stdin is not None
+            self._process.stdin.write(len(data).to_bytes(4, "big") + data)
+            self._process.stdin.flush()
+        while (report := self._receive()) is not None:
+            if isinstance(report, Ready):
+                return report.resolved
+            if isinstance(report, Failed):
+                kind = getattr(errors, report.error, EngineError)
+                is_ours = isinstance(kind, type) and issubclass(kind, TilewiseError)
+                raise (kind if is_ours else EngineError)(report.text, param=report.param)
+            self._take(report)
+        raise EngineError(
+            f"The engine's process ended with status {self._process.returncode} in loading; stderr may say why."
+        )
+
+    def _receive(self) -> Report | None:
+        """The next report, or None once the process has ended and all it sent is read."""
+        while True:
+            has_ended = self._process.poll() is not None
+            report = self._wire.receive(_POLL_S)
+            if report is not None or has_ended:
+                return report
+            if time.monotonic() > self._kill_at:
+                self._process.kill()
+
+    def _take(self, report: Report) -> None:
+        if isinstance(report, Outputs):
+            self._sinks.deliver(report.outputs)
+        elif isinstance(report, Heartbeat):
+            self._stats, self._beat_at = report.stats, time.monotonic()
+        elif isinstance(report, Log):
+            logging.getLogger(report.logger).log(report.level, "%s", report.text)
+
+    def _work(self) -> None:
+        try:
+            while (report := self._receive()) is not None:
+                self._take(report)
+        finally:
+            if self._kill_at < math.inf:
+                self._sinks.close(FinishReason.ABORT, None)
+            else:
+                logger.error("the engine's process ended with status %s", self._process.returncode)
+                self._sinks.close(FinishReason.ERROR, "The engine stopped; its log says why.")
+            self._held.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    with contextlib.suppress(BrokenPipeError):
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def _environment() -> dict[str, str]:
+    """This process's own, and where Python finds this very package."""
+    package_root = Path(__file__).parents[2]
+    if package_root.name in ("site-packages", "dist-packages"):  # NOTE: on PYTHONPATH these would shadow the stdlib
+        return dict(os.environ)
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(package_root), os.environ.get("PYTHONPATH")))),
+    }

@@ -8,7 +8,7 @@ import logging
 import os
 import queue
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,8 +39,8 @@ class EngineCore:
         self.scheduler = scheduler
         self.runner = runner
 
-    def run_forever(self, inbox: "queue.SimpleQueue[Message]", emit: Callable[[StepOutput], None]) -> None:
-        """Work until told to shut down; sleep while there is nothing to do."""
+    def run_forever(self, inbox: "queue.SimpleQueue[Message]", emit: Callable[[Sequence[StepOutput]], None]) -> None:
+        """Work until told to shut down; sleep while there is nothing to do. A step's outputs are emitted at once."""
         while True:
             if not self.scheduler.has_work:
                 self.scheduler.check_integrity()
@@ -48,10 +48,10 @@ class EngineCore:
                 message = inbox.get()
                 if isinstance(message, Shutdown):
                     return
-                for output in self.receive(message):
-                    emit(output)
-            for output in self.step():
-                emit(output)
+                if outputs := self.receive(message):
+                    emit(outputs)
+            if outputs := self.step():
+                emit(outputs)
 
     def receive(self, message: Submit | Abort) -> list[StepOutput]:
         """Take one message; what it ends at once is returned."""

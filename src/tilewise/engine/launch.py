@@ -4,13 +4,18 @@
 is told before torch is imported and any weight is read.
 """
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.checkpoint.hub import find_model
 from tilewise.config import EngineConfig, ModelConfig, ResolvedConfig
-from tilewise.engine.client import EngineClient, InProcessClient
+from tilewise.engine.client import EngineClient, InProcessClient, ProcessClient
+from tilewise.engine.messages import Start
+
+# What finds a checkpoint means nothing to the process that gets a folder.
+_FINDING = ("download_dir", "revision")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +50,21 @@ def find_checkpoint(model: str | None, config: EngineConfig) -> Checkpoint:
     return Checkpoint(folder, load_model_config(folder))
 
 
-def launch_engine(model: str | Checkpoint | None, config: EngineConfig) -> Engine:
-    """Load a model, found before or now, and start its engine in this process.
+def launch_engine(model: str | Checkpoint | None, config: EngineConfig, *, in_process: bool = True) -> Engine:
+    """Load a model, found before or now, and start its engine: on a thread here, or in a process of its own.
 
     Raises:
         CheckpointError: the model cannot be found or served.
         ConfigError: the configuration contradicts the model or the device.
         CapacityError: the device is too small.
+        EngineError: the engine's process could not start.
     """
     checkpoint = model if isinstance(model, Checkpoint) else find_checkpoint(model, config)
+    if not in_process:
+        options = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in _FINDING}
+        log_level = logging.getLogger("tilewise").getEffectiveLevel()
+        client = ProcessClient(Start(str(checkpoint.folder), checkpoint.model, options, log_level))
+        return Engine(client, client.resolved, checkpoint.folder)
     # torch takes seconds to import, and is not wanted before the rest is known to be right.
     from tilewise.engine.core import build_core
 

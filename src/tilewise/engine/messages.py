@@ -1,27 +1,126 @@
-"""What a client says to an engine; the engine answers with `types.StepOutput`."""
+"""What a client and an engine say to each other, and the one codec that puts it on a wire.
 
-from dataclasses import dataclass
+A message is a typed msgpack frame; the pixels of a request's pictures follow it uncut, a frame each. Whatever does
+not decode to exactly these types is refused. Within one process messages are handed over as they are.
+"""
 
-from tilewise.types import Request
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import msgspec
+from msgspec.msgpack import Decoder, Encoder
+
+from tilewise.config import ModelConfig, ResolvedConfig
+from tilewise.errors import InputError
+from tilewise.types import Request, StepOutput
 
 
-@dataclass(frozen=True, slots=True)
-class Submit:
+class Start(msgspec.Struct, frozen=True, tag=True):
+    """What an engine's process is to load: a folder, its facts, and options as `EngineConfig.from_options` takes."""
+
+    folder: str
+    model: ModelConfig
+    options: dict[str, bool | int | float | str | None]
+    log_level: int
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
     """Answer this request."""
 
     request: Request
 
 
-@dataclass(frozen=True, slots=True)
-class Abort:
+class Abort(msgspec.Struct, frozen=True, tag=True):
     """Stop computing for this request; unknown ids mean nothing."""
 
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Shutdown:
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """End the loop; what still runs is aborted."""
 
 
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The engine is loaded and takes requests."""
+
+    resolved: ResolvedConfig
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The engine could not start: the class of `tilewise.errors`, and what it was made of."""
+
+    error: str
+    text: str
+    param: str | None
+
+
+class Outputs(msgspec.Struct, frozen=True, tag=True):
+    """All that one step says."""
+
+    outputs: tuple[StepOutput, ...]
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag=True):
+    """The engine's process runs, and these are its counters."""
+
+    stats: dict[str, float]
+
+
+class Log(msgspec.Struct, frozen=True, tag=True):
+    """A line for the log of whoever started the engine."""
+
+    logger: str
+    level: int
+    text: str
+
+
 Message = Submit | Abort | Shutdown
+Report = Ready | Failed | Outputs | Heartbeat | Log
+Kind = TypeVar("Kind")
+
+_ENCODER = Encoder()
+START: Decoder[Start] = Decoder(Start)
+MESSAGE: Decoder[Message] = Decoder(Message)
+REPORT: Decoder[Report] = Decoder(Report)
+
+
+def encode(message: Start | Message | Report) -> list[bytes]:
+    """Return the frames of a message; pixels are the request's own bytes, not a copy.
+
+    Raises:
+        InputError: a field of a request is not of its type, so that the other end would drop it.
+    """
+    if not isinstance(message, Submit):
+        return [_ENCODER.encode(message)]
+    images = message.request.images
+    bare = tuple(replace(image, pixels=b"") for image in images)
+    try:
+        header = _ENCODER.encode(Submit(replace(message.request, images=bare)))
+        frames = [header, *(image.pixels for image in images)]
+        _decode_header(MESSAGE, frames)
+    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
+        raise InputError(f"The request cannot be sent to the engine: {error}.") from None
+    return frames
+
+
+def decode(decoder: Decoder[Kind], frames: Sequence[bytes | memoryview]) -> Kind:
+    """Return the message of these frames; pixels are copied once.
+
+    Raises:
+        Exception: of any kind, where the frames are no message; nothing in them has run.
+    """
+    message = _decode_header(decoder, frames)
+    if not isinstance(message, Submit):
+        return message
+    images = zip(message.request.images, frames[1:], strict=True)
+    whole = tuple(replace(image, pixels=bytes(frame)) for image, frame in images)
+    return type(message)(replace(message.request, images=whole))
+
+
+def _decode_header(decoder: Decoder[Kind], frames: Sequence[bytes | memoryview]) -> Kind:
+    message = decoder.decode(frames[0])
+    images = message.request.images if isinstance(message, Submit) else ()
+    if [len(frame) for frame in frames[1:]] != [image.width * image.height * 3 for image in images]:
+        raise ValueError("the frames that follow are not the pixels of its pictures")
+    return message
