@@ -263,7 +263,7 @@ def run(settings: Settings, changes: dict[str, dict] | None = None) -> Trainer:
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
-        dist.init_process_group()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     torch.set_float32_matmul_precision("high")
     # cuDNN before 9.15.1 was wrong for lengths that 128 does not divide, such as a tile's 1025.
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -44,7 +44,7 @@ def kinds_of(num_tiles: int) -> dict[str, float]:
         return {"pair": 1.0}
     if num_tiles >= _MANY_TILES:
         return {"small": 5.0, "shapes": 2.0, "texts": 2.0, "chart": 0.5, "table": 0.5}
-    return {"shapes": 4.0, "texts": 5.0, "chart": 1.0, "table": 1.0}
+    return {"shapes": 4.5, "texts": 5.0, "chart": 1.0, "table": 2.0}
 
 
 def create_scene(kind: str, num_tiles: int, chance: Chance, task: str = "") -> Scene:
