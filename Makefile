@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format bench clean
+.PHONY: help demo test test-all check format eval bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,11 @@ check: .venv/.dev ## format, lint, types, and the house rules
 format: .venv/.dev ## rewrite the sources as ruff wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+MODEL ?= src/tilewise/demo/model
+NUMBER ?= 1000
+eval: .venv/.runtime ## score MODEL on NUMBER held-out questions a task; OPTIONS adds flags of training.evaluate
+	PYTHONPATH=. $(BIN)/python -m training.evaluate $(MODEL) --number $(NUMBER) $(OPTIONS)
 
 bench: .venv/.runtime ## time the embedded model
 	$(BIN)/python benchmarks/demo.py

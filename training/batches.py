@@ -45,6 +45,8 @@ MIXTURES: dict[str, dict[int, float]] = {
         14: 0.01,
     },
 }
+# What is learnt last is asked for more often.
+EMPHASIS = {"relation": 2.5, "table": 2.0, "background": 2.5, "count": 1.4, "box": 1.3}
 _MARKS = re.compile("(" + "|".join(("<ref>", "</ref>", "<box>", "</box>")) + ")")
 _PROFILE, _OTHER_PROFILE = PROFILES["internvl-internlm2"], PROFILES["internvl-official"]
 _NUM_TALKS = 64
@@ -161,7 +163,7 @@ class BatchDataset(Dataset):
         tiles: list[np.ndarray] = []
         sequences: list[Row] = []
         for row in range(num_samples):
-            sample = create_sample(f"{self.seed}/{number}/{row}", count)
+            sample = create_sample(f"{self.seed}/{number}/{row}", count, emphasis=EMPHASIS)
             cut = [cut_tiles(picture, self.tile_size) for picture in sample.pictures]
             tiles += cut
             sequences.append(self.encoder.sequence(sample, [len(each) for each in cut], chance))

@@ -17,6 +17,7 @@ from training.scenes.sample import Sample, Turn
 from training.scores import as_data, is_right, show_table, tally
 
 from tilewise import GenerationConfig, pipeline
+from tilewise.demo import model_folder
 from tilewise.vl import encode_image_base64
 
 _CHUNK = 64
@@ -80,7 +81,7 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     """Ask, score, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help="folder of the model")
+    parser.add_argument("model", nargs="?", default=str(model_folder()), help="folder of the model")
     parser.add_argument("--number", type=int, default=1000, help="questions a task")
     parser.add_argument("--first", type=int, default=0, help="number of the first question")
     parser.add_argument("--tasks", nargs="+", choices=list(EVALUATED), default=list(EVALUATED))

@@ -1,7 +1,7 @@
 """What counts as a right answer, and how sure a share of them is."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import sqrt
 
@@ -85,3 +85,8 @@ def as_data(scores: list[Score]) -> dict[str, dict[str, list[int]]]:
     for score in scores:
         data.setdefault(score.task, {})[score.language] = [score.num_right, score.number]
     return data
+
+
+def as_scores(data: Mapping[str, dict[str, list[int]]]) -> list[Score]:
+    """What `as_data` was made of."""
+    return [Score(task, language, *counts) for task, own in data.items() for language, counts in own.items()]

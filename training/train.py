@@ -109,7 +109,8 @@ class Trainer:
         """One optimiser step over the batches of all ranks; returns the mean loss of an answer's token."""
         # A batch of few, large pictures has fewer answers, but each cost more to come by.
         weights = [math.sqrt(len(batch["labels"])) for batch in batches]
-        sums = torch.tensor([0.0, sum(weights)], device=self.device)  # weighted loss, weight
+        sums = torch.zeros(2, device=self.device)  # weighted loss, weight
+        sums[1] += sum(weights)  # a scalar of the launch: a copy from the host would wait for the device
         for batch, weight in zip(batches, weights, strict=True):
             loss = self._loss(batch) * weight
             loss.backward()

@@ -1,3 +1,4 @@
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -43,6 +44,14 @@ def test_sample_picture_takes_seven_tiles():
     with Image.open(demo.picture_path()) as picture:
         assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (600, 400))
         assert count_tiles(*picture.size, TilingParameters()) == 7
+
+
+def test_64_calibration_scenes_are_listed_with_questions_and_answers():
+    lines = (demo.calibration_folder() / "scenes.jsonl").read_text("utf-8").splitlines()
+    scenes = [json.loads(line) for line in lines]
+    assert len(scenes) == 64
+    assert all((demo.calibration_folder() / name).is_file() for scene in scenes for name in scene["images"])
+    assert all(question and answer for scene in scenes for question, answer in scene["turns"])
 
 
 @needs_scripts

@@ -1,5 +1,7 @@
 """Scenes with questions and answers, each a function of its name: for training, and held out for evaluation."""
 
+from collections.abc import Mapping
+
 from training.scenes.charts import ChartScene, TableScene
 from training.scenes.pairs import PairScene
 from training.scenes.sample import LANGUAGES, Chance, Sample, Scene, Turn, choose_canvas
@@ -44,7 +46,7 @@ def kinds_of(num_tiles: int) -> dict[str, float]:
         return {"pair": 1.0}
     if num_tiles >= _MANY_TILES:
         return {"small": 5.0, "shapes": 2.0, "texts": 2.0, "chart": 0.5, "table": 0.5}
-    return {"shapes": 4.5, "texts": 5.0, "chart": 1.0, "table": 2.0}
+    return {"shapes": 4.0, "texts": 5.0, "chart": 1.0, "table": 1.0}
 
 
 def create_scene(kind: str, num_tiles: int, chance: Chance, task: str = "") -> Scene:
@@ -61,14 +63,22 @@ def create_scene(kind: str, num_tiles: int, chance: Chance, task: str = "") -> S
     return {"shapes": ShapeScene, "chart": ChartScene, "table": TableScene}[kind](canvas, chance)
 
 
-def create_sample(name: str, num_tiles: int) -> Sample:
-    """A scene for training with four to eight turns in both languages, fewer where there is less to ask."""
-    chance = Chance(f"training/{name}")
-    scene = create_scene(chance.weighted(kinds_of(num_tiles)), num_tiles, chance)
+def create_sample(
+    name: str, num_tiles: int, purpose: str = "training", emphasis: Mapping[str, float] | None = None
+) -> Sample:
+    """A scene with four to eight turns in both languages, fewer where there is less to ask.
+
+    Scenes of another `purpose` are other scenes. `emphasis` multiplies how often a kind or a task is drawn.
+    """
+    chance = Chance(f"{purpose}/{name}")
+    emphasis = emphasis or {}
+    kinds = {kind: weight * emphasis.get(kind, 1.0) for kind, weight in kinds_of(num_tiles).items()}
+    scene = create_scene(chance.weighted(kinds), num_tiles, chance)
+    tasks = {task: weight * emphasis.get(task, 1.0) for task, weight in scene.tasks.items()}
     wanted = chance.between(4, 8)
     turns: dict[tuple[str, str], Turn] = {}
     for _ in range(3 * wanted):
-        turn = scene.ask(chance.weighted(scene.tasks), chance.pick(LANGUAGES), chance)
+        turn = scene.ask(chance.weighted(tasks), chance.pick(LANGUAGES), chance)
         if turn is not None:
             turns.setdefault((turn.question, turn.answer), turn)
         if len(turns) == wanted:

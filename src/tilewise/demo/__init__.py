@@ -13,3 +13,8 @@ def model_folder() -> Path:
 def picture_path() -> Path:
     """A 600x400 PNG of coloured shapes: 7 tiles."""
     return _FOLDER / "picture.png"
+
+
+def calibration_folder() -> Path:
+    """64 scenes to quantise with: PNG files, and `scenes.jsonl` that lists them with questions and answers."""
+    return _FOLDER / "calibration"
