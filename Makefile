@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format eval bench clean
+.PHONY: help demo test test-all test-browser check format eval bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ test: .venv/.dev ## run every test that needs no GPU, browser or system package
 
 test-all: .venv/.dev ## run the slow tests too, and the GPU ones where there is a GPU
 	$(PYTEST) -m "not browser"
+
+test-browser: .venv/.dev ## play the chat page in a real browser; needs chromium on the PATH
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
 check: .venv/.dev ## format, lint, types, and the house rules
 	$(BIN)/ruff format --check .

@@ -1,5 +1,6 @@
+import json
 import math
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
 import pytest
@@ -30,6 +31,19 @@ REFUSED: dict[str, list[Any]] = {
     "min_new_tokens": [-1, 513, 1.5],
     "skip_special_tokens": [0, "no"],
     "logprobs": [-1, 21, True, 1.5],
+    "response_format": [
+        *(5, [], {}, "json_object", "[1]", "{", {"type": "json"}, {"type": ["regex"]}, {"type": "json_object", "x": 1}),
+        *({"type": "json_schema"}, {"type": "json_schema", "json_schema": {"name": "n"}}),
+        {"type": "json_schema", "json_schema": {"schema": {}, "extra": 1}},
+        {"type": "json_schema", "json_schema": {"schema": {"const": math.nan}}},
+        {"type": "json_schema", "json_schema": {"schema": {"const": "\ud800"}}},
+        {"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 70_000]}}},
+        {"type": "json_schema", "json_schema": {"schema": {"const": {1, 2}}}},
+        *({"type": "regex"}, {"type": "regex", "regex": ""}, {"type": "regex", "regex": ["a"]}),
+        *({"type": "choice", "choice": []}, {"type": "choice", "choice": "ab"}, {"type": "choice", "choice": [""]}),
+        {"type": "tool_calls", "tools": [], "is_required": True},
+        "[" * 100_000,
+    ],
 }
 
 
@@ -42,6 +56,28 @@ def test_a_refused_value_names_its_field(name: str, value: object) -> None:
 
 def test_every_generation_field_is_checked() -> None:
     assert {field.name for field in fields(GenerationConfig)} == set(REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("given", "frozen"),
+    [
+        (None, None),
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, '{"type":"json_object"}'),
+        ({"type": "choice", "choice": ("是", "no")}, '{"type":"choice","choice":["是","no"]}'),
+        ({"type": "regex_schema", "regex_schema": "a+"}, '{"type":"regex","regex":"a+"}'),
+        (
+            {"json_schema": {"strict": True, "name": "n", "schema": {"b": 1, "a": {}}}, "type": "json_schema"},
+            '{"type":"json_schema","json_schema":{"schema":{"b":1,"a":{}}}}',
+        ),
+    ],
+)
+def test_a_response_format_is_frozen_into_text_that_freezes_to_itself(given: object, frozen: str | None) -> None:
+    config = GenerationConfig(response_format=given)  # type: ignore[arg-type]
+    assert config.response_format == frozen
+    assert replace(config).response_format == frozen
+    if given is not None:
+        assert GenerationConfig(response_format=json.dumps(given)).response_format == frozen
 
 
 def test_the_defaults_are_lmdeploys() -> None:

@@ -120,12 +120,6 @@ class DeviceConfig:
         return self.type if self.type == "cpu" else f"{self.type}:{self.index}"
 
 
-_UNSUPPORTED_YET = {
-    "tp": (1, "tensor parallelism is not available in this version; leave tp=1"),
-    "quant_policy": (0, "a quantised KV cache is not available in this version; leave quant_policy=0"),
-}
-
-
 def _is_count(value: object, low: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**62
 
@@ -134,23 +128,24 @@ def _is_number(value: object, low: float, high: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and low < value < high
 
 
-_OPTIONAL_COUNT: tuple[Callable[[Any], bool], str] = (
-    lambda value: value is None or _is_count(value),
-    "a whole number from 1 up",
-)
+def _is_scaling(value: object) -> bool:
+    return value in (0.0, 1.0) or _is_number(value, 1.0, math.inf)
+
+
+_Allowed = tuple[Callable[[Any], bool], str]
+_OPTIONAL_COUNT: _Allowed = (lambda value: value is None or _is_count(value), "a whole number from 1 up")
 # What a field may be, as a test and in words.
-_ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+_ALLOWED: dict[str, _Allowed] = {
+    "tp": (lambda value: value == 1, "1: this version has no tensor parallelism; leave tp=1"),
     "session_len": _OPTIONAL_COUNT,
     "max_batch_size": (_is_count, "a whole number from 1 up"),
     "cache_max_entry_count": (
-        lambda value: _is_number(value, 0.0, 1.0),
-        "a share between 0 and 1; use kv_cache_bytes for a size",
+        lambda value: _is_number(value, 0, 1),
+        "a share in (0, 1); use kv_cache_bytes for a size",
     ),
     "cache_block_seq_len": (lambda value: _is_count(value) and value in (16, 32, 64, 128), "16, 32, 64 or 128"),
-    "rope_scaling_factor": (
-        lambda value: value in (0.0, 1.0) or _is_number(value, 1.0, math.inf),
-        "0 (off) or a finite number from 1 up",
-    ),
+    "quant_policy": (lambda value: value == 0, "0: this version has no quantised KV cache"),
+    "rope_scaling_factor": (_is_scaling, "0 (off) or a finite number from 1 up"),
     "max_prefill_token_num": _OPTIONAL_COUNT,
     "model_format": (lambda value: value in (None, "hf"), "'hf'; other formats are not available in this version"),
     "dtype": (lambda value: value in ("auto", *DTYPE_BYTES), f"one of auto, {', '.join(DTYPE_BYTES)}"),
@@ -199,9 +194,6 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without a model."""
-        for name, (allowed, remedy) in _UNSUPPORTED_YET.items():
-            if getattr(self, name) != allowed:
-                raise ConfigError(f"{name}={getattr(self, name)!r}: {remedy}.", param=name)
         for name, (is_allowed, wanted) in _ALLOWED.items():
             value = getattr(self, name)
             if not is_allowed(value):
@@ -267,18 +259,34 @@ class ResolvedConfig:
         return 2 * decoder.num_layers * heads * decoder.head_dim * DTYPE_BYTES[self.dtype]
 
 
-def _resolve_rope(config: EngineConfig, decoder: DecoderConfig, session_len: int) -> tuple[float, float]:
+def _resolve_rope(factor: float, decoder: DecoderConfig, session_len: int) -> tuple[float, float]:
     """Return (base, position scale): one pair for the engine's life, so that cached keys stay valid.
 
     Source: NTK-aware scaling as in transformers' dynamic rope, with the sequence length fixed at `session_len`.
     """
-    scaling = decoder.rope_scaling
-    if scaling is not None and scaling.type == "linear":
-        return decoder.rope_theta, 1.0 / scaling.factor
-    limit = decoder.max_position_embeddings
-    if session_len <= limit:
-        return decoder.rope_theta, 1.0
-    factor = config.rope_scaling_factor
+    limit, scaling = decoder.max_position_embeddings, decoder.rope_scaling
+    divisor = scaling.factor if scaling is not None and scaling.type == "linear" else None
+    if factor and divisor:
+        raise ConfigError(
+            f"rope_scaling_factor={factor} extends the rotary base, and this model divides its positions by "
+            f"{divisor:g} already; leave rope_scaling_factor=0.",
+            param="rope_scaling_factor",
+        )
+    if session_len > limit and factor < 1.0:
+        remedy = "" if divisor else ", or set rope_scaling_factor (for instance 2.0) to extend the rotary base"
+        raise ConfigError(
+            f"session_len={session_len} is beyond the {limit} positions that the model was trained for; lower it"
+            f"{remedy}.",
+            param="session_len",
+        )
+    if factor and session_len <= limit:
+        raise ConfigError(
+            f"rope_scaling_factor={factor} changes nothing up to {limit} positions; "
+            "set session_len beyond them too, or leave rope_scaling_factor out.",
+            param="rope_scaling_factor",
+        )
+    if not factor:
+        return decoder.rope_theta, 1.0 / (divisor or 1.0)
     growth = factor * session_len / limit - (factor - 1.0)
     return decoder.rope_theta * growth ** (decoder.head_dim / (decoder.head_dim - 2)), 1.0
 
@@ -290,33 +298,11 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
         ConfigError: the wish contradicts the model or the device.
     """
     on_cpu = device.type == "cpu"
-    dtype = config.dtype if config.dtype != "auto" else ("float32" if on_cpu else model.dtype)
-    limit = model.decoder.max_position_embeddings
-    session_len = config.session_len or limit
-    scaling = model.decoder.rope_scaling
-    is_linear = scaling is not None and scaling.type == "linear"
-    if config.rope_scaling_factor and scaling is not None and is_linear:
-        raise ConfigError(
-            f"rope_scaling_factor={config.rope_scaling_factor} extends the rotary base, and this model divides its "
-            f"positions by {scaling.factor:g} already; leave rope_scaling_factor=0.",
-            param="rope_scaling_factor",
-        )
-    if session_len > limit and config.rope_scaling_factor < 1.0:
-        raise ConfigError(
-            f"session_len={session_len} is beyond the {limit} positions that the model was trained for; lower it"
-            + (", or set rope_scaling_factor (for instance 2.0) to extend the rotary base." if not is_linear else "."),
-            param="session_len",
-        )
-    if config.image_cache_bytes is not None:
-        image_cache_bytes = config.image_cache_bytes
-    else:
+    session_len = config.session_len or model.decoder.max_position_embeddings
+    rope_base, rope_position_scale = _resolve_rope(config.rope_scaling_factor, model.decoder, session_len)
+    image_cache_bytes = config.image_cache_bytes
+    if image_cache_bytes is None:
         image_cache_bytes = 64 * MIB if on_cpu else 512 * MIB
-    if config.rope_scaling_factor and session_len <= limit:
-        raise ConfigError(
-            f"rope_scaling_factor={config.rope_scaling_factor} changes nothing up to {limit} positions; "
-            "set session_len beyond them too, or leave rope_scaling_factor out.",
-            param="rope_scaling_factor",
-        )
     max_step_tokens = config.max_prefill_token_num or max(1024 if on_cpu else 4096, config.max_batch_size)
     if max_step_tokens < config.max_batch_size:
         raise ConfigError(
@@ -324,11 +310,10 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
             "running sequence takes a token of a step; raise the one or lower the other.",
             param="max_prefill_token_num",
         )
-    rope_base, rope_position_scale = _resolve_rope(config, model.decoder, session_len)
     return ResolvedConfig(
         model=replace(model, is_random=True) if config.load_format == "dummy" else model,
         device=device,
-        dtype=dtype,
+        dtype=config.dtype if config.dtype != "auto" else "float32" if on_cpu else model.dtype,
         session_len=session_len,
         max_batch_size=config.max_batch_size,
         block_size=config.cache_block_seq_len,

@@ -10,7 +10,8 @@
     │   │   └── ImageTooLargeError 413 image_too_large     more bytes, pixels or aspect than the limits
     │   ├── ImageFetchError       400 image_fetch_failed   a URL that is refused or did not answer in time
     │   └── PromptTooLongError    400 context_length_exceeded
-    ├── CapacityError             503 capacity             memory or queue cannot hold what was asked
+    ├── CapacityError             503 capacity             memory cannot hold what was asked, or not now
+    │   └── QueueFullError        429 queue_full           too many requests are waiting already
     └── EngineError               500 engine_error         the engine failed or is gone
 
 A message says what was given, what is allowed, and what to do. It never holds an address, a traceback or
@@ -29,74 +30,53 @@ class TilewiseError(Exception):
         super().__init__(message)
         self.param = param
 
+    def __init_subclass__(cls, *, code: str | None = None, status: int | None = None) -> None:
+        cls.code, cls.status = code or cls.code, status or cls.status
 
-class ConfigError(TilewiseError):
+
+class ConfigError(TilewiseError, code="invalid_config", status=400):
     """A setting is unknown, contradictory or not supported here."""
 
-    status = 400
-    code = "invalid_config"
 
-
-class CheckpointError(TilewiseError):
+class CheckpointError(TilewiseError, code="invalid_checkpoint", status=400):
     """A model folder is missing parts, holds malformed ones, or does not fit its config.json."""
 
-    status = 400
-    code = "invalid_checkpoint"
 
-
-class UnsupportedModelError(CheckpointError):
+class UnsupportedModelError(CheckpointError, code="unsupported_model"):
     """The checkpoint is well-formed but of an architecture or flavour that Tilewise does not serve."""
 
-    code = "unsupported_model"
 
-
-class DownloadError(CheckpointError):
+class DownloadError(CheckpointError, code="download_failed", status=502):
     """A model hub could not be reached, refused, or does not hold what was asked."""
 
-    status = 502
-    code = "download_failed"
 
-
-class InputError(TilewiseError):
+class InputError(TilewiseError, code="invalid_request", status=400):
     """A request cannot be answered as it is."""
 
-    status = 400
-    code = "invalid_request"
 
-
-class ImageError(InputError):
+class ImageError(InputError, code="invalid_image"):
     """The bytes are not a picture in one of the accepted formats."""
 
-    code = "invalid_image"
 
-
-class ImageTooLargeError(ImageError):
+class ImageTooLargeError(ImageError, code="image_too_large", status=413):
     """The picture has more bytes, pixels or aspect than the limits allow."""
 
-    status = 413
-    code = "image_too_large"
 
-
-class ImageFetchError(InputError):
+class ImageFetchError(InputError, code="image_fetch_failed"):
     """A picture's address is refused, or did not deliver within the limits."""
 
-    code = "image_fetch_failed"
 
-
-class PromptTooLongError(InputError):
+class PromptTooLongError(InputError, code="context_length_exceeded"):
     """Prompt and answer do not fit in the session length."""
 
-    code = "context_length_exceeded"
+
+class CapacityError(TilewiseError, code="capacity", status=503):
+    """Memory cannot hold what was asked, or whoever would answer is not ready."""
 
 
-class CapacityError(TilewiseError):
-    """Memory or the queue cannot hold what was asked."""
-
-    status = 503
-    code = "capacity"
+class QueueFullError(CapacityError, code="queue_full", status=429):
+    """Too many requests are waiting already; this one may be sent again later."""
 
 
-class EngineError(TilewiseError):
+class EngineError(TilewiseError, code="engine_error"):
     """The engine failed on this request, or is gone."""
-
-    code = "engine_error"

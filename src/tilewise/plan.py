@@ -157,14 +157,8 @@ class Fit:
         return CONTEXT_BYTES + memory.weights + memory.workspace + memory.image_cache + kv_cache
 
 
-# Setting -> the resolved field it becomes.
-_RESOLVED = {
-    "max_prefill_tiles": "max_step_tiles",
-    "max_prefill_token_num": "max_step_tokens",
-    "image_cache_bytes": "image_cache_bytes",
-    "max_batch_size": "max_batch_size",
-    "session_len": "session_len",
-}
+# Settings that resolve to a field of another name.
+_RENAMED = {"max_prefill_tiles": "max_step_tiles", "max_prefill_token_num": "max_step_tokens"}
 # From what costs an answer nothing to what limits it; each row comes on top of the rows before it.
 _SAVINGS: tuple[dict[str, int], ...] = (
     {"max_prefill_tiles": 8},
@@ -186,14 +180,14 @@ def fit_memory(config: EngineConfig, model: ModelConfig, device: DeviceConfig, d
         ConfigError: the configuration contradicts the model.
     """
     defaults = EngineConfig()
-    free_to_change = {name for name in _RESOLVED if getattr(config, name) == getattr(defaults, name)}
     fit = _fit(config, {}, model, device, device_bytes)
     changes: dict[str, int] = {}
     for saving in _SAVINGS:
         if fit.num_blocks:
             break
         for name, value in saving.items():
-            if name in free_to_change and value < getattr(fit.config, _RESOLVED[name]):
+            is_open = getattr(config, name) == getattr(defaults, name)
+            if is_open and value < getattr(fit.config, _RENAMED.get(name, name)):
                 changes[name] = value
         if "max_prefill_token_num" in changes:  # a step is never smaller than the batch
             batch = changes.get("max_batch_size", config.max_batch_size)

@@ -333,6 +333,9 @@ class Scheduler:
                 del self._computing[digest]
 
     def _append(self, sequence: Sequence, sampled: Sampled) -> StepOutput:
+        if sampled.error is not None:
+            self._end(sequence)
+            return StepOutput(sequence.request.request_id, finish_reason=FinishReason.ERROR, error=sampled.error)
         sequence.token_ids.append(sampled.token_id)
         self.counters["tokens_generated"] += 1
         reason = None

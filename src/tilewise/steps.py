@@ -74,7 +74,8 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What the runner says of one sampled sequence."""
+    """What the runner says of one sampled sequence; where it has an `error` there is no token."""
 
     token_id: int
     logprob: TokenLogprob | None = None
+    error: str | None = None

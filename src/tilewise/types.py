@@ -4,11 +4,12 @@ Everything here is frozen, plain and torch-free, so that it can be hashed, compa
 A value that constructs is valid: each class checks its own fields and names the offending one.
 """
 
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import cast
+from typing import Any, cast
 
 from tilewise.errors import InputError
 
@@ -16,6 +17,7 @@ MAX_CHOICES = 16
 MAX_STOP_WORDS = 16
 MAX_WORD_LENGTH = 256
 MAX_TOP_LOGPROBS = 20
+MAX_FORMAT_BYTES = 64 << 10
 
 
 class FinishReason(StrEnum):
@@ -64,12 +66,67 @@ def _frozen_ids(name: str, ids: object) -> tuple[int, ...]:
     return cast(tuple[int, ...], given)
 
 
+# The types of response_format and the key that each needs; regex_schema is LMDeploy's name for regex.
+_KEYED_FORMATS = ("json_schema", "choice", "regex", "regex_schema")
+_FORMAT_KEYS = {"text": (), "json_object": (), **{kind: (kind,) for kind in _KEYED_FORMATS}}
+_SCHEMA_KEYS = ("name", "description", "schema", "strict")
+
+
+def _frozen_format(given: object) -> str | None:
+    """Canonical JSON text of a response_format, None for plain text.
+
+    The type `tool_calls` comes from `frontends.tools` alone: it is taken as text, never as a mapping.
+    """
+    try:
+        form = json.loads(given) if isinstance(given, str) else given
+        if not isinstance(form, Mapping):
+            raise ValueError("it must be an object with a type")
+        fields = dict(cast(Mapping[str, object], form))
+        if not (isinstance(given, str) and fields.get("type") == "tool_calls"):
+            fields = _check_format(fields)
+        text = json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        if len(text.encode()) > MAX_FORMAT_BYTES:
+            raise ValueError(f"it takes more than {MAX_FORMAT_BYTES} bytes")
+    except RecursionError:
+        raise InputError("response_format is nested too deeply.", param="response_format") from None
+    except (TypeError, ValueError) as error:
+        raise InputError(f"response_format is refused: {error!s:.200}.", param="response_format") from None
+    return None if fields["type"] == "text" else text
+
+
+def _check_format(fields: dict[str, object]) -> dict[str, object]:
+    kind = fields.pop("type", None)
+    if not isinstance(kind, str) or kind not in _FORMAT_KEYS:
+        raise ValueError(f"type {kind!r:.80} is unknown; use {', '.join(_FORMAT_KEYS)}")
+    if tuple(fields) != _FORMAT_KEYS[kind]:
+        wanted = " and ".join(("type", *_FORMAT_KEYS[kind]))
+        raise ValueError(f"type {kind} has the keys {wanted}, not {', '.join(map(str, fields)) or 'type alone'}")
+    value: Any = fields.get(kind)
+    if kind == "json_schema":
+        if not isinstance(value, Mapping) or not isinstance(cast(Mapping[str, object], value).get("schema"), Mapping):
+            raise ValueError("json_schema must hold a schema, an object")
+        if unknown := [key for key in cast(Mapping[str, object], value) if key not in _SCHEMA_KEYS]:
+            raise ValueError(f"json_schema has no field {unknown[0]!r:.80}; it has {', '.join(_SCHEMA_KEYS)}")
+        return {"type": kind, kind: {"schema": value["schema"]}}  # strict or not: it is held to either way
+    if kind == "choice":
+        choices = cast(tuple[object, ...], tuple(value)) if isinstance(value, (list, tuple)) else ()
+        if not choices or not all(isinstance(choice, str) and choice for choice in choices):
+            raise ValueError("choice must be a list of texts, none of them empty")
+        return {"type": kind, kind: choices}
+    if kind.startswith("regex"):
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{kind} must be a regular expression, as text")
+        return {"type": "regex", "regex": value}
+    return {"type": kind}
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationConfig:
     """How to continue a prompt; field names and defaults are LMDeploy's.
 
     Greedy unless `do_sample`. `top_k=0` means no limit. `logprobs=k` returns the k most likely tokens of
     every step beside the chosen one. `random_seed` makes a sampled answer repeat in any company.
+    `response_format` is the form that the answer must have, in OpenAI's terms; a mapping or JSON text is accepted.
 
     Raises:
         InputError: a field is outside its range; `param` names it.
@@ -95,6 +152,7 @@ class GenerationConfig:
     min_new_tokens: int = 0
     skip_special_tokens: bool = True
     logprobs: int | None = None
+    response_format: str | None = None
 
     def __post_init__(self) -> None:
         """Freeze lists into tuples and check every range."""
@@ -120,6 +178,8 @@ class GenerationConfig:
         object.__setattr__(self, "stop_token_ids", _frozen_ids("stop_token_ids", self.stop_token_ids))
         object.__setattr__(self, "bad_token_ids", _frozen_ids("bad_token_ids", self.bad_token_ids))
         object.__setattr__(self, "logit_bias", self._frozen_bias())
+        if self.response_format is not None:
+            object.__setattr__(self, "response_format", _frozen_format(self.response_format))
         if len(self.stop_words) > MAX_STOP_WORDS:
             given = len(self.stop_words)
             raise InputError(f"stop_words holds {given}; at most {MAX_STOP_WORDS} are allowed.", param="stop_words")

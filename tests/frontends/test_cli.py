@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.frontends.scripted import MakePipeline, say
-from tilewise.checkpoint.hf_config import load_model_config
+from tilewise.checkpoint.hf_config import SERVED, load_model_config
 from tilewise.config import EngineConfig
 from tilewise.demo import model_folder, picture_path
 from tilewise.errors import UnsupportedModelError
@@ -170,7 +170,7 @@ def test_list_names_every_profile_and_what_is_served(capsys: pytest.CaptureFixtu
     assert cli.main(["list"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in PROFILES)
-    assert all(name in out for row in commands.SERVED for name in row)
+    assert all(name in out for row in SERVED for name in row)
 
 
 def test_list_says_what_the_checkpoint_reader_says(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_list_says_what_the_checkpoint_reader_says(tmp_path: Path) -> None:
             load_model_config(tmp_path)
         part[key] = kept
         said += re.findall(r"\b\w+(?:ChatModel|ForCausalLM)\b", str(caught.value))
-    assert set(said) == {name for row in commands.SERVED for name in row}
+    assert set(said) == {name for row in SERVED for name in row}
 
 
 def test_download_of_a_local_folder_prints_it(capsys: pytest.CaptureFixture[str]) -> None:

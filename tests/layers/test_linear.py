@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.oracle.twins import pack_groups
-from tilewise.layers.linear import ColumnLinear, QKVLinear, RowLinear
+from tilewise.layers.linear import ColumnLinear, RowLinear
 from tilewise.parallel import Group
 
 WIDTH = 24
@@ -72,7 +72,8 @@ def test_heads_of_all_ranks_are_the_unsplit_heads_however_they_were_packed(
     biases = {name: weight[:, 0] for name, weight in weights.items()}
     x = random(5, WIDTH, seed=9)
     layers = [
-        QKVLinear(WIDTH, HEADS, dtype=torch.float32, bias=has_bias, group=Group(rank, size)) for rank in range(size)
+        ColumnLinear(WIDTH, ROWS, dtype=torch.float32, bias=has_bias, num_groups=HEADS[1], group=Group(rank, size))
+        for rank in range(size)
     ]
     for layer in layers:
         for parameter, parts in (("weight", weights), ("bias", biases))[: 1 + has_bias]:
@@ -94,7 +95,7 @@ def test_rank_r_keeps_the_query_heads_of_its_own_kv_heads(size: int) -> None:
         torch.arange(heads).repeat_interleave(head_dim).float() for heads in (num_heads, num_kv_heads, num_kv_heads)
     )
     for rank in range(size):
-        layer = QKVLinear(1, HEADS, dtype=torch.float32, group=Group(rank, size))
+        layer = ColumnLinear(1, ROWS, dtype=torch.float32, num_groups=num_kv_heads, group=Group(rank, size))
         load(layer, "weight", pack_groups(q[:, None], k[:, None], v[:, None], num_groups=num_kv_heads), "grouped")
         kept_q, kept_k, kept_v = layer(torch.ones(1, 1))[0].split(list(layer.shares.values()))
         group = num_heads // num_kv_heads

@@ -1,7 +1,9 @@
 """The rules of the house that a machine can hold: sizes, forbidden words, the public surface."""
 
 import ast
+import io
 import re
+import tokenize
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,10 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_KERNEL_LINES = 120
 MAX_PARAMETERS = 8
+# Of code: docstrings, comments and blank lines are not counted, so that nobody saves on explaining.
 MAX_PACKAGE_LINES = 10_000
+NO_CODE = {getattr(tokenize, name) for name in ("INDENT", "DEDENT", "NEWLINE", "ENDMARKER", "NL", "COMMENT")}
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 FORBIDDEN_MODULES = {"pickle", "cPickle", "cloudpickle", "marshal", "dill", "shelve", "joblib", "multiprocessing"}
 FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.hub.load", "__import__"}
 
@@ -27,6 +32,19 @@ def source_files() -> list[Path]:
 
 def count_lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def count_code_lines(path: Path) -> int:
+    source = path.read_text(encoding="utf-8")
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in NO_CODE:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        first = node.body[0] if isinstance(node, DOCUMENTED) and node.body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            lines.difference_update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    return len(lines)
 
 
 def shown(path: Path) -> str:
@@ -79,7 +97,7 @@ def test_functions_are_short_and_take_few_parameters() -> None:
 
 
 def test_the_package_is_small() -> None:
-    assert 0 < sum(map(count_lines, source_files())) < MAX_PACKAGE_LINES
+    assert 0 < sum(map(count_code_lines, source_files())) < MAX_PACKAGE_LINES
 
 
 def test_nothing_is_unpickled_or_evaluated() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from tilewise.config import DecoderConfig
 from tilewise.kernels import AttentionBatch, PrefillChunk
 from tilewise.layers.rope import Rope
+from tilewise.layers.slot import Slot
 from tilewise.model.decoder import Decoder
 from tilewise.parallel import SINGLE, Group
 
@@ -39,21 +40,26 @@ class Threaded(Group):
 
 def random_tensors(decoder: Decoder) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = {name: get_slot(decoder, *place).shape for name, *place in decoder.names()}
+    shapes = {name: slot.shape for name, slot in list_slots(decoder).items()}
     return {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def get_slot(decoder: Decoder, module: str, parameter: str, piece: str | None):
-    owner = decoder.get_submodule(module)
-    return owner.slot(parameter, piece) if piece else owner.slot(parameter)
+def list_slots(decoder: Decoder) -> dict[str, Slot]:
+    modules = [(name, decoder.get_submodule(path), piece) for name, path, piece in decoder.names()]
+    return {
+        f"{name}.{parameter}": module.slot(parameter, piece)
+        for name, module, piece in modules
+        for parameter in ("weight", "bias")
+        if module.has(parameter)
+    }
 
 
 @torch.no_grad()
 def run_rank(group: Group, x: Tensor, tensors: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     decoder = Decoder(CONFIG, Rope(CONFIG.head_dim, 64, 10000.0), torch.float32, group)
     tensors = tensors or random_tensors(decoder)
-    for name, *place in decoder.names():
-        get_slot(decoder, *place).load(tensors[name])
+    for name, slot in list_slots(decoder).items():
+        slot.load(tensors[name])
     cache = torch.full((2, CONFIG.num_layers, 2, 16, CONFIG.num_kv_heads // group.size, CONFIG.head_dim), torch.nan)
     positions = torch.arange(LENGTH)
     batch = AttentionBatch(

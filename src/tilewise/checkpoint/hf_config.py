@@ -6,10 +6,10 @@ model code could not honour is refused here by name, before any weight is touche
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from tilewise.config import DTYPE_BYTES, DecoderConfig, ModelConfig, NormType, RopeScaling, VisionConfig
 from tilewise.errors import CheckpointError, UnsupportedModelError
@@ -36,9 +36,10 @@ class _Family:
 
 
 # Source: InternLM2Config of the published checkpoint. Only the sizes have no usable default there.
-_FAMILIES = {
-    "InternLM2ForCausalLM": _Family("internlm2", "internlm2", bias_default=True),
-}
+_FAMILIES = {"InternLM2ForCausalLM": _Family("internlm2", "internlm2", bias_default=True)}
+_CHAT_MODELS = {"InternVLChatModel": "internvl_chat"}
+# Architecture and language model of the checkpoints that can be served, as config.json names them.
+SERVED = tuple((architecture, decoder) for architecture in _CHAT_MODELS for decoder in _FAMILIES)
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -65,13 +66,15 @@ def load_json(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], data)
 
 
-def _shown(value: object) -> str:
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in cast(list[Any], value))
+
+
+def _shown(value: Any) -> str:
     """A value in one short piece: names in a list are shown, other containers (which may be deep) only counted."""
-    if isinstance(value, (list, dict)):
-        items = cast(list[Any], value)
-        are_names = all(isinstance(item, str) for item in items)
-        return f"{', '.join(items)!r:.80}" if are_names else f"a container of {len(items)}"
-    return f"{value!r:.80}"
+    if _are_names(value):
+        return f"{', '.join(value)!r:.80}"
+    return f"a container of {len(value)}" if type(value) in (list, dict) else f"{value!r:.80}"
 
 
 class _Section:
@@ -98,36 +101,30 @@ class _Section:
             raise CheckpointError(f"{self._path}{key} is missing.", param=key)
         return default
 
+    def read(self, key: str, default: Any, wanted: str, is_right: Callable[[Any], bool]) -> Any:
+        value = self.get(key, default)
+        if not is_right(value):
+            raise self.error(key, wanted)
+        return value
+
     def section(self, key: str) -> "_Section":
-        value = self.get(key)
-        if not isinstance(value, dict):
-            raise self.error(key, "an object")
-        return _Section(f"{self._path}{key}.", cast(dict[str, Any], value))
+        return _Section(
+            f"{self._path}{key}.", self.read(key, _REQUIRED, "an object", lambda value: type(value) is dict)
+        )
 
     def count(self, key: str, default: Any = _REQUIRED, *, low: int = 1, high: int = _MAX_WIDTH) -> int:
-        value = self.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise self.error(key, f"a whole number in [{low}, {high}]")
-        return value
+        wanted = f"a whole number in [{low}, {high}]"
+        return self.read(key, default, wanted, lambda value: type(value) is int and low <= value <= high)
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
-        value = self.get(key, default)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not 0 < value < 1e15:
-            raise self.error(key, "a positive number")
-        return float(value)
+        kinds = (int, float)
+        return float(self.read(key, default, "a positive number", lambda n: type(n) in kinds and 0 < n < 1e15))
 
     def flag(self, key: str, default: bool) -> bool:
-        value = self.get(key, default)
-        if not isinstance(value, bool):
-            raise self.error(key, "true or false")
-        return value
+        return self.read(key, default, "true or false", lambda value: isinstance(value, bool))
 
     def word(self, key: str, default: str | None) -> str | None:
-        value = self.get(key, default)
-        if value is not None and not isinstance(value, str):
-            raise self.error(key, "a string")
-        return value
+        return self.read(key, default, "a string", lambda value: value is None or isinstance(value, str))
 
     def choice(self, key: str, default: str, supported: tuple[str, ...]) -> str:
         value = self.word(key, default)
@@ -137,11 +134,9 @@ class _Section:
 
     def architecture(self, supported: Mapping[str, str]) -> str:
         """The first of `architectures`, or the one that `model_type` stands for (`supported` maps one to the other)."""
-        names = self.get("architectures", [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in cast(list[Any], names)):
-            raise self.error("architectures", "a list of names")
+        names = self.read("architectures", [], "a list of names", _are_names)
         by_type = {model_type: name for name, model_type in supported.items()}
-        name = cast(str, names[0]) if names else by_type.get(self.word("model_type", None) or "")
+        name = names[0] if names else by_type.get(self.word("model_type", None) or "")
         if name is None or name not in supported:
             raise self.unsupported("architectures" if names else "model_type", ", ".join(supported))
         return name
@@ -178,11 +173,11 @@ def _read_rope_scaling(section: _Section) -> RopeScaling | None:
     key = "type" if scaling.get("type", None) is not None else "rope_type"
     if scaling.word(key, None) is None:
         raise section.error("rope_scaling", "an object with type and factor")
-    kind = scaling.choice(key, "", ("linear", "dynamic"))
+    kind = cast(Literal["linear", "dynamic"], scaling.choice(key, "", ("linear", "dynamic")))
     factor = scaling.number("factor")
     if factor < 1.0:
         raise scaling.error("factor", "at least 1")
-    return RopeScaling("linear" if kind == "linear" else "dynamic", factor)
+    return RopeScaling(kind, factor)
 
 
 def _read_decoder(section: _Section) -> DecoderConfig:
@@ -194,9 +189,7 @@ def _read_decoder(section: _Section) -> DecoderConfig:
     num_kv_heads = section.count("num_key_value_heads", num_heads)
     if num_heads % num_kv_heads:
         raise section.error("num_key_value_heads", f"a divisor of num_attention_heads={num_heads}")
-    if hidden_size % num_heads:
-        raise section.error("hidden_size", f"a multiple of num_attention_heads={num_heads}")
-    if hidden_size // num_heads % 2:
+    if hidden_size % (2 * num_heads):
         raise section.error("hidden_size", f"an even multiple of num_attention_heads={num_heads} (rotary halves)")
     if section.flag("tie_word_embeddings", False):
         raise section.error("tie_word_embeddings", "false")
@@ -245,7 +238,7 @@ def load_model_config(folder: Path) -> ModelConfig:
     an absent `dynamic_image_size` is false, which is one tile a picture.
     """
     top = _Section("config.json: ", load_json(folder / "config.json"))
-    architecture = top.architecture({"InternVLChatModel": "internvl_chat"})
+    architecture = top.architecture(_CHAT_MODELS)
     vision_section, decoder_section = top.section("vision_config"), top.section("llm_config")
     vision, decoder = _read_vision(vision_section), _read_decoder(decoder_section)
     if top.count("force_image_size", vision.image_size) != vision.image_size:
@@ -262,7 +255,7 @@ def load_model_config(folder: Path) -> ModelConfig:
         decoder=decoder,
         dtype=_read_dtype(top, decoder_section),
         downsample_ratio=_read_downsample_ratio(top, vision),
-        pixel_shuffle_version="v1" if top.choice("ps_version", "v1", ("v1", "v2")) == "v1" else "v2",
+        pixel_shuffle_version=cast(Literal["v1", "v2"], top.choice("ps_version", "v1", ("v1", "v2"))),
         select_layer=select_layer,
         min_dynamic_patch=min_tiles if is_dynamic else 1,
         max_dynamic_patch=max_tiles if is_dynamic else 1,

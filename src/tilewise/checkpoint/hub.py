@@ -8,7 +8,9 @@ failures read. The hub's own library keeps the cache and does mirrors (HF_ENDPOI
 import importlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from tilewise.errors import CheckpointError, ConfigError, DownloadError
 
@@ -16,6 +18,9 @@ ALLOW_PATTERNS = ("*.safetensors", "*.json", "*.model")
 _WITHOUT_WEIGHTS = ("*.json", "*.model")
 # Both hubs match with fnmatch, whose * crosses folders; a model's own files lie at the top.
 IGNORE_PATTERNS = ("*/*",)
+
+_Fetch = Callable[..., str]
+_Explain = Callable[[Exception, str, str | None], CheckpointError]
 
 _MODELSCOPE_PREFIX = "modelscope:"
 _MODELSCOPE_VARIABLE = "TILEWISE_USE_MODELSCOPE"
@@ -73,8 +78,18 @@ def _download(model: str, revision: str | None, download_dir: str | None, patter
             "check the path."
         )
     from_modelscope = hub_id != model or os.environ.get(_MODELSCOPE_VARIABLE, "").lower() in ("1", "true", "yes", "on")
-    fetch = _download_from_modelscope if from_modelscope else _download_from_huggingface
-    folder = fetch(hub_id, revision, download_dir, list(patterns))
+    fetch, explain = _use_modelscope() if from_modelscope else _use_huggingface()
+    try:
+        found = fetch(
+            hub_id,
+            revision=revision,
+            cache_dir=download_dir,
+            allow_patterns=list(patterns),
+            ignore_patterns=list(IGNORE_PATTERNS),
+        )
+    except Exception as error:  # Both libraries let their HTTP client's and the disk's errors through.
+        raise explain(error, hub_id, revision) from error
+    folder = Path(found)
     has_all = any(folder.glob("*.safetensors")) or patterns is not ALLOW_PATTERNS
     if not (folder / "config.json").is_file() or not has_all:
         raise DownloadError(
@@ -90,70 +105,43 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {said.partition(chr(10))[0]:.200}"
 
 
-def _download_from_huggingface(
-    hub_id: str, revision: str | None, download_dir: str | None, patterns: list[str]
-) -> Path:
+def _use_huggingface() -> tuple[_Fetch, _Explain]:
+    from huggingface_hub import errors as hub_errors
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
-    try:
-        folder = snapshot_download(
-            hub_id,
-            revision=revision,
-            cache_dir=download_dir,
-            allow_patterns=patterns,
-            ignore_patterns=list(IGNORE_PATTERNS),
-        )
-    except HFValidationError as error:
-        raise CheckpointError(f"{hub_id!r} is not a valid hub id ({_reason(error)}).") from error
-    except GatedRepoError as error:
-        raise DownloadError(
-            f"{hub_id} is gated: accept its terms on the hub's page, then set HF_TOKEN to a token that may read it."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise DownloadError(
-            f"{hub_id} is no folder here, and the hub has no model {hub_id}, or it is private: check the spelling, and "
-            "set HF_TOKEN for a private one."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise DownloadError(f"{hub_id} has no revision {revision!r}; leave it out for the default one.") from error
-    except LocalEntryNotFoundError as error:
-        raise DownloadError(
-            f"{hub_id} is no folder here, is not (completely) in the cache, and the hub was not reached: unset "
-            "HF_HUB_OFFLINE or check the network, set HF_ENDPOINT to a mirror, or give a local folder."
-        ) from error
-    except Exception as error:  # The library lets its HTTP client's and the disk's errors through.
-        raise DownloadError(
-            f"Downloading {hub_id} failed ({_reason(error)}): check network and disk space, then run the same again; "
-            "files that are complete are kept."
-        ) from error
-    return Path(folder)
+    def explain(error: Exception, hub_id: str, revision: str | None) -> CheckpointError:
+        if isinstance(error, hub_errors.HFValidationError):
+            return CheckpointError(f"{hub_id!r} is not a valid hub id ({_reason(error)}).")
+        known: dict[type[Exception], str] = {  # A gated repository is a kind of one that is not found.
+            hub_errors.GatedRepoError: f"{hub_id} is gated: accept its terms on the hub's page, then set HF_TOKEN to "
+            "a token that may read it.",
+            hub_errors.RepositoryNotFoundError: f"{hub_id} is no folder here, and the hub has no model {hub_id}, or "
+            "it is private: check the spelling, and set HF_TOKEN for a private one.",
+            hub_errors.RevisionNotFoundError: f"{hub_id} has no revision {revision!r}; leave it out for the default "
+            "one.",
+            hub_errors.LocalEntryNotFoundError: f"{hub_id} is no folder here, is not (completely) in the cache, and "
+            "the hub was not reached: unset HF_HUB_OFFLINE or check the network, set HF_ENDPOINT to a mirror, or give "
+            "a local folder.",
+            Exception: f"Downloading {hub_id} failed ({_reason(error)}): check network and disk space, then run the "
+            "same again; files that are complete are kept.",
+        }
+        return DownloadError(next(text for kind, text in known.items() if isinstance(error, kind)))
+
+    return cast(_Fetch, snapshot_download), explain
 
 
-def _download_from_modelscope(hub_id: str, revision: str | None, download_dir: str | None, patterns: list[str]) -> Path:
+def _use_modelscope() -> tuple[_Fetch, _Explain]:
     try:
         modelscope = importlib.import_module("modelscope")
     except ImportError as error:
         raise DownloadError(
             "Downloading from ModelScope needs its package: pip install modelscope (or tilewise[modelscope])."
         ) from error
-    try:
-        folder = modelscope.snapshot_download(
-            hub_id,
-            revision=revision,
-            cache_dir=download_dir,
-            allow_patterns=patterns,
-            ignore_patterns=list(IGNORE_PATTERNS),
-        )
-    except Exception as error:  # Its error classes differ between versions.
-        raise DownloadError(
+
+    def explain(error: Exception, hub_id: str, revision: str | None) -> CheckpointError:
+        return DownloadError(
             f"Downloading {hub_id} from ModelScope failed ({_reason(error)}): check the id, the revision and the "
             "network, then run the same again."
-        ) from error
-    return Path(str(folder))
+        )
+
+    return modelscope.snapshot_download, explain

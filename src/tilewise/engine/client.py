@@ -11,64 +11,24 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from tilewise import errors
 from tilewise.config import ResolvedConfig
-from tilewise.engine.messages import (
-    REPORT,
-    Abort,
-    Failed,
-    Heartbeat,
-    Log,
-    Message,
-    Outputs,
-    Ready,
-    Report,
-    Shutdown,
-    Start,
-    Submit,
-    encode,
-)
+from tilewise.engine import messages
+from tilewise.engine.messages import Message
 from tilewise.engine.wire import Wire
 from tilewise.errors import EngineError, TilewiseError
+from tilewise.inputs.decoder import child_environment
 from tilewise.types import FinishReason, Request, StepOutput
 
 logger = logging.getLogger(__name__)
 
 OnOutput = Callable[[StepOutput], None]
 _POLL_S, _END_TIMEOUT_S = 0.1, 10.0
-
-
-class EngineClient(Protocol):
-    """What front ends ask of an engine; every method may be called from any thread."""
-
-    def submit(self, request: Request, on_output: OnOutput) -> None:
-        """Start a request. `on_output` is called from an engine thread, in order; its last output ends it.
-
-        Raises:
-            EngineError: the engine is gone, or the id is in use.
-            InputError: the request cannot be sent.
-        """
-        ...
-
-    def abort(self, request_id: str) -> None:
-        """Ask to end a request; it then ends with `abort`, unless it ends otherwise first."""
-        ...
-
-    def stats(self) -> dict[str, float]:
-        """Return counters and stage times since the start; the engine is not waited for."""
-        ...
-
-    def is_alive(self) -> bool:
-        """Tell whether requests can be answered."""
-        ...
-
-    def close(self) -> None:
-        """End the engine; what still runs ends with `abort`. A second call does nothing."""
-        ...
 
 
 class Core(Protocol):
@@ -127,42 +87,73 @@ class _Sinks:
         self.deliver([StepOutput(request_id, finish_reason=reason, error=error) for request_id in open_requests])
 
 
-class InProcessClient:
-    """An engine on a thread of this process, with a queue in each direction."""
+class EngineClient(ABC):
+    """What front ends ask of an engine, over whichever transport; every method may be called from any thread."""
 
-    def __init__(self, core: Core) -> None:
-        """Start the thread; it is a daemon, so an unclosed engine does not keep the interpreter alive."""
-        self._core = core
-        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    def __init__(self) -> None:
+        """Create the thread that hears the engine; a daemon, so that an unclosed one does not keep Python alive."""
         self._sinks = _Sinks()
-        self._lock = threading.Lock()
-        self._last_stats: dict[str, float] | None = None
         self._thread = threading.Thread(target=self._work, name="tilewise-engine", daemon=True)
-        self._thread.start()
 
     def submit(self, request: Request, on_output: OnOutput) -> None:
-        """See `EngineClient.submit`."""
+        """Start a request. `on_output` is called from an engine thread, in order; its last output ends it.
+
+        Raises:
+            EngineError: the engine is gone, or the id is in use.
+            InputError: the request cannot be sent.
+        """
         self._sinks.add(request.request_id, on_output)
-        self._inbox.put(Submit(request))
+        try:
+            self._send(messages.Submit(request))
+        except BaseException:
+            self._sinks.remove(request.request_id)
+            raise
 
     def abort(self, request_id: str) -> None:
-        """See `EngineClient.abort`."""
-        self._inbox.put(Abort(request_id))
+        """Ask to end a request; it then ends with `abort`, unless it ends otherwise first."""
+        self._send(messages.Abort(request_id))
 
+    @abstractmethod
     def stats(self) -> dict[str, float]:
-        """See `EngineClient.stats`."""
-        with self._lock:
-            return self._core.stats() if self._last_stats is None else self._last_stats
+        """Return counters and stage times since the start; the engine is not waited for."""
 
     def is_alive(self) -> bool:
-        """See `EngineClient.is_alive`."""
+        """Tell whether requests can be answered."""
         return self._sinks.is_open and self._thread.is_alive()
 
     def close(self) -> None:
-        """See `EngineClient.close`."""
-        self._inbox.put(Shutdown())
+        """End the engine; what still runs ends with `abort`. A second call does nothing."""
+        self._send(messages.Shutdown())
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    @abstractmethod
+    def _send(self, message: Message) -> None: ...
+
+    @abstractmethod
+    def _work(self) -> None:
+        """Deliver outputs until the engine has ended, then close the sinks."""
+
+
+class InProcessClient(EngineClient):
+    """An engine on a thread of this process, with a queue in each direction."""
+
+    def __init__(self, core: Core) -> None:
+        """Start the thread."""
+        super().__init__()
+        self._core = core
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._last_stats: dict[str, float] | None = None
+        self._thread.start()
+
+    def stats(self) -> dict[str, float]:
+        """As they are now, or were last."""
+        with self._lock:
+            return self._core.stats() if self._last_stats is None else self._last_stats
+
+    def _send(self, message: Message) -> None:
+        self._inbox.put(message)
 
     def _work(self) -> None:
         reason, error = FinishReason.ABORT, None
@@ -180,37 +171,38 @@ class InProcessClient:
                 self._sinks.close(reason, error)
 
 
-class ProcessClient:
+class ProcessClient(EngineClient):
     """An engine in a process of its own, behind sockets in a private folder that ends with it.
 
     The process ends with this one, however this one ends. `stats` are at most `heartbeat_age_s` old, which grows
     where the process hangs or is stopped. `resolved` is what was resolved for it.
     """
 
-    def __init__(self, start: Start, module: str = "tilewise.engine.process") -> None:
+    def __init__(self, start: messages.Start, module: str = "tilewise.engine.process") -> None:
         """Start `module` and wait until the model is loaded.
 
         Raises:
             TilewiseError: what the engine raised in loading.
             EngineError: the process failed or ended.
         """
+        super().__init__()
         self._owner = os.getpid()
         self._kill_at = math.inf
         self._stats: dict[str, float] = {}
         self._beat_at = time.monotonic()
-        self._sinks = _Sinks()
         with contextlib.ExitStack() as held:
             folder = Path(tempfile.mkdtemp(prefix="tilewise-"))
             held.callback(shutil.rmtree, folder, ignore_errors=True)
-            self._wire = Wire(folder, listen="reports", speak="requests", decoder=REPORT)
+            self._wire = Wire(folder, listen="reports", speak="requests", decoder=messages.REPORT)
             held.callback(self._wire.close)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, str(folder)], stdin=subprocess.PIPE, env=_environment()
+                [sys.executable, "-P", "-m", module, str(folder)],
+                stdin=subprocess.PIPE,
+                env=child_environment(with_secrets=True),
             )
             held.callback(_end, self._process)
             self.resolved = self._load(start)
             self._held = held.pop_all()
-        self._thread = threading.Thread(target=self._work, name="tilewise-engine", daemon=True)
         self._thread.start()
 
     @property
@@ -218,46 +210,33 @@ class ProcessClient:
         """Id of the engine's process."""
         return self._process.pid
 
-    def submit(self, request: Request, on_output: OnOutput) -> None:
-        """See `EngineClient.submit`."""
-        self._sinks.add(request.request_id, on_output)
-        try:
-            self._wire.send(Submit(request))
-        except BaseException:
-            self._sinks.remove(request.request_id)
-            raise
-
-    def abort(self, request_id: str) -> None:
-        """See `EngineClient.abort`."""
-        self._wire.send(Abort(request_id))
-
     def stats(self) -> dict[str, float]:
-        """See `EngineClient.stats`."""
+        """As the engine's process last told, with the age of that."""
         return {**self._stats, "heartbeat_age_s": time.monotonic() - self._beat_at}
 
     def is_alive(self) -> bool:
-        """See `EngineClient.is_alive`."""
+        """Tell whether requests can be answered."""
         return self._sinks.is_open and self._process.poll() is None
 
     def close(self) -> None:
-        """See `EngineClient.close`."""
-        if os.getpid() != self._owner:  # in a fork the engine is not ours to end
-            return
-        self._kill_at = min(self._kill_at, time.monotonic() + _END_TIMEOUT_S)
-        self._wire.send(Shutdown())
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        """End the process, by force where it takes too long; in a fork, which does not own it, do nothing."""
+        if os.getpid() == self._owner:
+            self._kill_at = min(self._kill_at, time.monotonic() + _END_TIMEOUT_S)
+            super().close()
 
-    def _load(self, start: Start) -> ResolvedConfig:
-        (data,) = encode(start)
+    def _send(self, message: Message) -> None:
+        self._wire.send(message)
+
+    def _load(self, start: messages.Start) -> ResolvedConfig:
+        (data,) = messages.encode(start)
         with contextlib.suppress(BrokenPipeError):  # then it has ended, which is told below
             assert self._process.stdin is not None
             self._process.stdin.write(len(data).to_bytes(4, "big") + data)
             self._process.stdin.flush()
         while (report := self._receive()) is not None:
-            if isinstance(report, Ready):
+            if isinstance(report, messages.Ready):
                 return report.resolved
-            if isinstance(report, Failed):
+            if isinstance(report, messages.Failed):
                 kind = getattr(errors, report.error, EngineError)
                 is_ours = isinstance(kind, type) and issubclass(kind, TilewiseError)
                 raise (kind if is_ours else EngineError)(report.text, param=report.param)
@@ -266,7 +245,7 @@ class ProcessClient:
             f"The engine's process ended with status {self._process.returncode} in loading; stderr may say why."
         )
 
-    def _receive(self) -> Report | None:
+    def _receive(self) -> messages.Report | None:
         """The next report, or None once the process has ended and all it sent is read."""
         while True:
             has_ended = self._process.poll() is not None
@@ -276,12 +255,12 @@ class ProcessClient:
             if time.monotonic() > self._kill_at:
                 self._process.kill()
 
-    def _take(self, report: Report) -> None:
-        if isinstance(report, Outputs):
+    def _take(self, report: messages.Report) -> None:
+        if isinstance(report, messages.Outputs):
             self._sinks.deliver(report.outputs)
-        elif isinstance(report, Heartbeat):
+        elif isinstance(report, messages.Heartbeat):
             self._stats, self._beat_at = report.stats, time.monotonic()
-        elif isinstance(report, Log):
+        elif isinstance(report, messages.Log):
             logging.getLogger(report.logger).log(report.level, "%s", report.text)
 
     def _work(self) -> None:
@@ -303,14 +282,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(BrokenPipeError):
         assert process.stdin is not None
         process.stdin.close()
-
-
-def _environment() -> dict[str, str]:
-    """This process's own, and where Python finds this very package."""
-    package_root = Path(__file__).parents[2]
-    if package_root.name in ("site-packages", "dist-packages"):  # NOTE: on PYTHONPATH these would shadow the stdlib
-        return dict(os.environ)
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(package_root), os.environ.get("PYTHONPATH")))),
-    }

@@ -20,7 +20,7 @@ from tilewise.config import DeviceConfig, EngineConfig, ModelConfig, ResolvedCon
 from tilewise.engine.messages import Abort, Message, Shutdown, Submit
 from tilewise.errors import CapacityError, ConfigError, InputError, TilewiseError
 from tilewise.model.internvl import DTYPES, InternVL
-from tilewise.plan import MemoryPlan, plan_memory
+from tilewise.plan import plan_memory
 from tilewise.runner.runner import Runner
 from tilewise.scheduler import Scheduler
 from tilewise.steps import Budgets
@@ -62,7 +62,8 @@ class EngineCore:
             self._check_ids(message.request)
             self.scheduler.add(message.request)
         except TilewiseError as error:
-            return [_error(message.request, str(error))]
+            request_id = message.request.request_id
+            return [StepOutput(request_id, finish_reason=FinishReason.ERROR, error=str(error))]
         return []
 
     def step(self) -> list[StepOutput]:
@@ -112,10 +113,6 @@ class EngineCore:
         }
 
 
-def _error(request: Request, text: str) -> StepOutput:
-    return StepOutput(request.request_id, finish_reason=FinishReason.ERROR, error=text)
-
-
 def find_device(name: str) -> DeviceConfig:
     """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that is there.
 
@@ -126,7 +123,7 @@ def find_device(name: str) -> DeviceConfig:
         return DeviceConfig("cpu")
     kind, _, number = ("cuda" if name == "auto" else name).partition(":")
     count = torch.cuda.device_count()
-    if kind != "cuda" or (number and not number.isdecimal()) or int(number or 0) >= count:
+    if kind != "cuda" or not (number or "0").isdecimal() or int(number or 0) >= count:
         known = f"auto, cpu or cuda:N with N < {count}" if count else "auto or cpu: there is no GPU here"
         raise ConfigError(f"device={name!r} is not here; choose {known}.", param="device")
     return DeviceConfig("cuda", int(number or 0), torch.cuda.get_device_capability(int(number or 0)))
@@ -142,7 +139,11 @@ def build_core(folder: Path, model_config: ModelConfig, config: EngineConfig) ->
     resolved = resolve(config, model_config, find_device(config.device))
     device = torch.device(resolved.device.name)
     plan = plan_memory(resolved)
-    _check_weights_fit(plan, resolved, device)
+    if plan.weights > (free_bytes := _count_free_bytes(device)):
+        raise CapacityError(
+            f"The weights take {plan.weights / _GIB:.1f} GiB in {resolved.dtype}; {device} has "
+            f"{free_bytes / _GIB:.1f} GiB. Free some, or choose a larger device or a smaller model."
+        )
     with device:
         model = InternVL(resolved)
     if resolved.load_format == "dummy":
@@ -172,7 +173,7 @@ def build_core(folder: Path, model_config: ModelConfig, config: EngineConfig) ->
         use_prefix_cache=resolved.use_prefix_cache,
     )
     scheduler = Scheduler(budgets, num_blocks, plan.num_tile_rows)
-    return EngineCore(scheduler, Runner(model, caches, resolved)), resolved
+    return EngineCore(scheduler, Runner(model, caches, resolved, folder)), resolved
 
 
 def _count_free_bytes(device: torch.device) -> int:
@@ -183,15 +184,6 @@ def _count_free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # no such call on Windows
         return sys.maxsize
-
-
-def _check_weights_fit(plan: MemoryPlan, config: ResolvedConfig, device: torch.device) -> None:
-    free_bytes = _count_free_bytes(device)
-    if plan.weights > free_bytes:
-        raise CapacityError(
-            f"The weights take {plan.weights / _GIB:.1f} GiB in {config.dtype}; {device} has "
-            f"{free_bytes / _GIB:.1f} GiB. Free some, or choose a larger device or a smaller model."
-        )
 
 
 def _fit_session(config: ResolvedConfig, num_blocks: int, *, is_explicit: bool) -> ResolvedConfig:

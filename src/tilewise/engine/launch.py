@@ -42,10 +42,7 @@ def find_checkpoint(model: str | None, config: EngineConfig) -> Checkpoint:
         CheckpointError: the model cannot be found or served.
     """
     folder = find_model(
-        model,
-        revision=config.revision,
-        download_dir=config.download_dir,
-        has_weights=config.load_format != "dummy",
+        model, revision=config.revision, download_dir=config.download_dir, has_weights=config.load_format != "dummy"
     )
     return Checkpoint(folder, load_model_config(folder))
 

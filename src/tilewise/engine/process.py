@@ -19,23 +19,13 @@ from pathlib import Path
 
 from tilewise.config import EngineConfig, ResolvedConfig
 from tilewise.engine.client import Core
-from tilewise.engine.messages import (
-    MESSAGE,
-    START,
-    Failed,
-    Heartbeat,
-    Log,
-    Message,
-    Outputs,
-    Ready,
-    Start,
-    decode,
-)
+from tilewise.engine.messages import MESSAGE, START, Failed, Heartbeat, Log, Message, Outputs, Ready, Start, decode
 from tilewise.engine.wire import Wire
 from tilewise.errors import TilewiseError
 
 logger = logging.getLogger(__name__)
 
+Build = Callable[[Start], tuple[Core, ResolvedConfig]]
 HEARTBEAT_S = 0.25
 _POLL_S = 0.1
 _LINGER_S = 5.0
@@ -79,7 +69,7 @@ def _beat(wire: Wire[Message], core: Core, ended: threading.Event) -> None:
         wire.send(Heartbeat(core.stats()))
 
 
-def serve(folder: Path, build: Callable[[Start], tuple[Core, ResolvedConfig]]) -> int:
+def serve(folder: Path, build: Build) -> int:
     """Build an engine and run it until told to shut down; return the exit status."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -108,12 +98,7 @@ def serve(folder: Path, build: Callable[[Start], tuple[Core, ResolvedConfig]]) -
     return status
 
 
-def _work(
-    wire: Wire[Message],
-    start: Start,
-    inbox: "queue.SimpleQueue[Message]",
-    build: Callable[[Start], tuple[Core, ResolvedConfig]],
-) -> int:
+def _work(wire: Wire[Message], start: Start, inbox: "queue.SimpleQueue[Message]", build: Build) -> int:
     try:
         core, resolved = build(start)
     except Exception as error:

@@ -6,7 +6,9 @@ stops early, fails or is interrupted. No prompt is parsed and no engine is built
 """
 
 import queue
+import uuid
 from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
 
 from tilewise.engine.client import EngineClient
 from tilewise.errors import EngineError
@@ -19,6 +21,7 @@ RANDOM_NOTICE = (
     "该模型的权重是随机的，未经训练，因此不显示回答。]"
 )
 _HEARTBEAT_S = 1.0
+_NUM_SEEDS = 2**64
 
 
 class Answer:
@@ -87,6 +90,11 @@ class Answer:
         """The answer as far as it has come."""
         return self.step_response(RANDOM_NOTICE if self._is_withheld else self.own_text, 0)
 
+    @property
+    def usage(self) -> Usage:
+        """Token counts so far."""
+        return Usage(self._num_prompt_tokens, self._num_generated, self._cached_tokens, self._num_image_tokens)
+
     def step_response(self, delta: str, num_shown: int) -> Response:
         """What came after the first `num_shown` tokens: `delta` and its ids; the counts are of the whole answer.
 
@@ -103,9 +111,23 @@ class Answer:
             finish_reason=None if self.finish_reason is None else self.finish_reason.value,
             token_ids=self.token_ids[num_shown:],
             logprobs=self.logprobs[num_shown:] if self._wants_logprobs else None,
-            usage=Usage(self._num_prompt_tokens, self._num_generated, self._cached_tokens, self._num_image_tokens),
+            usage=self.usage,
             boxes=boxes,
         )
+
+
+def create_jobs(request: Request, builder: RequestBuilder, session_id: int = 0) -> list[tuple[Request, Answer]]:
+    """One request and answer for each of `n` choices, with ids and seeds of their own; they share the pictures."""
+    generation = request.generation
+    seeds = [
+        None if generation.random_seed is None else (generation.random_seed + choice) % _NUM_SEEDS
+        for choice in range(generation.n)
+    ]
+    requests = [
+        replace(request, request_id=uuid.uuid4().hex, generation=replace(generation, n=1, random_seed=seed))
+        for seed in seeds
+    ]
+    return [(own, Answer(own, builder, session_id)) for own in requests]
 
 
 def follow(

@@ -9,17 +9,21 @@ import contextlib
 import os
 import shlex
 import sys
+from collections.abc import Generator
 from contextlib import closing
 from typing import Any, cast
 
 from PIL.Image import Image
 
 from tilewise import __version__
+from tilewise.client import APIClient
 from tilewise.errors import EngineError, InputError, TilewiseError
 from tilewise.frontends.pipeline import Pipeline, Session
 from tilewise.frontends.terminal import UNPRINTABLE
+from tilewise.inputs.conversation import ImagePart, Message, parse_prompt
 from tilewise.inputs.images import load_image
-from tilewise.types import FinishReason, GenerationConfig
+from tilewise.inputs.policy import ImagePolicy
+from tilewise.types import FinishReason, GenerationConfig, Response
 
 HELP = """\
 /image PATH ...  attach pictures to the next question: files or URLs, quoted where a name has blanks
@@ -30,12 +34,99 @@ HELP = """\
 A backslash at the end of a line continues it on the next; a question that begins with a slash takes two."""
 
 
+class RemotePipeline:
+    """As much of a `Pipeline` as a chat takes, over HTTP: pictures are loaded here, and answers made there."""
+
+    def __init__(self, client: APIClient) -> None:
+        """Ask the server for its model.
+
+        Raises:
+            EngineError: no server answers.
+        """
+        self._client = client
+        self._model = client.available_models[0]
+
+    def is_alive(self) -> bool:
+        """Whether the server still answers."""
+        return self._client.health()
+
+    def stream_chat(
+        self, prompt: Any, session: Session, generation: GenerationConfig
+    ) -> Generator[Response, None, None]:
+        """As `Pipeline.stream_chat`, but for the ids, which do not travel."""
+        messages = (*session.messages, *parse_prompt(prompt))
+        turns = [_to_turn(message) for message in messages]
+        options = {"stream_options": {"include_usage": True}, **_to_options(generation)}
+        text, reason, usage = "", None, cast(dict[str, int], {})
+        try:
+            with closing(self._client.chat_completions_v1(self._model, turns, stream=True, **options)) as chunks:
+                for chunk in chunks:
+                    usage = chunk.get("usage") or usage
+                    for choice in chunk["choices"]:
+                        reason = choice.get("finish_reason") or reason
+                        delta = choice["delta"].get("content") or ""
+                        text += delta
+                        yield Response(delta, 0, 0, 0, None)
+            yield Response("", usage.get("completion_tokens", 0), usage.get("prompt_tokens", 0), 0, reason)
+        except (GeneratorExit, KeyboardInterrupt):
+            if not text:
+                raise
+            _add_turn(session, prompt, messages, text)
+            raise
+        _add_turn(session, prompt, messages, text)
+
+
+def _add_turn(session: Session, prompt: Any, messages: tuple[Message, ...], text: str) -> None:
+    session.history.append((prompt, text))
+    session.messages = (*messages, Message("assistant", (text,)))
+
+
+def _to_turn(message: Message) -> dict[str, Any]:
+    """A message as the API has it."""
+    if message.role != "user":
+        return {"role": message.role, "content": message.text}
+    parts = [
+        {"type": "image_url", "image_url": {"url": part.source}}
+        if isinstance(part, ImagePart)
+        else {"type": "text", "text": part}
+        for part in message.parts
+    ]
+    return {"role": message.role, "content": parts}
+
+
+def _to_options(generation: GenerationConfig) -> dict[str, Any]:
+    """Settings by the API's names.
+
+    Raises:
+        InputError: one that the API does not take.
+    """
+    for name in ("bad_words", "bad_token_ids"):
+        if getattr(generation, name):
+            raise InputError(f"{name} cannot be asked of a server; leave it out, or --server.", param=name)
+    sampling: dict[str, Any] = {"temperature": 0}
+    if generation.do_sample:
+        sampling = {name: getattr(generation, name) for name in ("temperature", "top_p", "top_k", "min_p")}
+    same = ("repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos", "skip_special_tokens")
+    return {
+        **sampling,
+        **{name: getattr(generation, name) for name in same},
+        "max_tokens": generation.max_new_tokens,
+        "min_tokens": generation.min_new_tokens,
+        "seed": generation.random_seed,
+        "stop": list(generation.stop_words),
+        "stop_token_ids": list(generation.stop_token_ids),
+    }
+
+
 class Chat:
     """One conversation with `pipe`, over this process's stdin and stdout."""
 
-    def __init__(self, pipe: Pipeline, generation: GenerationConfig) -> None:
+    def __init__(self, pipe: Pipeline | RemotePipeline, generation: GenerationConfig) -> None:
         """Start with no turns; nothing is read yet."""
         self._pipe = pipe
+        is_here = isinstance(pipe, Pipeline)
+        self._policy = pipe.builder.policy if is_here else ImagePolicy()
+        self._is_alive = pipe.engine.client.is_alive if is_here else pipe.is_alive
         self._generation = generation
         self._session = Session()
         self._images: list[Image] = []
@@ -104,7 +195,7 @@ class Chat:
             self._note("(stopped)")
         except TilewiseError as error:
             print(f"tilewise: {' '.join(str(error).split())}", file=sys.stderr)
-            if isinstance(error, EngineError) and not self._pipe.engine.client.is_alive():
+            if isinstance(error, EngineError) and not self._is_alive():
                 raise
 
     def _ask(self, question: str) -> None:
@@ -154,7 +245,7 @@ class Chat:
             raise InputError("A quotation mark is not closed; put one on both sides of a name.") from None
         if not sources:
             raise InputError("/image needs a path or URL, or several.")
-        images = [load_image(source, self._pipe.builder.policy) for source in sources]
+        images = [load_image(source, self._policy) for source in sources]
         self._images += images
         for source, image in zip(sources, images, strict=True):
             self._note(f"{source:.200}: {image.width} x {image.height}")

@@ -15,7 +15,8 @@ from typing import Any, NoReturn, cast
 from tilewise import __version__
 from tilewise.config import EngineConfig
 from tilewise.errors import EngineError, TilewiseError
-from tilewise.frontends.flags import ENGINE_HELP, GENERATION_HELP, PICTURE_HELP, add_flags
+from tilewise.frontends.flags import ENGINE_HELP, GENERATION_HELP, PICTURE_HELP, SERVER_HELP, add_flags
+from tilewise.frontends.server_config import ServerConfig
 from tilewise.types import GenerationConfig
 
 # A conversation goes on from one answer, and shows its text alone.
@@ -53,6 +54,7 @@ def create_parser() -> argparse.ArgumentParser:
         "piped in, one a line.",
         allow_abbrev=False,
     )
+    _add_remote_flags(chat)
     _add_model_flags(chat, _CHAT_HELP)
     plan = commands.add_parser(
         "plan",
@@ -66,6 +68,7 @@ def create_parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpu", metavar="SIZE", help="memory of the GPU: 80GiB, 24GiB, 81559MiB")
     plan.add_argument("--json", action="store_true", help="print one JSON object, sizes in bytes")
     add_flags(plan, "engine", EngineConfig, _PLAN_HELP)
+    _add_serve(commands.add_parser("serve", help="serve over HTTP", allow_abbrev=False))
     commands.add_parser("check_env", help="show versions, devices and memory", allow_abbrev=False)
     commands.add_parser("list", help="show what can be served, and the prompt profiles", allow_abbrev=False)
     download = commands.add_parser("download", help="fetch a model and print its folder", allow_abbrev=False)
@@ -73,6 +76,42 @@ def create_parser() -> argparse.ArgumentParser:
     download.add_argument("--download-dir", metavar="FOLDER", help=ENGINE_HELP["download_dir"])
     download.add_argument("--revision", metavar="TEXT", help=ENGINE_HELP["revision"])
     return parser
+
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
+    fronts = serve.add_subparsers(dest="front", metavar="FRONT", title="front ends")
+    api_server = fronts.add_parser(
+        "api_server",
+        help="the API that OpenAI's clients speak",
+        usage="tilewise serve api_server [MODEL] [FLAGS ...]",
+        description="Answer OpenAI's clients at http://127.0.0.1:23333/v1. SIGTERM lets running answers finish.",
+        allow_abbrev=False,
+    )
+    add_flags(api_server, "server", ServerConfig, SERVER_HELP)
+    _add_model_flags(api_server, {}, log_level="INFO")
+    gradio = fronts.add_parser(
+        "gradio",
+        help="the chat page",
+        usage="tilewise serve gradio [MODEL | --server URL] [FLAGS ...]",
+        description="Open the chat page at http://127.0.0.1:6006. It starts an API server of its own for MODEL, or "
+        "talks to the one at --server.",
+        allow_abbrev=False,
+    )
+    gradio.add_argument("--server-name", metavar="TEXT", default="127.0.0.1", help="address to listen at")
+    gradio.add_argument("--server-port", metavar="N", type=int, default=6006, help="port to listen at (default: 6006)")
+    gradio.add_argument("--share", action="store_true", help="also open a public link through gradio's servers")
+    _add_remote_flags(gradio)
+    _add_model_flags(gradio, {})
+
+
+def _add_remote_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--server", metavar="URL", help="talk to this API server, and load no model")
+    command.add_argument(
+        "--api-key",
+        metavar="KEY",
+        default=os.environ.get("TILEWISE_API_KEY"),
+        help="its key. Others may see it in the process list: better the variable TILEWISE_API_KEY",
+    )
 
 
 def _add_generate_flags(generate: argparse.ArgumentParser) -> None:
@@ -83,13 +122,15 @@ def _add_generate_flags(generate: argparse.ArgumentParser) -> None:
     _add_model_flags(generate, GENERATION_HELP)
 
 
-def _add_model_flags(command: argparse.ArgumentParser, generation_help: dict[str, str]) -> None:
+def _add_model_flags(
+    command: argparse.ArgumentParser, generation_help: dict[str, str], log_level: str = "WARNING"
+) -> None:
     """What every command takes that loads a model and answers."""
     command.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL_HELP)
     command.add_argument(
         "--chat-template", metavar="NAME|FILE.json", help="prompt profile (see: tilewise list), or a file of one"
     )
-    command.add_argument("--log-level", metavar="LEVEL", default="WARNING", help="DEBUG, INFO, WARNING or ERROR")
+    command.add_argument("--log-level", metavar="LEVEL", default=log_level, help="DEBUG, INFO, WARNING or ERROR")
     add_flags(command, "answer", GenerationConfig, generation_help)
     add_flags(command, "engine", EngineConfig, ENGINE_HELP)
     pictures = command.add_argument_group("pictures")
@@ -103,20 +144,27 @@ def _add_model_flags(command: argparse.ArgumentParser, generation_help: dict[str
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = create_parser()
     args, unknown = parser.parse_known_args(argv)
+    front = getattr(args, "front", None)
     if unknown:
-        command = f"tilewise {args.command}" if args.command else "tilewise"
+        command = " ".join(filter(None, ("tilewise", args.command, front)))
         shared = ("chat_template", "log_level", *ENGINE_HELP, *PICTURE_HELP)
         known = {
             "generate": _dashed("image", "prompt", "stream", "json", *shared, *GENERATION_HELP),
-            "chat": _dashed(*shared, *_CHAT_HELP),
+            "chat": _dashed("server", "api_key", *shared, *_CHAT_HELP),
             "plan": _dashed("gpu", "json", *_PLAN_HELP),
             "download": _dashed("download_dir", "revision"),
+            "api_server": _dashed(*shared, *SERVER_HELP),
+            "gradio": _dashed("server", "api_key", "server_name", "server_port", "share", *shared),
         }
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], known.get(args.command, []), 1)
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], known.get(front or args.command, []), 1)
         hint = f" Did you mean {near[0]}?" if near else ""
         parser.exit(2, f"{command}: unknown argument {unknown[0]!r:.100}.{hint} See: {command} --help\n")
     if args.command is None:
         parser.error("a command is missing; try: tilewise generate")
+    if args.command == "serve":
+        if front is None:
+            parser.error("serve needs a front end; try: tilewise serve api_server")
+        args.command = f"serve_{front}"
     return args
 
 

@@ -13,8 +13,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
 
 from tilewise import __version__
-from tilewise.errors import InputError
-from tilewise.frontends.flags import ENGINE_HELP, GENERATION_HELP, PICTURE_HELP, given_flags
+from tilewise.errors import ConfigError, InputError
+from tilewise.frontends.flags import ENGINE_HELP, GENERATION_HELP, PICTURE_HELP, SERVER_HELP, given_flags, to_argv
 from tilewise.frontends.planning import run_plan as run_plan
 from tilewise.frontends.terminal import UNPRINTABLE
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from tilewise.types import GenerationConfig, Response
 
 DEMO_QUESTION = "请描述图中内容"
-# Architecture and language model of the checkpoints that can be served, as config.json names them.
-SERVED = (("InternVLChatModel", "InternLM2ForCausalLM"),)
 _SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "random_seed")
 _PACKAGES = (
     *("torch", "triton", "numpy", "safetensors", "sentencepiece", "pillow", "huggingface_hub", "rich"),
@@ -132,12 +130,55 @@ def run_chat(args: argparse.Namespace) -> None:
     generation = _read_generation(args)
     config = EngineConfig.from_options(given_flags(args, ENGINE_HELP))
 
-    from tilewise.frontends.chat import Chat
+    from tilewise.frontends.chat import Chat, RemotePipeline
+
+    if _is_remote(args):
+        from tilewise.client import APIClient
+
+        Chat(RemotePipeline(APIClient(args.server, args.api_key)), generation).run()
+        return
     from tilewise.frontends.pipeline import pipeline
 
     template = ChatTemplateConfig(model_name=args.chat_template)
     with pipeline(args.model, None, config, template, args.log_level, **given_flags(args, PICTURE_HELP)) as pipe:
         Chat(pipe, generation).run()
+
+
+def run_serve_api_server(args: argparse.Namespace) -> None:
+    """Serve the HTTP API until told to end."""
+    from tilewise.config import ChatTemplateConfig, EngineConfig
+    from tilewise.frontends.server import run_server
+    from tilewise.frontends.server_config import ServerConfig
+
+    server = ServerConfig(**given_flags(args, SERVER_HELP))
+    config = EngineConfig.from_options(given_flags(args, ENGINE_HELP))
+    template = ChatTemplateConfig(model_name=args.chat_template)
+    run_server(args.model, config, server, template, args.log_level, **given_flags(args, PICTURE_HELP))
+
+
+def run_serve_gradio(args: argparse.Namespace) -> None:
+    """Serve the chat page until told to end."""
+    try:
+        from tilewise.frontends.page_server import run_page
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is not installed; pip install 'tilewise[ui]'.") from None
+    _is_remote(args)
+    launch = {"server_name": args.server_name, "server_port": args.server_port, "is_shared": args.share}
+    server_flags = to_argv({**_model_flags(args), "log_level": args.log_level})
+    run_page(args.server, args.api_key, launch, args.model, server_flags)
+
+
+def _is_remote(args: argparse.Namespace) -> bool:
+    """Whether a server has the model; its own settings are then refused here."""
+    given = [*["MODEL"] * (args.model is not None), *to_argv(_model_flags(args))]
+    if args.server is not None and given:
+        raise ConfigError(f"{given[0]:.100} is the server's own to choose; leave it out, or --server.")
+    return args.server is not None
+
+
+def _model_flags(args: argparse.Namespace) -> dict[str, Any]:
+    template = {} if args.chat_template is None else {"chat_template": args.chat_template}
+    return {**template, **given_flags(args, {**ENGINE_HELP, **PICTURE_HELP})}
 
 
 def run_check_env(args: argparse.Namespace) -> None:
@@ -167,6 +208,7 @@ def _find_devices() -> list[tuple[str, str]]:
 
 def run_list(args: argparse.Namespace) -> None:
     """Show the architectures that can be served, and the prompt profiles."""
+    from tilewise.checkpoint.hf_config import SERVED
     from tilewise.inputs.prompt import PROFILES
 
     _print_table(("architecture", "language model"), SERVED)

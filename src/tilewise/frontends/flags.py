@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 ENGINE_HELP = {
     "tp": "GPUs to spread the model over; only 1 in this version",
@@ -49,12 +49,27 @@ GENERATION_HELP = {
     "bad_token_ids": "never give this id; may be repeated",
     "min_new_tokens": "fewest tokens of an answer",
     "skip_special_tokens": "leave tokens such as <box> out of the text",
+    "response_format": 'JSON text of the answer\'s form, as {"type": "json_object"}',
     "logprobs": "give this many of the likeliest tokens of every step (with --json)",
 }
 PICTURE_HELP = {
     "max_dynamic_patch": "most tiles of a picture, the thumbnail not counted; default: the model's",
     "min_dynamic_patch": "fewest tiles of a picture; default: the model's",
     "allowed_media_hosts": "fetch pictures from this host though it is not on the public internet; may be repeated",
+}
+SERVER_HELP = {
+    "server_name": "address to listen at; beyond loopback, set keys",
+    "server_port": "port to listen at; 0 for any",
+    "model_name": "what clients call the model; default: its hub id or folder",
+    "api_keys": "key that clients must send; may be repeated. Others may see it in the process list: better the "
+    "variable TILEWISE_API_KEYS (between commas) or a file",
+    "api_keys_file": "file with a key a line",
+    "allow_origins": "origin whose pages may call from a browser, as https://page.example; may be repeated",
+    "max_queued": "most answers that wait beside those that run; more get status 429",
+    "allowed_local_media_path": "folder whose pictures clients may name by path; default: none",
+    "ssl_certfile": "PEM file with the certificate, for https",
+    "ssl_keyfile": "PEM file with its key",
+    "log_format": "text or json",
 }
 
 
@@ -76,6 +91,19 @@ def add_flags(parser: argparse.ArgumentParser, title: str, config: type, help_te
 def given_flags(args: argparse.Namespace, help_texts: Mapping[str, str]) -> dict[str, Any]:
     """The fields that were given on the command line."""
     return {name: value for name, value in vars(args).items() if name in help_texts}
+
+
+def to_argv(given: Mapping[str, Any]) -> list[str]:
+    """The command line that gives these fields again."""
+    flags: list[str] = []
+    for name, value in given.items():
+        dashed = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{'' if value else 'no-'}{dashed}")
+        else:
+            items = cast(list[Any], value) if isinstance(value, list) else [value]
+            flags += [f"--{dashed}={item}" for item in items]
+    return flags
 
 
 def _options(hint: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ one call run together; one that fails ends the call, and the others are aborted.
 
 import logging
 import os
-import uuid
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -17,7 +16,7 @@ from typing import Any, Self, cast
 from tilewise.config import ChatTemplateConfig, EngineConfig
 from tilewise.engine.launch import Checkpoint, Engine, find_checkpoint, launch_engine
 from tilewise.errors import ConfigError, EngineError, InputError, TilewiseError
-from tilewise.frontends.answers import Answer, follow
+from tilewise.frontends.answers import Answer, create_jobs, follow
 from tilewise.frontends.progress import show_progress
 from tilewise.inputs.conversation import Message, is_message_list, parse_prompt
 from tilewise.inputs.policy import ImagePolicy
@@ -27,7 +26,6 @@ from tilewise.inputs.tokenizer import load_tokenizer
 from tilewise.types import FinishReason, GenerationConfig, Request, Response, TilingParameters
 
 Generations = GenerationConfig | Sequence[GenerationConfig] | None
-_NUM_SEEDS = 2**64
 
 
 def pipeline(
@@ -314,19 +312,7 @@ class Pipeline:
         """One request and answer for each of `n` choices; the pictures are prepared once."""
         if not self._finalizer.alive:
             raise EngineError("This pipeline is closed; make a new one with pipeline(...).")
-        request = self.builder.build(messages, generation, "")
-        seed = generation.random_seed
-        requests = [
-            replace(
-                request,
-                request_id=uuid.uuid4().hex,
-                generation=replace(
-                    request.generation, n=1, random_seed=None if seed is None else (seed + choice) % _NUM_SEEDS
-                ),
-            )
-            for choice in range(generation.n)
-        ]
-        return [(own, Answer(own, self.builder, session_id)) for own in requests]
+        return create_jobs(self.builder.build(messages, generation, ""), self.builder, session_id)
 
 
 def _as_batch(prompts: object) -> tuple[Sequence[Any], bool]:

@@ -84,17 +84,14 @@ def _create_table(fit: Fit, device_bytes: int) -> "Table":
     from rich.table import Table
 
     memory, config = fit.memory, fit.config
+    kv_tokens = f"{fit.capacity:,} tokens of {config.kv_bytes_per_token:,} bytes"
     rows = [
         ("vision tower", memory.tower, f"weights, {config.dtype}"),
         ("projector", memory.projector, "weights"),
         ("language model", memory.decoder, "weights"),
         ("workspace", memory.workspace, f"{config.max_step_tiles} tiles or {config.max_step_tokens} tokens a step"),
         ("picture cache", memory.image_cache, f"{memory.num_tile_rows} tiles"),
-        (
-            "KV cache",
-            fit.num_blocks * memory.kv_block,
-            f"{fit.capacity:,} tokens of {config.kv_bytes_per_token:,} bytes",
-        ),
+        ("KV cache", fit.num_blocks * memory.kv_block, kv_tokens),
         ("driver and libraries", CONTEXT_BYTES, "measured on an H100"),
     ]
     table = Table("part", "GiB", "what", title=f"{config.model.architecture} on {device_bytes / _GIB:.1f} GiB")

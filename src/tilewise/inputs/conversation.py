@@ -1,8 +1,9 @@
-"""What a caller says, in any of the accepted forms, as messages of texts and pictures in order.
+"""What a caller says, in any of the accepted forms, as messages of texts, pictures and tool calls in order.
 
 Nothing is fetched, decoded or tokenised here. A key, type or role that is not honoured is refused by name.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -10,7 +11,7 @@ from typing import Any, Literal, cast
 from tilewise.errors import InputError
 
 IMAGE_MARK = "<IMAGE_TOKEN>"
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "tools", "user", "assistant", "tool")
 Detail = Literal["auto", "low", "high"]
 
 
@@ -36,11 +37,32 @@ class ImagePart:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """What an assistant asked of a tool; `arguments` is JSON text, as the assistant wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+    @property
+    def text(self) -> str:
+        """The call as the model writes it."""
+        return f'{{"name": {json.dumps(self.name, ensure_ascii=False)}, "parameters": {self.arguments}}}'
+
+
+Part = str | ImagePart | ToolCall
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn: texts and pictures in the order in which the model reads them."""
+    """One turn: texts, pictures and calls in the order in which the model reads them.
+
+    `tools` says which tools there are, and `tool` what one of them answered to the call `call_id`.
+    """
 
     role: str
-    parts: tuple[str | ImagePart, ...]
+    parts: tuple[Part, ...]
+    call_id: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse unknown roles, and pictures that are not the user's."""
@@ -53,6 +75,11 @@ class Message:
     def images(self) -> tuple[ImagePart, ...]:
         """The pictures, in order."""
         return tuple(part for part in self.parts if isinstance(part, ImagePart))
+
+    @property
+    def call_ids(self) -> list[str]:
+        """The ids of its calls, in order."""
+        return [part.id for part in self.parts if isinstance(part, ToolCall)]
 
     @property
     def text(self) -> str:
@@ -94,24 +121,38 @@ def is_message_list(prompt: object) -> bool:
 
 
 def check_turns(messages: Sequence[Message]) -> None:
-    """Hold a conversation to [system], user, assistant, user, ..., the last word the user's and not empty.
+    """Hold a conversation to [system], [tools], user, assistant, user, ..., the last word the user's and not empty.
+
+    An assistant's calls are answered by as many messages of role `tool`, after which it is the assistant's turn again.
 
     Raises:
         InputError: it is ordered otherwise; the message says where.
     """
-    turns = list(messages[1:] if messages and messages[0].role == "system" else messages)
-    for number, message in enumerate(turns):
-        expected = "assistant" if number % 2 else "user"
+    openings = (["system", "tools"], ["system"], ["tools"], list[str]())
+    roles = [message.role for message in messages[:2]]
+    start = next(len(opening) for opening in openings if opening == roles[: len(opening)])
+    expected, unanswered = "user", list[str]()
+    for place, message in enumerate(messages[start:], start=start + 1):
         if message.role != expected:
-            place = len(messages) - len(turns) + number + 1
             raise InputError(
                 f"Message {place} is of role {message.role!r} where {expected!r} is due: one system message may open, "
                 "then user and assistant take turns; merge what belongs to one turn.",
                 param="messages",
             )
-    if not turns or turns[-1].role != "user":
+        if message.role == "tool":
+            if message.call_id not in unanswered:
+                raise InputError(
+                    f"Message {place} has the tool_call_id {message.call_id!r:.80}; the calls to answer are "
+                    f"{unanswered!r:.200}.",
+                    param="tool_call_id",
+                )
+            unanswered.remove(message.call_id)
+        else:
+            unanswered = message.call_ids
+        expected = "tool" if unanswered else {"assistant": "user"}.get(message.role, "assistant")
+    if expected != "assistant":
         raise InputError("The last message must be the user's; there is nothing to answer.", param="messages")
-    if not turns[-1].images and not turns[-1].text:
+    if messages[-1].role == "user" and not messages[-1].images and not messages[-1].text:
         raise InputError("The last message is empty; give it text or a picture.", param="messages")
 
 
@@ -142,16 +183,43 @@ def _parse_pair(pair: tuple[object, ...]) -> Message:
 def _parse_message(message: Mapping[str, object]) -> Message:
     # SDKs send back an answer with its unused keys at null.
     given = {key: value for key, value in message.items() if value is not None}
-    _check_keys("A message", given, ("role", "content"))
     role, content = given.get("role"), given.get("content")
+    more = {"assistant": ("tool_calls",), "tool": ("tool_call_id",)}.get(str(role), ())
+    _check_keys("A message", given, ("role", "content", *more))
     if not isinstance(role, str):
         raise InputError(f"A message needs a role, one of {', '.join(ROLES)}; got {_kind(role)}.", param="role")
+    call_id = given.get("tool_call_id")
+    if role == "tool" and not isinstance(call_id, str):
+        raise InputError("A message of role 'tool' needs the tool_call_id that it answers.", param="tool_call_id")
+    calls = _parse_calls(given["tool_calls"]) if "tool_calls" in given else ()
+    parts = () if calls and content is None else _parse_content(content)
+    return Message(role, (*parts, *calls), cast(str | None, call_id))
+
+
+def _parse_calls(calls: object) -> tuple[ToolCall, ...]:
+    parsed: list[ToolCall] = []
+    for call in cast(Sequence[object], calls) if isinstance(calls, (list, tuple)) else (calls,):
+        match call:
+            case {"id": str(call_id), "function": {"name": str(name), "arguments": str(arguments)}}:
+                fields = cast(Mapping[str, Any], call)
+                _check_keys("A tool call", fields, ("id", "type", "function", "index"))
+                _check_keys("A tool call's function", fields["function"], ("name", "arguments"))
+                parsed.append(ToolCall(call_id, name, arguments))
+            case _:
+                raise InputError(
+                    "tool_calls is a list of objects with an id and a function of a name and arguments, all texts.",
+                    param="tool_calls",
+                )
+    return tuple(parsed)
+
+
+def _parse_content(content: object) -> tuple[str | ImagePart, ...]:
     if isinstance(content, str):
-        return Message(role, (content,))
+        return (content,)
     if not isinstance(content, (list, tuple)):
         raise InputError(f"A message's content is a text or a list of parts; got {_kind(content)}.", param="content")
     parts = tuple(_parse_part(part) for part in cast(Sequence[object], content))
-    return Message(role, tuple(part for part in parts if part != ""))
+    return tuple(part for part in parts if part != "")
 
 
 def _parse_part(part: object) -> str | ImagePart:

@@ -30,6 +30,7 @@ from tilewise.errors import CapacityError, ImageError, ImageTooLargeError
 from tilewise.inputs.policy import MIB, ImageLimits
 
 _REQUEST = struct.Struct("<QQQdQd")
+_SENT_LIMITS = ("max_pixels", "max_side", "max_aspect_ratio", "aspect_free_pixels", "decode_timeout_s")
 _REPLY = struct.Struct("<BII")
 _PIXELS, _REFUSED, _TOO_LARGE = range(3)
 _READY = b"+"
@@ -61,9 +62,14 @@ def _write_all(stream: io.FileIO, data: bytes | bytearray) -> None:
         view = view[stream.write(view) :]
 
 
-def _environment() -> dict[str, str]:
-    """What Python and its libraries need to start and to find this very package: no token or key of the parent's."""
-    kept = {name: value for name, value in os.environ.items() if name in _KEPT_VARIABLES or name.startswith("LC_")}
+def child_environment(*, with_secrets: bool = False) -> dict[str, str]:
+    """What Python and its libraries need to start and to find this very package: no token or key of the parent's.
+
+    `with_secrets` keeps them, for a child that does what this process would.
+    """
+    kept = dict(os.environ)
+    if not with_secrets:
+        kept = {name: value for name, value in kept.items() if name in _KEPT_VARIABLES or name.startswith("LC_")}
     package_root = Path(__file__).parents[2]
     if package_root.name not in ("site-packages", "dist-packages"):  # NOTE: on PYTHONPATH these would shadow the stdlib
         kept["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package_root), kept.get("PYTHONPATH"))))
@@ -90,15 +96,7 @@ def _exchange(
 ) -> tuple[int, int, int, bytes | bytearray]:
     """Send one picture; return status, width and height, and the pixels or the message."""
     requests, replies = _pipes(process)
-    request = _REQUEST.pack(
-        len(data),
-        limits.max_pixels,
-        limits.max_side,
-        limits.max_aspect_ratio,
-        limits.aspect_free_pixels,
-        limits.decode_timeout_s,
-    )
-    _write_all(requests, request)
+    _write_all(requests, _REQUEST.pack(len(data), *(getattr(limits, name) for name in _SENT_LIMITS)))
     _write_all(requests, data)
     status, first, second = _REPLY.unpack(_read_exactly(replies, _REPLY.size))
     if status != _PIXELS:
@@ -191,7 +189,7 @@ class Decoder:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
                     bufsize=0,
-                    env=_environment(),
+                    env=child_environment(),
                 )
                 with _killed_after(self._process, _START_TIMEOUT_S):
                     _read_exactly(_pipes(self._process)[1], len(_READY))
@@ -267,17 +265,9 @@ def main() -> None:
     with contextlib.suppress(EOFError, OSError):
         _write_all(replies, _READY)
         while True:
-            num_bytes, max_pixels, max_side, aspect, free_pixels, timeout_s = _REQUEST.unpack(
-                _read_exactly(requests, _REQUEST.size)
-            )
+            num_bytes, *bounds = _REQUEST.unpack(_read_exactly(requests, _REQUEST.size))
+            limits = ImageLimits(**dict(zip(_SENT_LIMITS, bounds, strict=True)))
             data = _read_exactly(requests, num_bytes)
-            limits = ImageLimits(
-                max_pixels=max_pixels,
-                max_side=max_side,
-                max_aspect_ratio=aspect,
-                aspect_free_pixels=free_pixels,
-                decode_timeout_s=timeout_s,
-            )
             _bound_self(limits)
             _answer(data, limits, replies)
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urljoin, urlsplit
 
-from tilewise.errors import ImageFetchError, ImageTooLargeError
+from tilewise.errors import ImageFetchError
 from tilewise.inputs.policy import ImageLimits, ImagePolicy
 
 if TYPE_CHECKING:
@@ -149,10 +149,6 @@ def fetch(url: str, policy: ImagePolicy, resolve: Resolver = resolve_host) -> by
     raise ImageFetchError(f"The picture's URL redirects more than {limits.max_redirects} times; give the final one.")
 
 
-def _too_long(limits: ImageLimits) -> ImageTooLargeError:
-    return ImageTooLargeError(f"The picture has more than the {limits.max_bytes} bytes allowed. Scale it down.")
-
-
 def _seconds_left(deadline: float) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
@@ -191,8 +187,7 @@ class _PacedReader(io.RawIOBase):
         if self._first_byte_s is None:
             self._first_byte_s = time.monotonic()
         self._num_bytes += count
-        if self._num_bytes > 2 * limits.max_bytes + _OVERHEAD_BYTES:
-            raise _too_long(limits)
+        limits.check_bytes((self._num_bytes - _OVERHEAD_BYTES) // 2)
         return count
 
     def makefile(self, _mode: str) -> io.BufferedReader:
@@ -280,14 +275,11 @@ def _request(connection: socket.socket, target: Target, limits: ImageLimits, dea
 
 def _read_body(response: http.client.HTTPResponse, limits: ImageLimits) -> bytes:
     announced = response.length
+    limits.check_bytes(announced or 0)
     body = bytearray()
-    while len(body) <= limits.max_bytes and (announced or 0) <= limits.max_bytes:
-        chunk = response.read(min(_CHUNK_BYTES, limits.max_bytes + 1 - len(body)))
-        if not chunk:
-            break
+    while chunk := response.read(min(_CHUNK_BYTES, limits.max_bytes + 1 - len(body))):
         body += chunk
-    else:
-        raise _too_long(limits)
+        limits.check_bytes(len(body))
     if announced is not None and len(body) != announced:
         raise ImageFetchError("The picture's host sent less than it announced.")
     return bytes(body)

@@ -5,7 +5,6 @@ process. A picture that the caller made with Pillow is converted in this process
 """
 
 import base64
-import binascii
 import hashlib
 import os
 import re
@@ -16,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from tilewise.errors import ImageError, ImageTooLargeError, InputError
+from tilewise.errors import ImageError, InputError
 from tilewise.inputs.decoder import SHARED_DECODER
 from tilewise.inputs.fetch import fetch
 from tilewise.inputs.pixels import to_rgb
@@ -75,7 +74,8 @@ def _convert(image: Image.Image, limits: ImageLimits) -> Image.Image:
 
 def _read_source(source: object, policy: ImagePolicy) -> bytes:
     if isinstance(source, bytes):
-        return _check_length(source, policy.limits)
+        policy.limits.check_bytes(len(source))
+        return source
     if isinstance(source, Path):
         return _read_file(str(source), policy)
     if not isinstance(source, str):
@@ -95,22 +95,17 @@ def _read_source(source: object, policy: ImagePolicy) -> bytes:
     return fetch(source, policy)
 
 
-def _check_length(data: bytes, limits: ImageLimits) -> bytes:
-    if len(data) > limits.max_bytes:
-        raise ImageTooLargeError(f"The picture has more than the {limits.max_bytes} bytes allowed. Scale it down.")
-    return data
-
-
 def _read_data_url(url: str, limits: ImageLimits) -> bytes:
     header = _DATA_URL.match(url, 0, 256)
     if header is None:
         raise ImageError("A data URL must look like data:image/png;base64,… .")
-    if (len(url) - header.end()) * 3 // 4 > limits.max_bytes + 2:
-        raise ImageTooLargeError(f"The picture has more than the {limits.max_bytes} bytes allowed. Scale it down.")
+    limits.check_bytes((len(url) - header.end()) * 3 // 4 - 2)  # two characters may be padding
     try:
-        return _check_length(base64.b64decode(url[header.end() :], validate=True), limits)
-    except (binascii.Error, ValueError):
+        data = base64.b64decode(url[header.end() :], validate=True)
+    except ValueError:
         raise ImageError("The data URL does not hold valid base64.") from None
+    limits.check_bytes(len(data))
+    return data
 
 
 def _read_file(path: str, policy: ImagePolicy) -> bytes:
@@ -126,9 +121,11 @@ def _read_file(path: str, policy: ImagePolicy) -> bytes:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ImageError(f"{_shown(path)} is not a file.")
             with open(descriptor, "rb", closefd=False) as file:
-                return _check_length(file.read(policy.limits.max_bytes + 1), policy.limits)
+                data = file.read(policy.limits.max_bytes + 1)
         finally:
             os.close(descriptor)
+        policy.limits.check_bytes(len(data))
+        return data
     except FileNotFoundError:
         raise ImageError(f"There is no picture at {_shown(path)}; check the path.") from None
     except (OSError, ValueError):

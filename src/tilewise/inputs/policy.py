@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import cast
 
-from tilewise.errors import ConfigError
+from tilewise.errors import ConfigError, ImageTooLargeError
 
 MIB = 1 << 20
 _MOST = 1 << 33
@@ -46,6 +46,15 @@ class ImageLimits:
             lowest = 0 if bound.name == "max_redirects" else 1e-3
             if isinstance(value, bool) or not isinstance(value, kinds) or not lowest <= value <= _MOST:
                 raise ConfigError(f"{bound.name}={value!r:.80} must be a positive {kind} up to 2^33.", param=bound.name)
+
+    def check_bytes(self, num_bytes: int) -> None:
+        """Hold a picture's encoded size to `max_bytes`.
+
+        Raises:
+            ImageTooLargeError: it is larger.
+        """
+        if num_bytes > self.max_bytes:
+            raise ImageTooLargeError(f"The picture has more than the {self.max_bytes} bytes allowed. Scale it down.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from tilewise.config import ChatTemplateConfig, ModelConfig
-from tilewise.errors import ConfigError
-from tilewise.inputs.conversation import ImagePart, Message, check_turns
+from tilewise.errors import ConfigError, InputError
+from tilewise.inputs.conversation import ImagePart, Message, Part, ToolCall, check_turns
 from tilewise.inputs.tokenizer import SPECIAL_NAMES
 
 _SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIAL_NAMES)) + ")")
@@ -28,6 +28,8 @@ class PromptProfile:
     `system`, `user` and `assistant` open a turn and `turn_end` closes it. A picture stands between `image_start`
     and `image_end`, and `after_image` follows it; where `image_label` is set and there are several pictures, each
     is preceded by it with {n} counted from 1, and `after_image` follows the last of a row only.
+    `tools` and `tool` open the turns that describe tools and that hold a result, and a call stands between
+    `call_start` and `call_end`; where `tools` is empty, the model knows none.
     `stop_words` end an answer.
     """
 
@@ -41,6 +43,11 @@ class PromptProfile:
     image_end: str = "</img>"
     after_image: str = "\n"
     image_label: str = ""
+    # Source: InternLM/InternLM chat/chat_format.md, "Function Call".
+    tools: str = "<|im_start|>system name=<|plugin|>\n"
+    tool: str = "<|im_start|>environment name=<|plugin|>\n"
+    call_start: str = "<|action_start|><|plugin|>\n"
+    call_end: str = "<|action_end|>"
     stop_words: tuple[str, ...] = ("<|im_end|>", "<|action_end|>", "</s>")
 
 
@@ -176,16 +183,18 @@ def render(profile: PromptProfile, messages: Sequence[Message]) -> tuple[Segment
     Pictures are numbered in the order in which they appear. Neighbouring texts are one segment.
 
     Raises:
-        InputError: the turns are out of order.
+        InputError: the turns are out of order, or of tools that the profile knows nothing of.
     """
     check_turns(messages)
+    if not profile.tools and any(message.role in ("tools", "tool") or message.call_ids for message in messages):
+        raise InputError(f"The prompt profile {profile.name} has no syntax for tools; leave them out.", param="tools")
     layout = _Layout(profile, num_images=sum(len(message.images) for message in messages))
     has_own_system = messages[0].role == "system"
     system_text = messages[0].text if has_own_system else profile.meta_instruction
     if system_text:
         layout.add_turn(profile.system, (system_text,))
     for message in messages[has_own_system:]:
-        layout.add_turn(profile.user if message.role == "user" else profile.assistant, message.parts)
+        layout.add_turn(getattr(profile, message.role), message.parts)
     layout.add_template(profile.assistant)
     return layout.finish()
 
@@ -198,12 +207,16 @@ class _Layout:
         self._label = profile.image_label if num_images > 1 else ""
         self._num_placed = 0
 
-    def add_turn(self, opening: str, parts: Sequence[str | ImagePart]) -> None:
+    def add_turn(self, opening: str, parts: Sequence[Part]) -> None:
         self.add_template(opening)
-        previous: str | ImagePart | None = None
+        previous: Part | None = None
         for number, part in enumerate(parts):
             if isinstance(part, str):
                 self._words.append("\n" + part if isinstance(previous, str) else part)
+            elif isinstance(part, ToolCall):
+                self.add_template(self._profile.call_start)
+                self._words.append(part.text)
+                self.add_template(self._profile.call_end)
             else:
                 following = parts[number + 1] if number + 1 < len(parts) else None
                 self._add_image(is_last_of_row=not isinstance(following, ImagePart))

@@ -11,6 +11,7 @@ from tilewise.config import ModelConfig
 from tilewise.errors import CheckpointError, ImageTooLargeError, InputError, PromptTooLongError
 from tilewise.inputs.conversation import ImagePart, Message
 from tilewise.inputs.detokenizer import Detokenizer
+from tilewise.inputs.grammar import check_format
 from tilewise.inputs.images import load_image, prepare_image
 from tilewise.inputs.policy import ImagePolicy
 from tilewise.inputs.prompt import ImageSlot, PromptProfile, Segment, Special, Text, render
@@ -61,6 +62,7 @@ class RequestBuilder:
         self._check_at_least(segments)
         stop_token_ids = self._resolve_stops(generation)
         generation = self._resolve_bad_words(generation, stop_token_ids)
+        check_format(generation)
         words = [self._encode(segment) for segment in segments]
         num_words = 1 + sum(map(len, words))
         self._check_length(num_words + len(parts) * self.model.tokens_per_tile, len(parts), "at least ")

@@ -16,24 +16,9 @@ from tilewise.errors import CheckpointError, InputError
 
 # Source: tokenizer_config.json of OpenGVLab/InternVL-Chat-V1-5.
 SPECIAL_NAMES = (
-    "<unk>",
-    "<s>",
-    "</s>",
-    "<|plugin|>",
-    "<|interpreter|>",
-    "<|action_end|>",
-    "<|action_start|>",
-    "<|im_end|>",
-    "<|im_start|>",
-    "<img>",
-    "</img>",
-    "<IMG_CONTEXT>",
-    "<quad>",
-    "</quad>",
-    "<ref>",
-    "</ref>",
-    "<box>",
-    "</box>",
+    *("<unk>", "<s>", "</s>", "<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>"),
+    *("<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>"),
+    *("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"),
 )
 
 # QUIRK: InternLM2 keeps spare pieces of these names; typed by a user, SentencePiece alone would yield their ids,
@@ -84,9 +69,9 @@ class Tokenizer:
         flags = zip(pieces.is_control(ids), pieces.is_unknown(ids), pieces.is_unused(ids), strict=True)
         reserved = {token_id for token_id, kinds in zip(ids, flags, strict=True) if any(kinds)}
         reserved |= {token_id for token_id, name in enumerate(names) if _SPARE_PIECE.fullmatch(name)}
-        self._reserved_ids = self.special_ids | reserved
+        self.reserved_ids = self.special_ids | reserved
         self._stand_ins = {
-            i: self._spell(names[i].replace(_SPACE_MARK, " ")) for i in self._reserved_ids if i < len(names)
+            i: self._spell(names[i].replace(_SPACE_MARK, " ")) for i in self.reserved_ids if i < len(names)
         }
         if self.decode(self.encode(_PROBE)) != _PROBE:
             raise CheckpointError(
@@ -100,6 +85,11 @@ class Tokenizer:
         Raises:
             InputError: the text holds half a surrogate pair, which has no UTF-8 form.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            where = error.start
+            raise InputError(f"The text holds half a surrogate pair at character {where}; send whole ones.") from None
         # The pieces use U+2581 for the space; the character itself must not come back as one.
         head, *rest = text.split(_SPACE_MARK)
         ids = self._encode_ordinary(head)
@@ -152,23 +142,15 @@ class Tokenizer:
             self._token_bytes[token_id] = name
 
     def _encode_ordinary(self, text: str) -> list[int]:
-        ids = self._encode_raw(text)
-        if self._reserved_ids.isdisjoint(ids):
+        ids = self._pieces.encode(text)
+        if self.reserved_ids.isdisjoint(ids):
             return ids
         return list(chain.from_iterable(self._stand_ins.get(token_id, (token_id,)) for token_id in ids))
-
-    def _encode_raw(self, text: str) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            where = error.start
-            raise InputError(f"The text holds half a surrogate pair at character {where}; send whole ones.") from None
-        return self._pieces.encode(text)
 
     def _spell(self, text: str) -> list[int]:
         """A reserved piece's text in ordinary pieces: cut after its first character, or else byte by byte."""
         ids = self._pieces.encode(text[:1]) + self._pieces.encode(text[1:])
-        return ids if self._reserved_ids.isdisjoint(ids) else self._spell_in_bytes(text)
+        return ids if self.reserved_ids.isdisjoint(ids) else self._spell_in_bytes(text)
 
     def _spell_in_bytes(self, text: str) -> list[int]:
         return [self._byte_ids[byte] for byte in text.encode()]

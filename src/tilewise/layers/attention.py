@@ -6,9 +6,8 @@ from torch import Tensor, nn
 from tilewise import kernels
 from tilewise.config import DecoderConfig, VisionConfig
 from tilewise.kernels import AttentionBatch
-from tilewise.layers.linear import ColumnLinear, QKVLinear, RowLinear
+from tilewise.layers.linear import ColumnLinear, RowLinear
 from tilewise.layers.norm import RMSNorm
-from tilewise.layers.rope import Rope
 from tilewise.parallel import SINGLE, Group
 
 
@@ -42,22 +41,18 @@ class CachedAttention(nn.Module):
     def __init__(self, config: DecoderConfig, dtype: torch.dtype, group: Group = SINGLE) -> None:
         """Create this rank's heads."""
         super().__init__()
-        heads = (config.num_heads, config.num_kv_heads, config.head_dim)
         self.head_dim = config.head_dim
-        self.qkv = QKVLinear(config.hidden_size, heads, dtype=dtype, bias=config.use_bias, group=group)
-        self.output = RowLinear(
-            config.num_heads * config.head_dim, config.hidden_size, dtype=dtype, bias=config.use_bias, group=group
-        )
+        width, bias, groups = config.hidden_size, config.use_bias, config.num_kv_heads
+        q, kv = config.num_heads * self.head_dim, groups * self.head_dim
+        pieces = {"q": q, "k": kv, "v": kv}
+        self.qkv = ColumnLinear(width, pieces, dtype=dtype, bias=bias, num_groups=groups, group=group)
+        self.output = RowLinear(q, width, dtype=dtype, bias=bias, group=group)
 
     def forward(
-        self,
-        x: Tensor,
-        angles: tuple[Tensor, Tensor],
-        cache: tuple[Tensor, Tensor],
-        batch: AttentionBatch,
+        self, x: Tensor, angles: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor], batch: AttentionBatch
     ) -> Tensor:
         """(T, C) -> (T, C); `cache` holds this layer's keys and values, (num_blocks, block_size, Hkv, D) each."""
         shares = list(self.qkv.shares.values())
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(x).split(shares, dim=-1))
-        out = kernels.attend(Rope.rotate(q, angles), Rope.rotate(k, angles), v, *cache, batch)
-        return self.output(out.flatten(1))
+        q, k = kernels.apply_rope(q, *angles), kernels.apply_rope(k, *angles)
+        return self.output(kernels.attend(q, k, v, *cache, batch).flatten(1))

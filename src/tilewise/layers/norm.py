@@ -2,28 +2,24 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tilewise import kernels
-from tilewise.layers.slot import Slot, whole
+from tilewise.layers.slot import Layer, parameter
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Layer):
     """Root-mean-square norm over the last axis; see `kernels.rms_norm`."""
 
     def __init__(self, width: int, eps: float, dtype: torch.dtype) -> None:
         """Create the weight (width,)."""
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.empty(width, dtype=dtype), requires_grad=False)
+        self.weight = parameter(width, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)."""
         return kernels.rms_norm(x, self.weight, self.eps)
-
-    def slot(self, parameter: str) -> Slot:
-        """Return the place of the weight."""
-        return whole(getattr(self, parameter))
 
 
 class LayerNorm(RMSNorm):
@@ -32,7 +28,7 @@ class LayerNorm(RMSNorm):
     def __init__(self, width: int, eps: float, dtype: torch.dtype) -> None:
         """Create weight and bias (width,)."""
         super().__init__(width, eps, dtype)
-        self.bias = nn.Parameter(torch.empty(width, dtype=dtype), requires_grad=False)
+        self.bias = parameter(width, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)."""

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from tilewise import kernels
-
 
 class Rope(nn.Module):
     """Cosines and sines of every position up to `length`, in fp32: bf16 here alone moves a logit by 4e-2.
@@ -19,7 +17,7 @@ class Rope(nn.Module):
         Shapes: cos, sin: (length, head_dim / 2) fp32
         """
         super().__init__()
-        self.head_dim, self.length, self.base, self.position_scale = head_dim, length, base, position_scale
+        self.length = length
         pairs = torch.arange(0, head_dim, 2, dtype=torch.float64)
         frequencies = base ** -(pairs / head_dim)
         angles = torch.outer(torch.arange(length, dtype=torch.float64) * position_scale, frequencies)
@@ -31,8 +29,3 @@ class Rope(nn.Module):
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(T,) -> two (T, head_dim / 2) fp32."""
         return self.cos[positions], self.sin[positions]
-
-    @staticmethod
-    def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        """(T, H, head_dim) -> the same, rotated."""
-        return kernels.apply_rope(x, *angles)

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +15,27 @@ class Slot:
     load: Callable[[Tensor], None]
 
 
-def whole(parameter: Tensor, shape: tuple[int, ...] | None = None) -> Slot:
-    """Return the slot of a parameter that is copied as it is, from a tensor of `shape` if not its own."""
+def whole(parameter: Tensor) -> Slot:
+    """Return the slot of a parameter, or a part of one, that is copied as it is."""
 
     def load(tensor: Tensor) -> None:
-        parameter.data.copy_(tensor.reshape(parameter.shape))
+        parameter.data.copy_(tensor)
 
-    return Slot(tuple(shape or parameter.shape), load)
+    return Slot(tuple(parameter.shape), load)
+
+
+def parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
+    """Create an uninitialised parameter, which no gradient will ever change."""
+    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+
+
+class Layer(nn.Module):
+    """A module that knows where the checkpoint's tensors go."""
+
+    def has(self, parameter: str) -> bool:
+        """Tell whether this flavour of the layer has such a parameter."""
+        return parameter == "weight" or getattr(self, parameter, None) is not None
+
+    def slot(self, parameter: str, piece: str | None = None) -> Slot:
+        """Return the place of a parameter, or of one `piece` of a fused one."""
+        return whole(getattr(self, parameter))

@@ -21,19 +21,15 @@ from tilewise.parallel import SINGLE, Group
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How one language model names its tensors: official name -> (module, parameter, piece or None)."""
+    """How one language model names its tensors: official name -> (module, piece or None)."""
 
-    ends: Mapping[str, tuple[str, str]]
+    ends: Mapping[str, str]
     layer: Mapping[str, tuple[str, str | None]]
 
 
 FAMILIES = {
     "internlm2": Family(
-        ends={
-            "model.tok_embeddings": ("embedding", "weight"),
-            "model.norm": ("norm", "weight"),
-            "output": ("head", "weight"),
-        },
+        ends={"model.tok_embeddings": "embedding", "model.norm": "norm", "output": "head"},
         layer={
             "attention.wqkv": ("attention.qkv", "grouped"),
             "attention.wo": ("attention.output", None),
@@ -60,11 +56,7 @@ class DecoderLayer(nn.Module):
         self.mlp = SwigluMLP(width, config.intermediate_size, dtype, group)
 
     def forward(
-        self,
-        x: Tensor,
-        angles: tuple[Tensor, Tensor],
-        cache: tuple[Tensor, Tensor],
-        batch: AttentionBatch,
+        self, x: Tensor, angles: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor], batch: AttentionBatch
     ) -> Tensor:
         """(T, C) -> (T, C)."""
         x = x + self.attention(self.attention_norm(x), angles, cache, batch)
@@ -98,15 +90,11 @@ class Decoder(nn.Module):
         """(B, C) hidden rows -> (B, vocab_size) fp32."""
         return self.head(self.norm(x))
 
-    def names(self) -> Iterator[tuple[str, str, str, str | None]]:
-        """Yield (official name, module path, parameter, piece) of every tensor."""
+    def names(self) -> Iterator[tuple[str, str, str | None]]:
+        """Yield (official name, module path, piece) of every module that holds tensors."""
         family = FAMILIES[self.config.family]
-        for official, (module, parameter) in family.ends.items():
-            yield f"{official}.weight", module, parameter, None
+        for official, module in family.ends.items():
+            yield official, module, None
         for number in range(self.config.num_layers):
             for official, (module, piece) in family.layer.items():
-                for parameter in self._tensors_of(module):
-                    yield f"model.layers.{number}.{official}.{parameter}", f"layers.{number}.{module}", parameter, piece
-
-    def _tensors_of(self, module: str) -> tuple[str, ...]:
-        return ("weight", "bias") if self.config.use_bias and module.startswith("attention.") else ("weight",)
+                yield f"model.layers.{number}.{official}", f"layers.{number}.{module}", piece

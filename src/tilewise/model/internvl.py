@@ -1,5 +1,6 @@
 """InternVL composed: tower, projector, decoder, and the official name of every tensor as data."""
 
+import re
 import zlib
 from collections.abc import Iterator
 
@@ -8,46 +9,27 @@ from torch import Tensor, nn
 
 from tilewise.config import ResolvedConfig
 from tilewise.layers.rope import Rope
-from tilewise.layers.slot import Slot
+from tilewise.layers.slot import Layer, Slot, whole
 from tilewise.model.decoder import Decoder
 from tilewise.model.projector import Projector
-from tilewise.model.vision import VisionTower
+from tilewise.model.vision import VisionLayer, VisionTower
 from tilewise.parallel import SINGLE, Group
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-_VISION_ENDS = {
-    "embeddings.class_embedding": ("embedding", "class_token"),
-    "embeddings.patch_embedding.weight": ("embedding", "weight"),
-    "embeddings.patch_embedding.bias": ("embedding", "bias"),
-    "embeddings.position_embedding": ("embedding", "positions"),
-}
+_EMBEDDINGS, _LAYERS = "vision_model.embeddings", "vision_model.encoder.layers"
+# Official name -> module, for modules whose tensors are called weight and bias.
 _VISION_LAYER = {
-    "attn.qkv.weight": ("attention.qkv", "weight"),
-    "attn.qkv.bias": ("attention.qkv", "bias"),
-    "attn.proj.weight": ("attention.output", "weight"),
-    "attn.proj.bias": ("attention.output", "bias"),
-    "attn.q_norm.weight": ("attention.q_norm", "weight"),
-    "attn.k_norm.weight": ("attention.k_norm", "weight"),
-    "mlp.fc1.weight": ("mlp.up", "weight"),
-    "mlp.fc1.bias": ("mlp.up", "bias"),
-    "mlp.fc2.weight": ("mlp.down", "weight"),
-    "mlp.fc2.bias": ("mlp.down", "bias"),
-    "norm1.weight": ("norm1", "weight"),
-    "norm1.bias": ("norm1", "bias"),
-    "norm2.weight": ("norm2", "weight"),
-    "norm2.bias": ("norm2", "bias"),
-    "ls1": ("", "scale1"),
-    "ls2": ("", "scale2"),
+    "attn.qkv": "attention.qkv",
+    "attn.proj": "attention.output",
+    "attn.q_norm": "attention.q_norm",
+    "attn.k_norm": "attention.k_norm",
+    "mlp.fc1": "mlp.up",
+    "mlp.fc2": "mlp.down",
+    "norm1": "norm1",
+    "norm2": "norm2",
 }
-_PROJECTOR = {
-    "mlp1.0.weight": ("norm", "weight"),
-    "mlp1.0.bias": ("norm", "bias"),
-    "mlp1.1.weight": ("mlp.up", "weight"),
-    "mlp1.1.bias": ("mlp.up", "bias"),
-    "mlp1.3.weight": ("mlp.down", "weight"),
-    "mlp1.3.bias": ("mlp.down", "bias"),
-}
+_PROJECTOR = {"mlp1.0": "norm", "mlp1.1": "mlp.up", "mlp1.3": "mlp.down"}
 
 
 class InternVL(nn.Module):
@@ -70,41 +52,36 @@ class InternVL(nn.Module):
 
     def slots(self) -> dict[str, Slot]:
         """Return the place of every tensor that an official checkpoint of this configuration holds."""
-        slots: dict[str, Slot] = {}
-        for official, path, parameter, piece in self._names():
+        embedding = self.tower.embedding
+        slots = {
+            f"{_EMBEDDINGS}.class_embedding": whole(embedding.class_token),
+            f"{_EMBEDDINGS}.position_embedding": whole(embedding.positions),
+        }
+        for number, layer in enumerate(self.tower.layers):
+            assert isinstance(layer, VisionLayer)
+            slots |= {f"{_LAYERS}.{number}.ls1": whole(layer.scale1), f"{_LAYERS}.{number}.ls2": whole(layer.scale2)}
+        for official, path, piece in self._names():
             module = self.get_submodule(path)
-            slots[official] = module.slot(parameter, piece) if piece else module.slot(parameter)  # type: ignore[operator]
+            if isinstance(module, nn.Identity):  # a norm that this flavour lacks
+                continue
+            assert isinstance(module, Layer)
+            slots |= {f"{official}.{name}": module.slot(name, piece) for name in ("weight", "bias") if module.has(name)}
         return slots
 
     def is_unused(self, official: str) -> bool:
         """Tell whether a tensor belongs to a tower layer behind `select_layer`, which is not built."""
-        prefix = "vision_model.encoder.layers."
-        if not official.startswith(prefix):
-            return False
-        number = official[len(prefix) :].partition(".")[0]
-        used, built = self.config.vision.num_layers, self.tower.num_used_layers
-        return number.isdigit() and built <= int(number) < used
+        found = re.match(rf"{re.escape(_LAYERS)}\.([0-9]{{1,4}})\.", official)
+        return found is not None and self.tower.num_used_layers <= int(found[1]) < self.config.vision.num_layers
 
-    def _names(self) -> Iterator[tuple[str, str, str, str | None]]:
-        for official, (module, parameter) in _VISION_ENDS.items():
-            yield f"vision_model.{official}", f"tower.{module}", parameter, None
+    def _names(self) -> Iterator[tuple[str, str, str | None]]:
+        yield f"{_EMBEDDINGS}.patch_embedding", "tower.embedding.projection", None
         for number in range(self.tower.num_used_layers):
-            for official, (module, parameter) in _VISION_LAYER.items():
-                if self._has(official):
-                    path = f"tower.layers.{number}.{module}".rstrip(".")
-                    yield f"vision_model.encoder.layers.{number}.{official}", path, parameter, None
-        for official, (module, parameter) in _PROJECTOR.items():
-            yield official, f"projector.{module}", parameter, None
-        for official, module, parameter, piece in self.decoder.names():
-            yield f"language_model.{official}", f"decoder.{module}", parameter, piece
-
-    def _has(self, official: str) -> bool:
-        vision = self.config.vision
-        if official in ("attn.q_norm.weight", "attn.k_norm.weight"):
-            return vision.use_qk_norm
-        if official == "attn.qkv.bias":
-            return vision.use_qkv_bias
-        return official not in ("norm1.bias", "norm2.bias") or vision.norm_type == "layer_norm"
+            for official, module in _VISION_LAYER.items():
+                yield f"{_LAYERS}.{number}.{official}", f"tower.layers.{number}.{module}", None
+        for official, module in _PROJECTOR.items():
+            yield official, f"projector.{module}", None
+        for official, module, piece in self.decoder.names():
+            yield f"language_model.{official}", f"decoder.{module}", piece
 
     @torch.no_grad()
     def randomize(self, seed: int = 0) -> None:

@@ -3,6 +3,8 @@
 Source: Chen et al. 2024, "How far are we to GPT-4V?" (InternVL 1.5), section 3.1, and the official config.json.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -11,9 +13,21 @@ from tilewise.layers.attention import TileAttention
 from tilewise.layers.linear import ColumnLinear
 from tilewise.layers.mlp import GeluMLP
 from tilewise.layers.norm import LayerNorm, RMSNorm
-from tilewise.layers.slot import Slot, whole
+from tilewise.layers.slot import Slot, parameter
 
 _NORMS = {"rms_norm": RMSNorm, "layer_norm": LayerNorm}
+
+
+class PatchProjection(ColumnLinear):
+    """A convolution whose stride is its kernel: a matrix product over unfolded patches."""
+
+    def slot(self, parameter: str, piece: str | None = None) -> Slot:
+        """As `ColumnLinear.slot`; the weight comes as (C, 3, size, size)."""
+        slot = super().slot(parameter, piece)
+        if parameter == "bias":
+            return slot
+        size = math.isqrt(self.in_features // 3)
+        return Slot((slot.shape[0], 3, size, size), lambda tensor: slot.load(tensor.flatten(1)))
 
 
 class PatchEmbedding(nn.Module):
@@ -24,10 +38,9 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.patch_size, self.side = config.patch_size, config.image_size // config.patch_size
         width = config.hidden_size
-        # A convolution whose stride is its kernel is a matrix product over unfolded patches.
-        self.projection = ColumnLinear(3 * config.patch_size**2, {"patch": width}, dtype=dtype, bias=True)
-        self.class_token = nn.Parameter(torch.empty(1, 1, width, dtype=dtype), requires_grad=False)
-        self.positions = nn.Parameter(torch.empty(1, 1 + config.num_patches, width, dtype=dtype), requires_grad=False)
+        self.projection = PatchProjection(3 * config.patch_size**2, {"patch": width}, dtype=dtype, bias=True)
+        self.class_token = parameter(1, 1, width, dtype=dtype)
+        self.positions = parameter(1, 1 + config.num_patches, width, dtype=dtype)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, 3, S, S) -> (N, 1 + P, C)."""
@@ -36,14 +49,6 @@ class PatchEmbedding(nn.Module):
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (N, P, 3 * size * size)
         class_token = self.class_token.expand(len(pixels), -1, -1)
         return torch.cat((class_token, self.projection(patches)), dim=1) + self.positions
-
-    def slot(self, parameter: str) -> Slot:
-        """Return the place of the convolution's weight (C, 3, size, size) or bias, or of a learned token."""
-        if parameter == "weight":
-            inner = self.projection.slot("weight")
-            shape = (inner.shape[0], 3, self.patch_size, self.patch_size)
-            return Slot(shape, lambda tensor: inner.load(tensor.flatten(1)))
-        return self.projection.slot("bias") if parameter == "bias" else whole(getattr(self, parameter))
 
 
 class VisionLayer(nn.Module):
@@ -55,19 +60,15 @@ class VisionLayer(nn.Module):
         width, norm = config.hidden_size, _NORMS[config.norm_type]
         self.norm1 = norm(width, config.norm_eps, dtype)
         self.attention = TileAttention(config, dtype)
-        self.scale1 = nn.Parameter(torch.empty(width, dtype=dtype), requires_grad=False)
+        self.scale1 = parameter(width, dtype=dtype)
         self.norm2 = norm(width, config.norm_eps, dtype)
         self.mlp = GeluMLP(width, config.intermediate_size, width, dtype)
-        self.scale2 = nn.Parameter(torch.empty(width, dtype=dtype), requires_grad=False)
+        self.scale2 = parameter(width, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 1 + P, C) -> (N, 1 + P, C)."""
         x = x + self.attention(self.norm1(x)) * self.scale1
         return x + self.mlp(self.norm2(x)) * self.scale2
-
-    def slot(self, parameter: str) -> Slot:
-        """Return the place of a layer scale."""
-        return whole(getattr(self, parameter))
 
 
 class VisionTower(nn.Module):
@@ -76,8 +77,7 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig, select_layer: int, dtype: torch.dtype) -> None:
         """Build the layers that `select_layer`, an index into [embeddings, layer 1, …], needs."""
         super().__init__()
-        states = config.num_layers + 1
-        self.num_used_layers = select_layer % states
+        self.num_used_layers = select_layer % (config.num_layers + 1)
         self.embedding = PatchEmbedding(config, dtype)
         self.layers = nn.ModuleList(VisionLayer(config, dtype) for _ in range(self.num_used_layers))
 

@@ -2,7 +2,10 @@
 
 import random
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,18 +13,20 @@ from torch import Tensor
 from tilewise import kernels
 from tilewise.cache.kv import CacheTensors
 from tilewise.config import ResolvedConfig
+from tilewise.inputs.grammar import Guide, create_guide
+from tilewise.inputs.tokenizer import Tokenizer, load_tokenizer
 from tilewise.model.internvl import InternVL
 from tilewise.runner.batch import StepBatch, build_batch
 from tilewise.runner.sampler import SamplingState, sample
 from tilewise.steps import Sampled, StepPlan, TileJob
-from tilewise.types import PreparedImage
+from tilewise.types import PreparedImage, Request
 
 
 class Runner:
     """Runs steps in the order in which they were planned; nothing here decides what runs."""
 
-    def __init__(self, model: InternVL, caches: CacheTensors, config: ResolvedConfig) -> None:
-        """Take a loaded model and allocated caches on one device."""
+    def __init__(self, model: InternVL, caches: CacheTensors, config: ResolvedConfig, folder: Path) -> None:
+        """Take a loaded model and allocated caches on one device, and the folder with its tokenizer."""
         self.model = model
         self.caches = caches
         self.config = config
@@ -30,6 +35,8 @@ class Runner:
         self._states: dict[int, SamplingState] = {}
         self._last_cut: tuple[bytes, Tensor] | None = None
         self._seeds = random.Random()
+        self._folder = folder
+        self._compiler = ThreadPoolExecutor(1, "tilewise-grammar")
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> dict[int, Sampled]:
@@ -42,7 +49,7 @@ class Runner:
         for sequence_id in plan.released:
             self._states.pop(sequence_id, None)
         for sequence_id, request in plan.admitted:
-            self._states[sequence_id] = SamplingState(request, self._seeds.getrandbits(64))
+            self._states[sequence_id] = SamplingState(request, self._seeds.getrandbits(64), self._start_guide(request))
         started = time.perf_counter()
         if plan.tiles:
             self._encode(plan.tiles)
@@ -54,6 +61,15 @@ class Runner:
         self.seconds["tower"] += encoded - started
         self.seconds["prefill" if plan.prefills else "decode"] += time.perf_counter() - encoded
         return sampled
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self._folder)
+
+    def _start_guide(self, request: Request) -> Future[Guide] | None:
+        """Compile the form of a request's answer while its prompt is computed."""
+        form = request.generation.response_format
+        return None if form is None else self._compiler.submit(lambda: create_guide(form, self._tokenizer))
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -96,6 +112,6 @@ class Runner:
         for sequence_id, state, token_id, logprob in zip(
             batch.sampled_ids, states, token_ids, samples.logprobs, strict=True
         ):
-            state.output_ids.append(token_id)
-            results[sequence_id] = Sampled(token_id, logprob)
+            state.append(token_id)
+            results[sequence_id] = Sampled(token_id, logprob, state.error)
         return results

@@ -7,11 +7,16 @@ batch: the uniform number is made on the CPU, and the device inverts the distrib
 import math
 import random
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from tilewise.errors import TilewiseError
+from tilewise.inputs.grammar import Guide
 from tilewise.types import GenerationConfig, Request, TokenLogprob
 
 # Below this a sampled answer is the greedy one to every digit of fp32.
@@ -19,16 +24,21 @@ _GREEDY_BELOW = 1e-5
 
 
 class SamplingState:
-    """What one sequence's sampling remembers: its settings, its seed and its tokens so far."""
+    """What one sequence's sampling remembers: its settings, its seed, its tokens so far and where they are in its form.
 
-    def __init__(self, request: Request, fallback_seed: int) -> None:
-        """Take the request's seed, or `fallback_seed` where it has none."""
+    It outlives a preemption, as the tokens do. `error` says why the sequence cannot go on.
+    """
+
+    def __init__(self, request: Request, fallback_seed: int, guide: Future[Guide] | None = None) -> None:
+        """Take the request's seed, or `fallback_seed` where it has none; `guide` is waited for at the first token."""
         self.generation: GenerationConfig = request.generation
         self.stop_token_ids = request.stop_token_ids
         self.seen_ids = set(request.token_ids) if self.generation.repetition_penalty != 1.0 else set[int]()
         self.output_ids: list[int] = []
         seed = self.generation.random_seed
         self.seed = fallback_seed if seed is None else seed
+        self.error: str | None = None
+        self._guide = guide
 
     @property
     def is_greedy(self) -> bool:
@@ -46,6 +56,34 @@ class SamplingState:
     def is_short(self) -> bool:
         """Too few tokens so far for a stop token."""
         return len(self.output_ids) < self.generation.min_new_tokens
+
+    @property
+    def is_guided(self) -> bool:
+        """The answer must have a form."""
+        return self._guide is not None
+
+    def append(self, token_id: int) -> None:
+        """Take the token that was sampled."""
+        self.output_ids.append(token_id)
+        if self._guide is not None and self.error is None and token_id not in self.stop_token_ids:
+            try:
+                self._guide.result().consume(token_id)
+            except Exception as error:
+                self._fail(error)
+
+    def fill(self, mask: NDArray[np.uint8]) -> None:
+        """Set the bits of the tokens that the form allows next; all of them where there is an error."""
+        assert self._guide is not None
+        try:
+            guide = self._guide.result()
+            guide.fill(mask, self.stop_token_ids, self.generation.bad_token_ids, is_short=self.is_short)
+        except Exception as error:  # of a library that meets what users write: it must not reach the other rows
+            self._fail(error)
+            mask[:] = 0xFF
+
+    def _fail(self, error: Exception) -> None:
+        known = isinstance(error, TilewiseError)
+        self.error = str(error) if known else "The answer could not be held to its response_format."
 
     def draw(self) -> float:
         """Return this step's number in [0, 1): a function of the seed and the number of tokens so far."""
@@ -68,6 +106,8 @@ def sample(logits: Tensor, states: Sequence[SamplingState]) -> Samples:
     for row, state in enumerate(states):
         if state.has_penalties:
             _penalize(logits[row], state)
+    if any(state.is_guided for state in states):
+        _hold_to_forms(logits, states)
     token_ids = logits.argmax(dim=-1)
     sampled = [row for row, state in enumerate(states) if not state.is_greedy]
     if sampled:
@@ -96,8 +136,21 @@ def _penalize(logits: Tensor, state: SamplingState) -> None:
         ids, biases = zip(*g.logit_bias, strict=True)
         logits.index_add_(0, torch.tensor(ids, device=logits.device), torch.tensor(biases, device=logits.device))
     banned = [*g.bad_token_ids, *(state.stop_token_ids if state.is_short else ())]
-    if banned:
+    if banned and not state.is_guided:  # a form's mask has them, and may yet let it stop
         logits[torch.tensor(banned, device=logits.device)] = -math.inf
+
+
+def _hold_to_forms(logits: Tensor, states: Sequence[SamplingState]) -> None:
+    """Exclude what the forms of guided rows do not allow, in place. The masks travel as bits."""
+    guided = [row for row, state in enumerate(states) if state.is_guided]
+    width = logits.shape[1]
+    masks = np.zeros((len(guided), -(-width // 8)), dtype=np.uint8)
+    for mask, row in zip(masks, guided, strict=True):
+        states[row].fill(mask)
+    bits = torch.from_numpy(masks).to(logits.device).unsqueeze(-1)  # (R, ceil(V / 8), 1)
+    is_allowed = (bits >> torch.arange(8, dtype=torch.uint8, device=logits.device)) & 1
+    rows = torch.tensor(guided, device=logits.device)
+    logits[rows] = logits[rows].masked_fill(is_allowed.flatten(1)[:, :width] == 0, -math.inf)
 
 
 def _draw(logits: Tensor, states: list[SamplingState]) -> Tensor:
@@ -139,6 +192,7 @@ def _logprobs(logits: Tensor, token_ids: Tensor, states: Sequence[SamplingState]
         logprobs = logits[row].log_softmax(dim=-1)
         values, ids = logprobs.topk(count) if count else (logprobs[:0], token_ids[:0])
         chosen = int(token_ids[row])
-        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        pairs = zip(ids.tolist(), values.tolist(), strict=True)
+        top = tuple((token_id, value) for token_id, value in pairs if value > -math.inf)
         results[row] = TokenLogprob(chosen, float(logprobs[chosen]), top)
     return results

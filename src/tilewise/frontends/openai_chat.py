@@ -1,0 +1,214 @@
+"""Chat completions and plain ones: pieces of answers as OpenAI's objects and events."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response as HttpResponse
+
+from tilewise.frontends.async_engine import Stream
+from tilewise.frontends.door import EventStream, encode_event, json_response
+from tilewise.frontends.openai_schema import ChatRequest, CompletionRequest, Sampling
+from tilewise.frontends.service import Service, service_of
+from tilewise.frontends.tools import ToolCallDelta, ToolSplitter
+from tilewise.inputs.tokenizer import Tokenizer
+from tilewise.types import Response, TokenLogprob, Usage
+
+# OpenAI's own value for what has no probability worth telling; JSON has no infinity.
+_LEAST_LOGPROB = -9999.0
+
+
+class Choice:
+    """One answer as far as it has come; the kinds of completion differ in how they tell it."""
+
+    def __init__(self, tokenizer: Tokenizer | None = None, *, wants_logprobs: bool = False) -> None:
+        """Start with nothing; the tokenizer names the tokens of logprobs."""
+        self.text: str = ""
+        self.finish_reason: str | None = None
+        self.usage = Usage(0, 0)
+        self._tokenizer, self._wants_logprobs = tokenizer, wants_logprobs
+        self._logprobs: list[TokenLogprob] = []
+
+    def take(self, piece: Response) -> list[dict[str, Any]]:
+        """Take a piece; give what a stream's entries say of it."""
+        assert piece.usage is not None
+        self.usage, self.finish_reason = piece.usage, piece.finish_reason
+        self._logprobs += piece.logprobs or []
+        return self._take_text(piece)
+
+    def _take_text(self, piece: Response) -> list[dict[str, Any]]:
+        self.text += piece.text
+        return [{"text": piece.text}] if piece.text else []
+
+    def opening(self) -> list[dict[str, Any]]:
+        """What a stream's entries say before there is anything."""
+        return []
+
+    def whole(self) -> dict[str, Any]:
+        """The entry of an answer that has ended."""
+        raise NotImplementedError
+
+    def _describe(self, token_id: int, logprob: float) -> dict[str, Any]:
+        """A token with its bytes, which may be a part of a character."""
+        assert self._tokenizer is not None
+        raw = self._tokenizer.token_bytes(token_id, False)
+        return {"token": raw.decode(errors="replace"), "logprob": max(logprob, _LEAST_LOGPROB), "bytes": list(raw)}
+
+
+class TextChoice(Choice):
+    """A plain completion."""
+
+    def _take_text(self, piece: Response) -> list[dict[str, Any]]:
+        start = len(self.text)
+        self.text += piece.text
+        told = self._tell(piece.logprobs or [], start)
+        says: list[dict[str, Any]] = [{"text": piece.text, "logprobs": told}] if piece.text or told else []
+        return [*says, {"text": "", "finish_reason": self.finish_reason}] if self.finish_reason else says
+
+    def whole(self) -> dict[str, Any]:
+        """See `Choice.whole`."""
+        return {"text": self.text, "logprobs": self._tell(self._logprobs, 0), "finish_reason": self.finish_reason}
+
+    def _tell(self, entries: Sequence[TokenLogprob], start: int) -> dict[str, Any] | None:
+        if not self._wants_logprobs or not entries:
+            return None
+        tokens = [self._describe(entry.token_id, entry.logprob) for entry in entries]
+        tops = [[self._describe(*pair) for pair in entry.top] for entry in entries]
+        lengths = [len(token["token"]) for token in tokens]
+        return {
+            "tokens": [token["token"] for token in tokens],
+            "token_logprobs": [token["logprob"] for token in tokens],
+            "top_logprobs": [{token["token"]: token["logprob"] for token in top} for top in tops],
+            "text_offset": list(accumulate(lengths[:-1], initial=start)),
+        }
+
+
+class ChatChoice(Choice):
+    """An assistant's message, with its calls of tools where a splitter finds some."""
+
+    def __init__(self, tokenizer: Tokenizer, *, wants_logprobs: bool, has_tools: bool) -> None:
+        """Start with nothing."""
+        super().__init__(tokenizer, wants_logprobs=wants_logprobs)
+        self._calls: list[dict[str, Any]] = []
+        self._splitter = ToolSplitter() if has_tools else None
+
+    def opening(self) -> list[dict[str, Any]]:
+        """See `Choice.opening`: the role comes first."""
+        return [{"delta": {"role": "assistant", "content": ""}}]
+
+    def _take_text(self, piece: Response) -> list[dict[str, Any]]:
+        parts: list[str | ToolCallDelta] = [piece.text] if piece.text else []
+        if self._splitter is not None:
+            parts = self._splitter.push(piece.text) + (self._splitter.finish() if self.finish_reason else [])
+            if self.finish_reason == "stop" and self._splitter.has_calls:
+                self.finish_reason = "tool_calls"
+        says: list[dict[str, Any]] = [{"delta": self._take_part(part)} for part in parts]
+        if self._wants_logprobs and piece.logprobs:
+            says = says or [{"delta": {"content": ""}}]
+            says[0]["logprobs"] = self._tell(piece.logprobs)
+        return [*says, {"delta": {}, "finish_reason": self.finish_reason}] if self.finish_reason else says
+
+    def _take_part(self, part: str | ToolCallDelta) -> dict[str, Any]:
+        if isinstance(part, str):
+            self.text += part
+            return {"content": part}
+        if part.name is not None:
+            function = {"name": part.name, "arguments": part.arguments}
+            self._calls.append({"id": part.id, "type": "function", "function": dict(function)})
+            return {"tool_calls": [{"index": part.index, "id": part.id, "type": "function", "function": function}]}
+        self._calls[part.index]["function"]["arguments"] += part.arguments
+        return {"tool_calls": [{"index": part.index, "function": {"arguments": part.arguments}}]}
+
+    def whole(self) -> dict[str, Any]:
+        """See `Choice.whole`."""
+        calls = {"tool_calls": self._calls} if self._calls else {}
+        content = self.text if self.text or not calls else None
+        return {
+            "message": {"role": "assistant", "content": content, "refusal": None, **calls},
+            "logprobs": self._tell(self._logprobs) if self._wants_logprobs else None,
+            "finish_reason": self.finish_reason,
+        }
+
+    def _tell(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+        told = [
+            {
+                **self._describe(entry.token_id, entry.logprob),
+                "top_logprobs": [self._describe(*pair) for pair in entry.top],
+            }
+            for entry in entries
+        ]
+        return {"content": told, "refusal": None}
+
+
+async def create_chat_completion(request: Request, body: ChatRequest) -> HttpResponse:
+    """Answer a conversation."""
+    service = service_of(request)
+    stream = await _open(request, service, body)
+    choices = [
+        ChatChoice(service.tokenizer, wants_logprobs=body.logprobs, has_tools=body.has_tools) for _ in range(body.n)
+    ]
+    return await _answer(
+        body, stream, choices, "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion"
+    )
+
+
+async def create_completion(request: Request, body: CompletionRequest) -> HttpResponse:
+    """Go on from a text."""
+    service = service_of(request)
+    stream = await _open(request, service, body)
+    choices = [TextChoice(service.tokenizer, wants_logprobs=body.logprobs is not None) for _ in range(body.n)]
+    return await _answer(body, stream, choices, "cmpl", "text_completion")
+
+
+async def _open(request: Request, service: Service, body: ChatRequest | CompletionRequest) -> Stream:
+    service.check_model(body.model)
+    generation = await asyncio.to_thread(body.generation, service.session_len)  # a schema in it may be large
+    is_raw = isinstance(body, CompletionRequest)
+    return await service.engine.open(body.conversation, generation, request.state.namespace, is_raw=is_raw)
+
+
+async def _answer(body: Sampling, stream: Stream, choices: Sequence[Choice], name: str, kind: str) -> HttpResponse:
+    head = {"id": f"{name}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": body.model}
+    if body.stream:
+        return EventStream(stream, _stream_events(body, stream, choices, head))
+    with stream:
+        async for index, piece in stream:
+            choices[index].take(piece)
+    entries = [{"index": index, **choice.whole()} for index, choice in enumerate(choices)]
+    return json_response({**head, "choices": entries, "usage": _count(choices)})
+
+
+async def _stream_events(
+    body: Sampling, stream: Stream, choices: Sequence[Choice], head: dict[str, Any]
+) -> AsyncIterator[bytes]:
+    wants_usage = body.stream_options is not None and body.stream_options.include_usage
+    tail = {"usage": None} if wants_usage else {}
+
+    def event(index: int, says: dict[str, Any]) -> bytes:
+        entry = {"index": index, "logprobs": None, "finish_reason": None, **says}
+        return encode_event({**head, "choices": [entry], **tail})
+
+    for index, choice in enumerate(choices):
+        for says in choice.opening():
+            yield event(index, says)
+    async for index, piece in stream:
+        for says in choices[index].take(piece):
+            yield event(index, says)
+    if wants_usage:
+        yield encode_event({**head, "choices": [], "usage": _count(choices)})
+    yield b"data: [DONE]\n\n"
+
+
+def _count(choices: Sequence[Choice]) -> dict[str, Any]:
+    """Token counts; the prompt that the choices share counts once."""
+    prompt, num_new = choices[0].usage, sum(choice.usage.completion_tokens for choice in choices)
+    return {
+        "prompt_tokens": prompt.prompt_tokens,
+        "completion_tokens": num_new,
+        "total_tokens": prompt.prompt_tokens + num_new,
+        "prompt_tokens_details": {"cached_tokens": prompt.cached_tokens, "image_tokens": prompt.image_tokens},
+    }

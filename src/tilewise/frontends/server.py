@@ -1,0 +1,224 @@
+"""`tilewise serve api_server`: an engine in its own process, and the application in front of it.
+
+The socket is bound before anything is loaded, so that /health and /ready answer meanwhile. SIGTERM and Ctrl-C take
+no more requests, let running ones finish, and end with status 0; a second one ends at once.
+"""
+
+import asyncio
+import contextlib
+import functools
+import ipaddress
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from tilewise.config import ChatTemplateConfig, EngineConfig
+from tilewise.demo import model_folder
+from tilewise.engine.launch import Checkpoint, Engine, find_checkpoint, launch_engine
+from tilewise.errors import ConfigError
+from tilewise.frontends.server_config import ServerConfig
+from tilewise.frontends.terminal import UNPRINTABLE
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from tilewise.frontends.async_engine import AsyncEngine
+
+logger = logging.getLogger(__name__)
+
+_DRAIN_S = 30.0
+_LAST_WORDS_S = 5
+_KEEP_ALIVE_S = 30
+
+
+def run_server(
+    model: str | None,
+    config: EngineConfig,
+    server: ServerConfig,
+    chat_template: ChatTemplateConfig | None = None,
+    log_level: str = "INFO",
+    **pictures: Any,
+) -> None:
+    """Serve until told to end. What is wrong with settings or folder is told before any weight is read.
+
+    Raises:
+        ConfigError: a setting is refused, or the address cannot be bound.
+        CheckpointError: the model cannot be found or served.
+        CapacityError: the device is too small.
+    """
+    try:
+        import uvicorn
+
+        from tilewise.frontends.async_engine import AsyncEngine
+        from tilewise.frontends.openai_app import create_app
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is not installed; pip install 'tilewise[server]'.") from None
+    from tilewise.frontends.pipeline import create_builder
+    from tilewise.frontends.service import ServerSettings
+    from tilewise.inputs.policy import ImagePolicy
+
+    _set_up_logging(log_level, server.log_format)
+    keys = server.read_keys()
+    checkpoint = find_checkpoint(model, config)
+    builder = create_builder(checkpoint, chat_template, **pictures)
+    hosts = builder.policy.allowed_media_hosts
+    policy = ImagePolicy(allowed_media_hosts=hosts, allowed_local_media_path=server.allowed_local_media_path)
+    is_demo = checkpoint.folder.resolve() == model_folder().resolve()
+    name = server.model_name or _name_model(model, checkpoint, is_demo=is_demo)
+    engine = AsyncEngine(None, replace(builder, policy=policy), max_queued=server.max_queued, model_name=name)
+    app = create_app(engine, ServerSettings(name, keys, server.allow_origins, is_demo))
+    options: dict[str, Any] = {"ssl_certfile": server.ssl_certfile, "ssl_keyfile": server.ssl_keyfile}
+    settings = uvicorn.Config(
+        app,
+        # Pinned, so that limits and figures hold wherever other loops and parsers happen to be installed.
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_LAST_WORDS_S,
+        **options,
+    )
+    _check_ssl(settings)
+    listener = _bind(server)
+    _tell_address(server, listener, name, has_keys=bool(keys))
+    asyncio.run(
+        _serve(uvicorn.Server(settings), listener, engine, lambda: launch_engine(checkpoint, config, in_process=False))
+    )
+
+
+async def _serve(
+    server: "uvicorn.Server", listener: socket.socket, engine: "AsyncEngine", launch: Callable[[], Engine]
+) -> None:
+    loop = asyncio.get_running_loop()
+    loaded: asyncio.Future[Engine] = loop.create_future()
+
+    def load() -> None:
+        try:
+            settle = functools.partial(loaded.set_result, launch())
+        except Exception as error:
+            settle = functools.partial(loaded.set_exception, error)
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle)
+
+    async def attach() -> None:
+        engine.attach(await loaded)
+        logger.info("ready")
+
+    async def end() -> None:
+        logger.info("shutting down: running answers may finish")
+        await engine.drain(_DRAIN_S)
+        await asyncio.to_thread(engine.close)
+        server.should_exit = True
+
+    endings: list[asyncio.Task[None]] = []
+
+    def on_signal(sig: int, frame: FrameType | None) -> None:
+        if endings:
+            server.should_exit = server.force_exit = True
+        else:
+            loop.call_soon_threadsafe(lambda: endings.append(loop.create_task(end())))
+
+    server.handle_exit = on_signal
+    # A daemon: loading cannot be interrupted, and must not keep a process that was told to end.
+    threading.Thread(target=load, name="tilewise-load", daemon=True).start()
+    serving, attaching = asyncio.create_task(server.serve([listener])), asyncio.create_task(attach())
+    await asyncio.wait((serving, attaching), return_when=asyncio.FIRST_COMPLETED)
+    if not serving.done() and attaching.exception() is not None:
+        server.should_exit = True
+    try:
+        await serving
+    finally:
+        await asyncio.to_thread(engine.close)
+        attaching.cancel()
+    if attaching.done() and not attaching.cancelled():
+        attaching.result()
+
+
+def _name_model(model: str | None, checkpoint: Checkpoint, *, is_demo: bool) -> str:
+    """What clients call it: a hub id as it is, a folder by its last part, the embedded model by a name of its own."""
+    if is_demo:
+        return "tilewise-demo"
+    return checkpoint.folder.resolve().name if model is None or Path(model).exists() else model
+
+
+def _bind(server: ServerConfig) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(server.server_name, server.server_port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((server.server_name, server.server_port), family=family, backlog=1024)
+    except OSError as error:
+        raise ConfigError(
+            f"{server.server_name}:{server.server_port} cannot be bound ({error.strerror}); choose another "
+            "--server-port, or --server-name.",
+            param="server_port",
+        ) from None
+    # NOTE: asyncio does so for sockets that it made itself; without it each event waits for the last one's receipt,
+    # which a client may hold back for 40 ms. What is accepted inherits it.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def _check_ssl(settings: "uvicorn.Config") -> None:
+    try:
+        settings.load()
+    except OSError as error:  # an ssl.SSLError is one
+        raise ConfigError(
+            f"The certificate and key cannot be used ({error.strerror or type(error).__name__}); give PEM files.",
+            param="ssl_certfile",
+        ) from None
+
+
+def _tell_address(server: ServerConfig, listener: socket.socket, name: str, *, has_keys: bool) -> None:
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if server.ssl_certfile else "http"
+    shown = f"[{host}]" if ":" in host else host
+    if not ipaddress.ip_address(host).is_loopback and not has_keys:
+        logger.warning(
+            "NO API KEY, AND THE ADDRESS %s IS OPEN TO OTHER MACHINES: whoever reaches it may use this server. Set "
+            "TILEWISE_API_KEYS or --api-keys-file, or leave --server-name at 127.0.0.1.",
+            host,
+        )
+    logger.info("serving %s at %s://%s:%d/v1", name, scheme, shown, port)
+
+
+class LineFormatter(logging.Formatter):
+    """One line a record, whatever a message holds; the facts of an access line as fields of their own."""
+
+    def __init__(self, *, is_json: bool) -> None:
+        """As JSON objects, or for people."""
+        super().__init__()
+        self._is_json = is_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+        trace = self.formatException(record.exc_info) if record.exc_info else ""
+        if self._is_json:
+            facts = record.args if isinstance(record.args, dict) else {}
+            head = {"time": stamp, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+            return json.dumps({**head, **facts, **({"exception": trace} if trace else {})}, default=str)
+        message = record.getMessage().translate(UNPRINTABLE).replace("\n", " ")
+        return f"{stamp} {record.levelname:7} {record.name}: {message}" + (f"\n{trace}" if trace else "")
+
+
+def _set_up_logging(level: str, log_format: str) -> None:
+    known = logging.getLevelNamesMapping()
+    if level.upper() not in known:
+        raise ConfigError(
+            f"log_level={level!r:.80} is unknown; choose DEBUG, INFO, WARNING or ERROR.", param="log_level"
+        )
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter(is_json=log_format == "json"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger("tilewise").setLevel(known[level.upper()])

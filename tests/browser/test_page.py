@@ -1,0 +1,227 @@
+"""The page as a person with a browser meets it."""
+
+import base64
+import re
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.browser.conftest import Visit
+from tests.frontends.openai_double import Double, Refusal
+from tilewise.demo import picture_path
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.timeout(600),
+    # Of gradio and of playwright themselves.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
+]
+
+DESCRIBE = "请描述图中内容"
+BOX = "Find the purple heart and mark it with a box."
+GO_ON = ("word ",) * 10_000
+PATIENCE_S = 10.0
+
+
+def count_running(server: tuple[str, str]) -> float:
+    url, key = server
+    text = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {key}"}, trust_env=False).text
+    return sum(float(n) for n in re.findall(r"^vllm:num_requests_running(?:\{.*\})? (\S+)$", text, re.MULTILINE))
+
+
+def wait_running(server: tuple[str, str], number: int) -> float:
+    """Seconds until so many requests run."""
+    started_at = time.monotonic()
+    while count_running(server) != number:
+        assert time.monotonic() - started_at < PATIENCE_S
+        time.sleep(0.02)
+    return time.monotonic() - started_at
+
+
+def test_a_picture_is_uploaded_asked_about_by_enter_and_answered(visit: Visit, served: str) -> None:
+    visitor = visit(served).open()
+    visitor.attach(picture_path())
+    visitor.ask(DESCRIBE)
+    assert visitor.wait().strip()
+    assert "7 × 256 = 1,792 tokens" in visitor.tab.locator(".tw-panel").inner_text()
+    visitor.ask(BOX)
+    assert visitor.wait().strip()
+    assert visitor.answers.count() == 2
+    visitor.show("page")
+    for tab in ("Settings", "Code"):
+        visitor.tab.get_by_role("tab", name=tab).click()
+        visitor.show(f"page-{tab.lower()}")
+    assert "data:;base64,$(base64 < picture.png" in visitor.tab.locator(".cm-content:visible").inner_text()
+
+
+def test_the_page_speaks_chinese_to_a_chinese_browser_on_a_phone(visit: Visit, served: str) -> None:
+    visitor = visit(served, locale="zh-CN", size=(390, 844)).open()
+    visitor.tab.get_by_text(DESCRIBE).first.click()
+    visitor.wait()
+    assert "首个词元" in visitor.tab.locator(".tw-panel").inner_text()
+    assert visitor.tab.evaluate("document.documentElement.scrollWidth") == 390
+    visitor.show("page-zh-phone")
+
+
+def test_stop_stops_the_engine_and_what_was_said_stays(visit: Visit, long_winded: str, server: tuple[str, str]) -> None:
+    visitor = visit(long_winded).open()
+    visitor.attach(picture_path())
+    visitor.tab.get_by_role("tab", name="Settings").click()
+    visitor.tab.locator("input[type=number]").first.fill("4096")
+    visitor.ask("go on")
+    wait_running(server, 1)
+    visitor.answers.last.wait_for()
+    visitor.tab.locator(".stop-button").click()
+    print(f"stopped after {wait_running(server, 0):.2f} s")
+    visitor.tab.locator(".submit-button").wait_for()
+    visitor.ask("and now?")
+    wait_running(server, 1)
+
+
+def test_leaving_the_page_stops_the_engine(visit: Visit, long_winded: str, server: tuple[str, str]) -> None:
+    visitor = visit(long_winded).open()
+    wait_running(server, 0)
+    visitor.tab.get_by_role("tab", name="Settings").click()
+    visitor.tab.locator("input[type=number]").first.fill("4096")
+    visitor.ask("go on")
+    wait_running(server, 1)
+    visitor.tab.close()
+    wait_running(server, 0)
+
+
+def test_two_pictures_are_two_pictures_to_the_model(visit: Visit, served: str, tmp_path: Path) -> None:
+    Image.new("RGB", (448, 448), "teal").save(tmp_path / "teal.png")
+    visitor = visit(served).open()
+    visitor.attach(picture_path(), tmp_path / "teal.png")
+    visitor.ask("Are the two pictures the same?")
+    visitor.wait()
+    told = visitor.tab.locator(".tw-panel").inner_text()
+    assert "Picture 2" in told
+    assert "448×448 → 1×1: 1 × 256 = 256 tokens" in told
+    assert re.search(r"of pictures\s+2,048", told)
+
+
+def test_pictures_are_pasted_and_dropped(visit: Visit, doubled: tuple[str, Double]) -> None:
+    address, double = doubled
+    visitor = visit(address).open()
+    give = """(box, [data, kind]) => {
+        const transfer = new DataTransfer();
+        const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
+        transfer.items.add(new File([bytes], kind + ".png", {type: "image/png"}));
+        const options = {bubbles: true, cancelable: true};
+        box.dispatchEvent(kind === "paste" ? new ClipboardEvent("paste", {...options, clipboardData: transfer})
+                                           : new DragEvent("drop", {...options, dataTransfer: transfer}));
+    }"""
+
+    data = base64.b64encode(picture_path().read_bytes()).decode()
+    for number, kind in enumerate(("paste", "drop")):
+        visitor.box.evaluate(give, [data, kind])
+        visitor.tab.locator(".thumbnail-item").nth(number).wait_for()
+    visitor.ask("what?")
+    visitor.wait()
+    assert [part["type"] for part in double.bodies[0]["messages"][0]["content"]] == ["image_url", "image_url", "text"]
+
+
+def test_boxes_are_drawn_on_the_picture(visit: Visit, doubled: tuple[str, Double]) -> None:
+    address, double = doubled
+    double.script = lambda body: ("<ref>", "purple heart", "</ref>", "<box>", "[[250, 500, 750, 1000]]", "</box>")
+    visitor = visit(address).open()
+    visitor.attach(picture_path())
+    visitor.ask(BOX)
+    assert visitor.wait().strip() == "purple heart [[250, 500, 750, 1000]]"
+    drawn = visitor.tab.locator(".tw-box").bounding_box()
+    picture = visitor.tab.locator(".tw-boxed img").bounding_box()
+    assert drawn["x"] == pytest.approx(picture["x"] + picture["width"] / 4, abs=1)
+    assert drawn["y"] + drawn["height"] == pytest.approx(picture["y"] + picture["height"], abs=1)
+
+
+def test_retry_undo_and_edit_ask_with_the_same_picture(visit: Visit, doubled: tuple[str, Double]) -> None:
+    address, double = doubled
+    visitor = visit(address).open()
+    visitor.attach(picture_path())
+    visitor.ask("what?")
+    visitor.wait()
+    visitor.forget()
+    visitor.press("Retry")
+    visitor.wait()
+    visitor.forget()
+    visitor.press("Edit")
+    visitor.tab.locator("textarea.edit-textarea").fill("what else?")
+    visitor.tab.get_by_label("Submit", exact=True).first.click()
+    visitor.wait()
+    first, again, edited = (body["messages"] for body in double.bodies)
+    assert again == first
+    assert edited[0]["content"][0] == first[0]["content"][0]
+    assert edited[0]["content"][1]["text"] == "what else?"
+    assert len(edited) == 1
+    visitor.press("Undo")
+    visitor.answers.first.wait_for(state="detached")
+    assert visitor.box.input_value() == "what else?"
+    assert visitor.tab.locator(".thumbnail-item").count() == 1
+
+
+def test_a_conversation_comes_back_from_the_history_after_a_reload(visit: Visit, doubled: tuple[str, Double]) -> None:
+    address, double = doubled
+    visitor = visit(address).open()
+    visitor.ask("remember this")
+    visitor.wait()
+    visitor.open()
+    assert visitor.answers.count() == 0
+    visitor.tab.get_by_role("button", name="New chat").wait_for()
+    visitor.tab.locator(".tw-history").get_by_text("remember this").click()
+    visitor.answers.first.wait_for()
+    visitor.ask("and?")
+    visitor.wait()
+    assert [message["role"] for message in double.bodies[1]["messages"]] == ["user", "assistant", "user"]
+
+
+def test_the_language_is_the_browsers_until_a_link_is_followed(visit: Visit, doubled: tuple[str, Double]) -> None:
+    visitor = visit(doubled[0], locale="en-GB").open()
+    assert visitor.tab.get_by_role("tab", name="What the model sees").count() == 1
+    assert "drawn scenes" in visitor.tab.locator(".tw-head + .tw-note").inner_text()
+    visitor.tab.get_by_role("link", name="中文").click()
+    visitor.tab.get_by_role("tab", name="模型所见").wait_for()
+    assert "演示模型" in visitor.tab.locator(".tw-head + .tw-note").inner_text()
+    visitor.open()
+    visitor.tab.get_by_role("tab", name="模型所见").wait_for()
+
+
+@pytest.mark.parametrize("before", [(), ("half ",)])
+def test_a_failure_is_told_in_words_and_the_next_question_goes_through(
+    visit: Visit, doubled: tuple[str, Double], before: tuple[str, ...]
+) -> None:
+    address, double = doubled
+    double.script = lambda body: Refusal(200 if before else 429, "The queue is full.", "capacity", before)
+    visitor = visit(address).open()
+    visitor.ask("hello")
+    visitor.tab.get_by_text("The queue is full.").wait_for()
+    double.script = Double().script
+    visitor.ask("hello again")
+    assert "The answer is 42." in visitor.wait()
+    assert double.bodies[-1]["messages"][-1]["content"][0]["text"] == "hello again"
+
+
+def test_an_answers_markup_loads_nothing_from_other_hosts(visit: Visit, doubled: tuple[str, Double]) -> None:
+    address, double = doubled
+    with Double() as canary:
+        double.script = lambda body: (f"![x]({canary.url}/a.png) <img src='{canary.url}/b.png'> done",)
+        visitor = visit(address).open()
+        visitor.ask("hello")
+        assert "done" in visitor.wait()
+        visitor.tab.wait_for_timeout(500)
+        assert not canary.asked
+
+
+def test_a_label_cannot_be_markup(visit: Visit, doubled: tuple[str, Double]) -> None:
+    address, double = doubled
+    attack = "<img src=x onerror=document.title='owned'>"
+    double.script = lambda body: (f"<ref>{attack}</ref><box>[[1, 2, 300, 400]]</box>",)
+    visitor = visit(address).open()
+    visitor.attach(picture_path())
+    visitor.ask("hello")
+    visitor.wait()
+    assert visitor.tab.locator(".tw-box").inner_text() == attack
+    assert visitor.tab.title() == "Tilewise"

@@ -1,0 +1,3 @@
+"""The server that the clients talk to."""
+
+from tests.clients.running import server as server  # a fixture

@@ -1,0 +1,123 @@
+"""A server as users start it: a process of its own, by the command line, with the embedded model."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import REPOSITORY
+
+KEYS = ("key-of-alice", "key-of-bob")
+MODEL = "tilewise-demo"
+_START_S, _END_S = 90.0, 45.0
+
+
+class RunningServer:
+    """A started server; `lines` are what it has logged so far, as JSON objects."""
+
+    def __init__(self, *flags: str, keys: tuple[str, ...] = (), model: str | None = None) -> None:
+        self.keys = keys
+        self.lines: list[dict[str, Any]] = []
+        self._new_lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        command = [sys.executable, "-m", "tilewise", "serve", "api_server", *([model] if model else [])]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "OMP_NUM_THREADS": "1"}
+        environment["TILEWISE_API_KEYS"] = ",".join(keys)
+        self.process = subprocess.Popen(
+            [*command, "--server-port", "0", "--log-format", "json", *flags],
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+        self.url = ""
+
+    def wait_for_address(self) -> None:
+        self.url = self.wait_for("serving ")["message"].split(" at ")[1].removesuffix("/v1")
+
+    @property
+    def engine_pid(self) -> int:
+        found = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid), "-f", "tilewise.engine.process"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(found.stdout)
+
+    def wait_for(self, text: str, timeout_s: float = _START_S) -> dict[str, Any]:
+        """The next line whose message begins so."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            line = self._new_lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            assert line is not None, f"the server ended before it said {text!r}: {self.lines}"
+            self.lines.append(json.loads(line) if line.startswith("{") else {"message": line})
+            if self.lines[-1]["message"].startswith(text):
+                return self.lines[-1]
+
+    def http(self, key: str | None = None, **options: Any) -> httpx.Client:
+        given = key or (self.keys[0] if self.keys else None)
+        headers = {"Authorization": f"Bearer {given}"} if given else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=120, **options)
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples."""
+        with self.http() as client:
+            lines = client.get("/metrics").text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{"))
+
+    def wait_until_idle(self, timeout_s: float = 30.0) -> None:
+        """Until the engine, whose counters come with its heartbeat, runs nothing, and every answer has ended."""
+        deadline = time.monotonic() + timeout_s
+        names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+        while any(self.metric(name) for name in names) or self.num_open:
+            assert time.monotonic() < deadline, f"{self.num_open} answers are still open"
+            time.sleep(0.05)
+
+    @property
+    def num_open(self) -> float:
+        return self.metric("tilewise:requests_opened_total") - self.metric("tilewise:requests_ended_total")
+
+    def stop(self) -> int:
+        """End it as an orchestrator does, and return its status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(_END_S)
+        finally:
+            self.process.kill()
+            self.process.wait()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as stderr:
+            for line in stderr:
+                self._new_lines.put(line)
+        self._new_lines.put(None)
+
+
+@contextmanager
+def run_server(*flags: str, keys: tuple[str, ...] = (), model: str | None = None) -> Iterator[RunningServer]:
+    server = RunningServer(*flags, keys=keys, model=model)
+    try:
+        server.wait_for_address()
+        server.wait_for("ready")
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningServer]:
+    """One server for all tests that change nothing about it: two keys, pictures from loopback allowed."""
+    with run_server("--allowed-media-hosts", "127.0.0.1", "--session-len", "8192", keys=KEYS) as running:
+        yield running

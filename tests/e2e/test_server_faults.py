@@ -1,0 +1,202 @@
+"""A server under load, left by its clients, told to end, or without its engine."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.clients.running import MODEL, RunningServer, run_server
+from tests.clients.test_openai_sdk import DATA_URL
+
+LONG: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def small_server() -> Iterator[RunningServer]:
+    """One answer runs, one waits, and no more."""
+    with run_server("--max-batch-size", "1", "--max-queued", "1", "--session-len", "4096") as running:
+        yield running
+
+
+def send_raw(server: RunningServer, body: dict[str, Any]) -> socket.socket:
+    """A request whose answer nobody has read yet."""
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    data = json.dumps(body).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+    connection.sendall(f"{head}{len(data)}\r\n\r\n".encode() + data)
+    return connection
+
+
+def wait_until_open(server: RunningServer, count: int) -> None:
+    deadline = time.monotonic() + 30
+    while server.num_open != count:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("more", [{"stream": True}, {"stream": False}, {"stream": True, "n": 2}, {"n": 2}])
+def test_a_client_that_leaves_takes_its_answers_with_it(small_server: RunningServer, more: dict[str, Any]) -> None:
+    connection = send_raw(small_server, {**LONG, **more})
+    wait_until_open(small_server, more.get("n", 1))
+    connection.close()
+    small_server.wait_until_idle()
+
+
+def test_a_client_that_leaves_while_its_picture_is_fetched_starts_nothing() -> None:
+    with (
+        run_server("--allowed-media-hosts", "127.0.0.1") as server,
+        socket.create_server(("127.0.0.1", 0)) as silent,
+    ):
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/never.png"
+        content = [{"type": "image_url", "image_url": {"url": url}}]
+        connection = send_raw(server, {**LONG, "messages": [{"role": "user", "content": content}]})
+        silent.accept()[0].close()
+        connection.close()
+        server.wait_until_idle()
+        assert server.metric("vllm:generation_tokens_total") == 0
+
+
+def test_a_full_queue_is_a_rate_limit_error_that_says_when_to_return(small_server: RunningServer) -> None:
+    connections = [send_raw(small_server, {**LONG, "stream": True}) for _ in range(2)]
+    wait_until_open(small_server, 2)
+    with openai.OpenAI(base_url=f"{small_server.url}/v1", api_key="-", max_retries=0) as client:
+        started = time.perf_counter()
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": DATA_URL}])
+        print(f"refused in {(time.perf_counter() - started) * 1000:.1f} ms")
+        assert int(caught.value.response.headers["Retry-After"]) > 0
+        assert caught.value.code == "queue_full"
+        assert client.models.list().data
+    for connection in connections:
+        connection.close()
+    small_server.wait_until_idle()
+
+
+def test_more_choices_than_ever_fit_are_a_bad_request(small_server: RunningServer) -> None:
+    with small_server.http() as http:
+        response = http.post("/v1/chat/completions", json={**LONG, "n": 3})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "n")
+
+
+def read_events(response: httpx.Response) -> list[str]:
+    return [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+
+
+def test_sigterm_lets_running_streams_finish_and_ends_with_zero() -> None:
+    events: list[list[str]] = []
+    with run_server("--session-len", "4096") as server:
+
+        def stream() -> None:
+            with (
+                server.http() as http,
+                http.stream(
+                    "POST", "/v1/chat/completions", json={**LONG, "stream": True, "max_tokens": 150}
+                ) as response,
+            ):
+                events.append(read_events(response))
+
+        threads = [threading.Thread(target=stream) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        wait_until_open(server, 10)
+        engine_pid = server.engine_pid
+        with server.http() as http:
+            assert http.get("/ready").status_code == 200
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for("shutting down")
+            refused = http.get("/ready")
+            late = http.post("/v1/chat/completions", json=LONG)
+        assert refused.status_code == late.status_code == 503
+        assert late.headers["Retry-After"]
+        for thread in threads:
+            thread.join()
+        assert server.stop() == 0
+    assert [stream[-1] for stream in events] == ["[DONE]"] * 10
+    assert not Path(f"/proc/{engine_pid}").exists()
+
+
+def test_without_its_engine_it_fails_what_runs_and_refuses_what_comes() -> None:
+    with run_server() as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
+        failed: list[Exception] = []
+
+        def ask(stream: bool) -> None:
+            try:
+                answer: Any = client.chat.completions.create(
+                    model=MODEL, messages=LONG["messages"], stream=stream, extra_body={"ignore_eos": True}
+                )
+                list(answer)
+            except openai.APIError as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=ask, args=(stream,)) for stream in (True, False)]
+        for thread in threads:
+            thread.start()
+        wait_until_open(server, 2)
+        os.kill(server.engine_pid, signal.SIGKILL)
+        for thread in threads:
+            thread.join()
+        kinds = sorted(type(error).__name__ for error in failed)
+        assert kinds == ["APIError", "InternalServerError"]
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "x"}])
+        assert (caught.value.status_code, caught.value.response.headers["Retry-After"]) == (503, "5")
+        with server.http() as http:
+            assert [http.get(path).status_code for path in ("/health", "/ready")] == [503, 503]
+        assert server.num_open == 0
+
+
+def test_a_stopped_engine_is_unhealthy_and_what_it_holds_still_ends_once_it_goes_on() -> None:
+    with run_server() as server:
+        os.kill(server.engine_pid, signal.SIGSTOP)
+        try:
+            deadline = time.monotonic() + 60
+            with server.http() as http:
+                while http.get("/health").status_code == 200:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+        finally:
+            os.kill(server.engine_pid, signal.SIGCONT)
+        with server.http() as http:
+            assert http.post("/v1/chat/completions", json={**LONG, "max_tokens": 2}).status_code == 200
+
+
+@pytest.mark.parametrize("keys", [(), ("a-key",)])
+def test_beyond_loopback_without_a_key_it_warns_loudly(keys: tuple[str, ...]) -> None:
+    server = RunningServer("--server-name", "0.0.0.0", keys=keys)
+    try:
+        server.wait_for_address()
+    finally:
+        server.stop()
+    assert any(line["message"].startswith("NO API KEY") for line in server.lines) is not bool(keys)
+
+
+def test_while_it_loads_it_lives_but_is_not_ready() -> None:
+    server = RunningServer("--log-level", "INFO")
+    try:
+        server.wait_for_address()
+        with server.http() as http:
+            assert http.get("/health").status_code == 200
+            assert http.get("/ready").status_code == 503
+            refused = http.post("/v1/chat/completions", json=LONG)
+            assert refused.status_code == 503
+            assert "loading" in refused.json()["error"]["message"]
+    finally:
+        assert server.stop() == 0
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_one_line() -> None:
+    server = RunningServer("--kv-cache-bytes", "4096", "--session-len", "8192")
+    assert server.process.wait(60) == 2
+    with pytest.raises(AssertionError, match="ended before"):
+        server.wait_for("ready")
+    assert server.lines[-1]["message"].startswith("tilewise: ")

@@ -1,0 +1,133 @@
+"""The tutorials, command by command, with the embedded model in the place of the 26B one."""
+
+import http.server
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoint.test_hub import Handler, Hub
+from tilewise import demo
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("en", "zh")
+HUB_ID = "OpenGVLab/InternVL-Chat-V1-5"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    text = (ROOT / "docs" / page / "tutorial.md").read_text("utf-8")
+    return re.findall(r"^```(bash|bash server|python)\n(.*?)^```$", text, re.M | re.S)
+
+
+@pytest.fixture
+def hub():
+    served = Hub({file.name: file.read_bytes() for file in demo.model_folder().iterdir() if file.is_file()})
+
+    class Renamed(Handler):
+        hub = served
+
+        def parse_request(self) -> bool:
+            is_right = super().parse_request()
+            self.path = self.path.replace(HUB_ID, "org/model")
+            return is_right
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Renamed) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_server(command: str, environment: dict[str, str], home: Path) -> None:
+    """Start it on a free port, read its front door, end it as a person would."""
+    port = free_port()
+    log = home / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", f"source ~/tilewise/bin/activate; exec {command.strip()} --server-port {port}"],
+            env=environment,
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        path = "ready" if "api_server" in command else ""
+        deadline = time.monotonic() + 120
+        while True:
+            assert process.poll() is None, log.read_text("utf-8", "replace")
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
+                    assert answer.status == 200
+                    break
+            except OSError:
+                assert time.monotonic() < deadline, log.read_text("utf-8", "replace")
+                time.sleep(0.2)
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) in (0, 130), log.read_text("utf-8", "replace")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_the_tutorial_runs(page, tmp_path, hub):
+    pytest.importorskip("gradio")
+    pytest.importorskip("hatchling")  # so that pip builds the package without fetching anything
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "HF_", "PYTHON"))},
+        "HOME": str(tmp_path),
+        "WEIGHTS": str(demo.model_folder()),
+        "HF_ENDPOINT": hub,
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+        # The new environment sees this one's packages, and pip adds only the package itself.
+        "PYTHONPATH": sysconfig.get_path("purelib"),
+        "PIP_NO_DEPS": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",
+        "PIP_NO_INDEX": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    found = blocks(page)
+    assert {kind for kind, _ in found} == {"bash", "bash server", "python"}
+    for kind, text in found:
+        if kind == "bash server":
+            run_server(text, environment, tmp_path)
+            continue
+        activate = "test ! -e ~/tilewise || source ~/tilewise/bin/activate\n"
+        command = ["bash", "-e", "-o", "pipefail", "-c", activate + text]
+        if kind == "python":
+            (tmp_path / "offline.py").write_text(text, "utf-8")
+            command = ["bash", "-e", "-c", activate + "python ~/offline.py"]
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, (text, done.stdout, done.stderr)
+        if kind == "python":
+            assert done.stdout.startswith("Response(text=")
+    assert (tmp_path / "tilewise" / "bin" / "tilewise").is_file()
+    shutil.rmtree(tmp_path / "tilewise")
+
+
+def test_both_tutorials_have_the_same_commands():
+    english, chinese = (
+        [(kind, re.sub(r"#.*|'[^']*'|--prompt (\"[^\"]*\"|\S+)", "", text)) for kind, text in blocks(page)]
+        for page in PAGES
+    )
+    assert english == chinese

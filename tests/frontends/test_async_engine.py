@@ -1,0 +1,157 @@
+"""Admission, ends and wake-ups of the engine behind a server, over a scripted one."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.frontends.scripted import Script, ScriptedClient, say
+from tilewise.checkpoint.hf_config import load_model_config
+from tilewise.config import DeviceConfig, EngineConfig, resolve
+from tilewise.demo import model_folder
+from tilewise.engine.launch import Checkpoint, Engine
+from tilewise.errors import CapacityError, EngineError, InputError, QueueFullError
+from tilewise.frontends.answers import Answer
+from tilewise.frontends.async_engine import AsyncEngine, Stream
+from tilewise.frontends.pipeline import create_builder
+from tilewise.inputs.conversation import parse_prompt
+from tilewise.inputs.request import RequestBuilder
+from tilewise.types import FinishReason, GenerationConfig, Request, StepOutput
+
+MakeEngine = Callable[..., tuple[AsyncEngine, ScriptedClient]]
+HELLO = parse_prompt("hello")
+
+
+@pytest.fixture
+def make_engine() -> Iterator[MakeEngine]:
+    engines: list[AsyncEngine] = []
+
+    def make(script: Script, *, max_batch_size: int = 2, max_queued: int = 0) -> tuple[AsyncEngine, ScriptedClient]:
+        model = replace(load_model_config(model_folder()), is_random=False)
+        config = EngineConfig(max_batch_size=max_batch_size)
+        client, checkpoint = ScriptedClient(script), Checkpoint(model_folder(), model)
+        engine = Engine(client, resolve(config, model, DeviceConfig("cpu")), checkpoint.folder)
+        engines.append(AsyncEngine(engine, create_builder(checkpoint), max_queued=max_queued))
+        return engines[-1], client
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+async def read(stream: Stream) -> list[tuple[int, str | None]]:
+    with stream:
+        return [(index, piece.finish_reason) async for index, piece in stream]
+
+
+def test_every_choice_ends_once_and_room_is_given_back(make_engine: MakeEngine) -> None:
+    engine, _ = make_engine(lambda _: say([5, 6]))
+
+    async def run() -> None:
+        for _ in range(3):
+            pieces = await read(await engine.open(HELLO, GenerationConfig(n=2)))
+            assert sorted(pieces, key=str) == sorted([(0, None), (0, "length"), (1, None), (1, "length")], key=str)
+            assert engine.num_open == 0
+
+    asyncio.run(run())
+
+
+def test_what_does_not_fit_is_refused_now_or_for_ever(make_engine: MakeEngine) -> None:
+    held = threading.Event()
+
+    def wait(_: Request) -> Sequence[StepOutput]:
+        held.wait()
+        return say([5])
+
+    engine, _ = make_engine(wait, max_batch_size=1, max_queued=1)
+
+    async def run() -> None:
+        with pytest.raises(InputError, match="n is 3"):
+            await engine.open(HELLO, GenerationConfig(n=3))
+        streams = [await engine.open(HELLO, GenerationConfig()) for _ in range(2)]
+        with pytest.raises(QueueFullError):
+            await engine.open(HELLO, GenerationConfig())
+        held.set()
+        for stream in streams:
+            await read(stream)
+        await read(await engine.open(HELLO, GenerationConfig()))
+
+    asyncio.run(run())
+    assert engine.num_open == 0
+
+
+def test_leaving_during_a_build_submits_nothing(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, client = make_engine(lambda _: say([5]), max_batch_size=64)
+    begun, go_on, build = threading.Event(), threading.Event(), RequestBuilder.build
+
+    def build_slowly(self: RequestBuilder, *arguments: Any) -> Request:
+        begun.set()
+        go_on.wait()
+        return build(self, *arguments)
+
+    monkeypatch.setattr(RequestBuilder, "build", build_slowly)
+
+    async def run() -> None:
+        # More than there are threads: some builds are cancelled before they begin.
+        tasks = [asyncio.create_task(engine.open(HELLO, GenerationConfig())) for _ in range(40)]
+        await asyncio.to_thread(begun.wait)
+        assert engine.num_open == 40
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        go_on.set()
+        while engine.num_open:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    assert client.submitted == []
+
+
+def test_an_answer_that_cannot_be_read_fails_its_stream_alone(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = make_engine(lambda _: say([5]))
+    push = Answer.push
+
+    def fail(self: Answer, output: StepOutput) -> str:
+        raise KeyError("a fault of ours")
+
+    async def run() -> None:
+        monkeypatch.setattr(Answer, "push", fail)
+        with pytest.raises(EngineError, match="log says why"):
+            await read(await engine.open(HELLO, GenerationConfig()))
+        monkeypatch.setattr(Answer, "push", push)
+        assert await read(await engine.open(HELLO, GenerationConfig())) == [(0, "length")]
+
+    asyncio.run(run())
+    assert engine.num_open == 0
+
+
+def test_an_answer_that_the_server_aborts_is_no_whole_one(make_engine: MakeEngine) -> None:
+    engine, _ = make_engine(lambda _: [StepOutput("", (5,)), StepOutput("", finish_reason=FinishReason.ABORT)])
+
+    async def run() -> None:
+        with pytest.raises(CapacityError, match="shutting down"):
+            await read(await engine.open(HELLO, GenerationConfig()))
+
+    asyncio.run(run())
+
+
+def test_it_takes_nothing_while_it_loads_drains_or_is_dead(make_engine: MakeEngine) -> None:
+    engine, client = make_engine(lambda _: say([5]))
+    loading = AsyncEngine(None, engine.builder)
+    assert (loading.is_healthy, loading.is_ready) == (True, False)
+    with pytest.raises(CapacityError, match="loading"):
+        loading.check_room()
+    client.is_dead = True
+    assert (engine.is_healthy, engine.is_ready) == (False, False)
+    with pytest.raises(CapacityError, match="stopped"):
+        engine.check_room()
+    client.is_dead = False
+    asyncio.run(engine.drain(1.0))
+    assert (engine.is_healthy, engine.is_ready) == (True, False)
+    with pytest.raises(CapacityError, match="shutting down"):
+        engine.check_room()

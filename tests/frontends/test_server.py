@@ -1,0 +1,86 @@
+"""The server's settings and its log, without a server."""
+
+import json
+import logging
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from tilewise.errors import ConfigError
+from tilewise.frontends import cli
+from tilewise.frontends.flags import SERVER_HELP
+from tilewise.frontends.server import LineFormatter
+from tilewise.frontends.server_config import ServerConfig
+
+
+def test_every_server_option_has_a_flag() -> None:
+    assert set(SERVER_HELP) == {field.name for field in fields(ServerConfig)}
+
+
+@pytest.fixture(autouse=True)
+def _no_keys_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TILEWISE_API_KEYS", raising=False)
+
+
+def test_keys_come_from_flags_the_environment_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "keys").write_text("c\n\n d \na\n")
+    monkeypatch.setenv("TILEWISE_API_KEYS", "b, ,a")
+    config = ServerConfig(api_keys=("a",), api_keys_file=str(tmp_path / "keys"))
+    assert config.read_keys() == ("a", "b", "c", "d")
+    assert ServerConfig().read_keys() == ("b", "a")
+
+
+def test_a_keys_file_that_would_open_the_door_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n\n")
+    for path in (tmp_path / "empty", tmp_path / "missing", tmp_path):
+        with pytest.raises(ConfigError):
+            ServerConfig(api_keys_file=str(path)).read_keys()
+    for key in ("a b", "\xfcber", "a\x01"):
+        with pytest.raises(ConfigError):
+            ServerConfig(api_keys=(key,)).read_keys()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--server-port 70000", "server_port=70000"),
+        ("--max-queued -1", "max_queued=-1"),
+        ("--log-format xml", "log_format='xml'"),
+        ("--ssl-certfile a.pem", "both ssl_certfile and ssl_keyfile"),
+        ("--api-keys-file no-such-file", "keys' file cannot be read"),
+        ("--server-name 203.0.113.1", "cannot be bound"),
+        ("--ssl-certfile no.pem --ssl-keyfile no.pem", "certificate and key cannot be used"),
+        ("--log-level LOUD", "log_level='LOUD'"),
+        ("./no-such-folder", "no-such-folder"),
+        ("--allowed-media-hosts http://x", "bare hosts"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line_before_anything_is_loaded(
+    line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", "api_server", *line.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def create_record(message: str, *arguments: object) -> logging.LogRecord:
+    return logging.LogRecord("tilewise.access", logging.INFO, "", 0, message, arguments, None)
+
+
+def test_a_json_line_holds_the_facts_and_stays_one_line() -> None:
+    record = create_record("%(method)s of\n%(path)s", {"method": "GET", "path": "\x1b/\u2028"})
+    line = LineFormatter(is_json=True).format(record)
+    assert len(line.splitlines()) == 1
+    said = json.loads(line)
+    assert (said["level"], said["logger"], said["method"], said["path"]) == (
+        "INFO",
+        "tilewise.access",
+        "GET",
+        "\x1b/\u2028",
+    )
+
+
+def test_a_text_line_holds_no_terminal_command_and_no_second_line() -> None:
+    line = LineFormatter(is_json=False).format(create_record("a%s", "\x1b[2J\nFORGED"))
+    assert "\x1b" not in line
+    assert "\n" not in line
