@@ -6,7 +6,7 @@ A value that constructs is valid: each class checks its own fields and names the
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, cast
@@ -109,7 +109,7 @@ def _check_format(fields: dict[str, object]) -> dict[str, object]:
             raise ValueError(f"json_schema has no field {unknown[0]!r:.80}; it has {', '.join(_SCHEMA_KEYS)}")
         return {"type": kind, kind: {"schema": value["schema"]}}  # strict or not: it is held to either way
     if kind == "choice":
-        choices = cast(tuple[object, ...], tuple(value)) if isinstance(value, (list, tuple)) else ()
+        choices = tuple(cast(list[object], value)) if isinstance(value, (list, tuple)) else ()
         if not choices or not all(isinstance(choice, str) and choice for choice in choices):
             raise ValueError("choice must be a list of texts, none of them empty")
         return {"type": kind, kind: choices}

@@ -32,5 +32,6 @@ def test_every_command_that_is_shown_exists_and_every_one_that_exists_is_shown(r
         line.partition("#")[0].split() for block in read_blocks(repository / name, "bash") for line in block.split("\n")
     ]
     parser = cli.create_parser()
-    shown = {parser.parse_args(words[1:]).command for words in lines if words[:1] == ["tilewise"]}
+    parsed = [parser.parse_args(words[1:]) for words in lines if words[:1] == ["tilewise"]]
+    shown = {args.command + (f"_{args.front}" if args.command == "serve" else "") for args in parsed}
     assert shown == {word.removeprefix("run_") for word in dir(commands) if word.startswith("run_")}

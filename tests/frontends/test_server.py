@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from tilewise.errors import ConfigError
 from tilewise.frontends import cli
 from tilewise.frontends.flags import SERVER_HELP
-from tilewise.frontends.server import LineFormatter
+from tilewise.frontends.server import LineFormatter, bind
 from tilewise.frontends.server_config import ServerConfig
 
 
@@ -61,6 +62,15 @@ def test_settings_that_cannot_be_are_one_line_before_anything_is_loaded(
 ) -> None:
     assert cli.main(["serve", "api_server", *line.split()]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_no_event_waits_for_the_receipt_of_the_last() -> None:
+    with (
+        bind(ServerConfig(server_port=0)) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def create_record(message: str, *arguments: object) -> logging.LogRecord:

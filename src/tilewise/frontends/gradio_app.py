@@ -190,7 +190,7 @@ async def _pulse(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator
         while True:
             waiting = waiting or {asyncio.ensure_future(cast(Any, anext(chunks, None)))}
             done, waiting = await asyncio.wait(waiting, timeout=_PULSE_S)
-            chunk = next((asked.result() for asked in done), {})
+            chunk: dict[str, Any] | None = next((asked.result() for asked in done), cast(dict[str, Any], {}))
             if chunk is None:
                 return
             yield chunk

@@ -91,7 +91,7 @@ def run_server(
         **options,
     )
     _check_ssl(settings)
-    listener = _bind(server)
+    listener = bind(server)
     _tell_address(server, listener, name, has_keys=bool(keys))
     asyncio.run(
         _serve(uvicorn.Server(settings), listener, engine, lambda: launch_engine(checkpoint, config, in_process=False))
@@ -153,7 +153,12 @@ def _name_model(model: str | None, checkpoint: Checkpoint, *, is_demo: bool) -> 
     return checkpoint.folder.resolve().name if model is None or Path(model).exists() else model
 
 
-def _bind(server: ServerConfig) -> socket.socket:
+def bind(server: ServerConfig) -> socket.socket:
+    """A socket that listens where the server is to answer.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
     try:
         family = socket.getaddrinfo(server.server_name, server.server_port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((server.server_name, server.server_port), family=family, backlog=1024)
