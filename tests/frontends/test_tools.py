@@ -1,5 +1,6 @@
 """Tools in InternLM2's syntax: what the model reads, what it may write, and how its text is told apart."""
 
+import itertools
 import json
 import random
 from collections import Counter
@@ -73,7 +74,7 @@ def split(text: str, cuts: Sequence[int] = ()) -> tuple[str, list[tuple[str | No
     """Content and (name, arguments) of each call, of a text pushed in pieces."""
     splitter = ToolSplitter()
     bounds = [0, *sorted(cuts), len(text)]
-    pieces = [p for a, b in zip(bounds, bounds[1:], strict=False) for p in splitter.push(text[a:b])]
+    pieces = [p for a, b in itertools.pairwise(bounds) for p in splitter.push(text[a:b])]
     pieces += splitter.finish()
     deltas = [piece for piece in pieces if isinstance(piece, ToolCallDelta)]
     calls: list[tuple[str | None, str]] = []
