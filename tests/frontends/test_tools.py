@@ -5,6 +5,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,6 @@ def test_the_layout_is_internlm2s() -> None:
         {"role": "tool", "tool_call_id": "1", "content": '{"temperature": 22}'},
     ]
     added, _ = add_tools(messages, [tool("get_weather", None)], "auto")
-    told = json.dumps([{"name": "get_weather", "parameters": {"type": "object", "properties": {}}}], indent=4)
     told = added[1]["content"]
     text = "".join(
         getattr(segment, "text", None) or segment.name  # type: ignore[union-attr]
@@ -141,7 +141,7 @@ def test_the_ids_hold_exactly_the_templates_specials(builder: RequestBuilder) ->
         messages = [
             {"role": "system", "content": text},
             {"role": "user", "content": text},
-            {"role": "assistant", "content": text, "tool_calls": calls * 1},
+            {"role": "assistant", "content": text, "tool_calls": calls},
             {"role": "tool", "tool_call_id": text, "content": text},
             {"role": "assistant", "content": text},
             {"role": "user", "content": text},
@@ -185,8 +185,14 @@ def test_a_free_answer_talks_grounds_and_calls(tokenizer: Tokenizer) -> None:
     content, ((name, arguments),), _ = split(write(form, tokenizer, 1, said + call))
     assert (content, name) == ("See <|action_star猫 now.", "look")
     assert is_valid(json.loads(arguments), PERSON)
-    talk, calls, _ = split(write(form, tokenizer, 2))
-    assert not calls or talk
+    guide = create_guide(GenerationConfig(response_format=form).response_format or "", tokenizer)
+    for token_id in [None, *said]:
+        if token_id is not None:
+            guide.consume(token_id)
+        mask = np.zeros(-(-tokenizer.vocab_size // 8), dtype=np.uint8)
+        guide.fill(mask, [tokenizer.special_id("</s>")], [], is_short=False)
+        free = set(np.flatnonzero(np.unpackbits(mask, bitorder="little")).tolist())
+        assert {tokenizer.special_id("</s>"), *call, ref} <= free
 
 
 def test_the_opening_of_a_call_cannot_be_written_in_letters(tokenizer: Tokenizer) -> None:
@@ -272,9 +278,11 @@ def test_calls_that_follow_each_other_are_read_in_any_pieces(turns: list[tuple[s
 
 def test_a_call_that_was_cut_gives_what_there_was() -> None:
     whole = f'Sure.{START}{{"name": "f", "parameters": {{"a": {{"b": 1}}, "c": 2}}}}'
-    for length in range(len(whole)):
+    opening = whole.index(START)
+    borders = [*range(opening + 1), opening + len("<|action_start|>"), *range(opening + len(START), len(whole))]
+    for length in borders:
         content, calls, _ = split(whole[:length], range(length))
-        assert "Sure.".startswith(content.removesuffix("\n"))
+        assert content == whole[: min(length, opening)]
         assert not calls or '{"a": {"b": 1}, "c": 2}'.startswith(calls[0][1])
 
 
@@ -319,8 +327,6 @@ def test_conversations_with_tools_out_of_order_are_refused(messages: list[dict[s
 
 
 def test_a_profile_without_tools_refuses_them_by_name() -> None:
-    from dataclasses import replace
-
     profile = replace(PROFILES["internvl-internlm2"], name="plain", tools="")
     added, _ = add_tools(QUESTION, [tool("a")], "auto")
     for messages in (added, [*QUESTION, ASSISTANT, result("1"), result("2")]):

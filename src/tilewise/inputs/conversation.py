@@ -198,7 +198,7 @@ def _parse_message(message: Mapping[str, object]) -> Message:
 
 def _parse_calls(calls: object) -> tuple[ToolCall, ...]:
     parsed: list[ToolCall] = []
-    for call in cast(Sequence[object], calls) if isinstance(calls, (list, tuple)) else (calls,):
+    for call in cast(Sequence[object], calls) if isinstance(calls, (list, tuple)) else (None,):
         match call:
             case {"id": str(call_id), "function": {"name": str(name), "arguments": str(arguments)}}:
                 fields = cast(Mapping[str, Any], call)
