@@ -43,7 +43,7 @@ class APIClient:
             "base_url": self.server_url,
             "headers": {} if api_key is None else {"Authorization": f"Bearer {api_key}"},
             "timeout": httpx.Timeout(timeout, connect=_CONNECT_TIMEOUT_S),
-            "trust_env": not _is_loopback(parts.hostname),  # a proxy would be asked for its own loopback
+            "trust_env": not is_loopback(parts.hostname),  # a proxy would be asked for its own loopback
         }
 
     @property
@@ -172,7 +172,8 @@ def _embed_picture(part: Any) -> Any:
     return {"type": "image_url", "image_url": {**image_url, "url": to_data_url(image_url["url"])}}
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host, as an address or by its usual name, is this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.frontends.openai_double import Double
+from tests.frontends.openai_double import Double, gradios_loops_closed
 from tilewise.client import APIClient
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -122,9 +122,10 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[APICl
         opened.append(app.create_page(client))
         return app.launch_page(opened[-1], "127.0.0.1", free_port())
 
-    yield create
-    for blocks in opened:
-        blocks.close(verbose=False)
+    with gradios_loops_closed():
+        yield create
+        for blocks in opened:
+            blocks.close(verbose=False)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
 """A server that speaks the API and says what the test tells it to: the double for clients and for error cases."""
 
+import asyncio
+import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -33,6 +35,26 @@ class Refusal:
     message: str
     code: str = "invalid_request"
     before: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def gradios_loops_closed() -> Iterator[None]:
+    """Close at the end the event loops that gradio makes for its locks, and never uses."""
+    made: list[asyncio.AbstractEventLoop] = []
+    new_event_loop = asyncio.new_event_loop
+
+    def make() -> asyncio.AbstractEventLoop:
+        made.append(new_event_loop())
+        return made[-1]
+
+    asyncio.new_event_loop = make
+    try:
+        yield
+    finally:
+        asyncio.new_event_loop = new_event_loop
+        asyncio.set_event_loop(None)
+        for loop in made:
+            loop.close()
 
 
 Script = Callable[[dict[str, Any]], Sequence[str] | Refusal]

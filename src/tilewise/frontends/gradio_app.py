@@ -107,8 +107,8 @@ class Page:
         except TilewiseError:
             return views.show_head("", [_say("is_down")]), gr.update()
         cut = facts.get("tilewise", {})
-        notes = [_say(key) for key in ("is_demo", "is_random") if cut.get(key)]
-        return views.show_head(str(facts["id"]), notes), cut.get("max_dynamic_patch", _MAX_TILES)
+        notes = [_say(key) for key in ("is_random", "is_demo") if cut.get(key)]
+        return views.show_head(str(facts["id"]), notes[:1]), cut.get("max_dynamic_patch", _MAX_TILES)
 
     async def answer(
         self,

@@ -16,7 +16,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NoReturn
 
-from tilewise.client import APIClient
+from tilewise.client import APIClient, is_loopback
 from tilewise.errors import ConfigError, EngineError
 from tilewise.frontends.gradio_app import create_page, launch_page
 
@@ -56,6 +56,8 @@ def run_page(
         except OSError as error:
             raise ConfigError(f"The page's port cannot be opened: {error}. Choose another --server-port.") from None
         stack.callback(blocks.close, verbose=False)
+        if launch["is_shared"] or not is_loopback(launch["server_name"]):
+            print("OTHER MACHINES CAN REACH THIS PAGE, AND NOBODY IS ASKED FOR A PASSWORD.", file=sys.stderr)
         print(f"Open {address}", file=sys.stderr, flush=True)
         while process is None or process.poll() is None:
             time.sleep(_POLL_S)

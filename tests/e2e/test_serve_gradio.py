@@ -1,0 +1,81 @@
+"""`tilewise serve gradio` as a process: its own server, its doors, its end."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gradio", reason="gradio (the extra `ui`) is not installed")
+import httpx
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+TIMEOUT_S = 120.0
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tilewise", "serve", "gradio", "--server-port", str(port), "--session-len", "4096"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, encoding="utf-8") as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        opened = next((line for line in lines if line.startswith("Open ")), None)
+        assert opened is not None, "the page did not open"
+        yield process, opened.split()[1]
+        process.kill()
+
+
+def children(pid: int) -> list[int]:
+    own = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return own + [deeper for child in own for deeper in children(child)]
+
+
+def listening(pids: list[int]) -> set[str]:
+    """The addresses that these processes listen at, as the kernel writes them."""
+    sockets: set[str] = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                sockets |= set(re.findall(r"socket:\[(\d+)\]", os.readlink(link)))
+            except FileNotFoundError:
+                continue
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in sockets}
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux' /proc")
+def test_it_serves_the_embedded_model_on_loopback_alone_and_leaves_nothing_behind(
+    page: tuple["subprocess.Popen[str]", str], tmp_path: Path
+) -> None:
+    process, address = page
+    assert httpx.get(address, trust_env=False).status_code == 200
+    family = [process.pid, *children(process.pid)]
+    assert len(family) >= 2
+    assert listening(family) == {"0100007F"}
+    upload = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", b"x")}, trust_env=False)
+    assert Path(upload.json()[0]).is_relative_to(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(TIMEOUT_S) == 0
+    deadline = time.monotonic() + TIMEOUT_S
+    while any(Path(f"/proc/{pid}").exists() for pid in family[1:]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in family[1:] if Path(f"/proc/{pid}").exists()]
+    assert not list(tmp_path.glob("tilewise-*"))
+
+
+def test_a_model_that_cannot_be_served_is_told_and_ends_the_page() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    command = [sys.executable, "-m", "tilewise", "serve", "gradio", "no-such-folder/at/all"]
+    done = subprocess.run(command, capture_output=True, env=environment, encoding="utf-8", timeout=TIMEOUT_S)
+    assert done.returncode == 1
+    assert "no-such-folder" in done.stderr
+    assert done.stderr.endswith("tilewise: The model cannot be served; the lines above say why.\n")
