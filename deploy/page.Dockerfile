@@ -7,8 +7,7 @@ ENV PATH=/opt/tilewise/bin:$PATH \
     HF_HUB_OFFLINE=1 \
     PYTHONUNBUFFERED=1
 # What the page imports of the package's dependencies; the package itself comes without the others.
-RUN pip install --no-cache-dir "gradio>=6.31" "msgspec>=0.20" "numpy>=2" "pyzmq>=27" "rich>=14" \
-        "safetensors>=0.8" "sentencepiece>=0.2.3"
+RUN pip install --no-cache-dir "gradio>=6.31" "httpx>=0.28" "numpy>=2" "pillow>=12" "rich>=14"
 COPY pyproject.toml README.md LICENSE /source/
 COPY src /source/src
 RUN pip install --no-cache-dir --no-deps /source
