@@ -5,11 +5,13 @@ tensors, so that torch.compile takes one for all layers. A test holds the logits
 """
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import DeviceConfig, EngineConfig, ModelConfig, resolve
@@ -170,8 +172,9 @@ class Network:
         tower = self.model.tower
         vision = self.model.config.vision
         x = tower.embedding(pixels).float()
-        for layer in tower.layers:
-            x = self._tower_layer(x, _tower_weights(layer), vision.num_heads, vision.norm_eps)
+        with _tower_attention():
+            for layer in tower.layers:
+                x = self._tower_layer(x, _tower_weights(layer), vision.num_heads, vision.norm_eps)
         return self.model.projector(x[:, 1:])
 
     def decode(self, x: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -199,6 +202,16 @@ class Network:
             return x
         filled = x.flatten(0, 1).index_copy(0, slots, tiles.flatten(0, 1)[: len(slots)].to(x.dtype))
         return filled.view(x.shape)
+
+
+def _tower_attention() -> AbstractContextManager[None]:
+    """cuDNN's attention on Hopper: 1.30 ms a layer, forward and backward, against 2.14 (64 tiles, H200, 2026-11)."""
+    version = torch.backends.cudnn.version() if torch.cuda.is_available() else None
+    # Before 9.15.1 it was wrong for lengths that 128 does not divide, such as a tile's 1025.
+    if version is None or version < 91501 or torch.cuda.get_device_capability()[0] != 9:
+        return nullcontext()
+    backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(backends, set_priority=True)
 
 
 def _tower_weights(layer: nn.Module) -> tuple[Tensor, ...]:

@@ -266,7 +266,7 @@ def run(settings: Settings, changes: dict[str, dict] | None = None) -> Trainer:
             torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     torch.set_float32_matmul_precision("high")
-    # cuDNN before 9.15.1 was wrong for lengths that 128 does not divide, such as a tile's 1025.
+    # The decoder's masked attention is not known to be right there; the tower asks for cuDNN by name.
     torch.backends.cuda.enable_cudnn_sdp(False)
     tokenizer = load_tokenizer(settings.tokenizer)
     description = describe(tokenizer.vocab_size, **(changes or {}))
