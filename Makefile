@@ -16,7 +16,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/.runtime ## ask the embedded model about the bundled picture
-	$(BIN)/tilewise generate --max-new-tokens 32
+	$(BIN)/tilewise generate
 
 test: .venv/.dev ## run every test that needs no GPU, browser or system package
 	$(PYTEST)

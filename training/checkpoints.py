@@ -1,7 +1,7 @@
 """Training state on disk, and a trained model in the official layout. Safetensors only, in shards below 16 MB.
 
-An exact checkpoint holds all that the next step depends on, in fp32. A light one holds the weights and their running
-mean in bf16: it is a quarter of the size, and training goes on from it with a fresh optimiser.
+A state holds all that the next step depends on, in fp32. A model folder holds the weights' running mean in bf16 and
+where training stood: a sixth of the size, and training goes on from it with a fresh optimiser.
 """
 
 import json
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from training.network import create_model
 
+from tilewise.checkpoint.weights import load_weights
 from tilewise.inputs.tokenizer import load_tokenizer
 from tilewise.model.internvl import InternVL
 
@@ -42,10 +43,8 @@ def split_into_shards(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     return shards
 
 
-def save_state(folder: Path, progress: Progress, tensors: Mapping[str, Tensor], *, is_light: bool = False) -> None:
+def save_state(folder: Path, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
     """Replace `folder` as a whole: an interrupted save leaves the old one."""
-    if is_light:
-        tensors = {n: t.bfloat16() for n, t in tensors.items() if n.startswith(("weight.", "mean."))}
     new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -64,6 +63,13 @@ def load_state(folder: Path) -> tuple[Progress, dict[str, Tensor]]:
     if not tensors:
         raise SystemExit(f"{folder} holds no state-*.safetensors; give the folder of a checkpoint.")
     return Progress(**json.loads((folder / "state.json").read_text("utf-8"))), tensors
+
+
+def load_model(folder: Path, model: InternVL) -> Progress:
+    """Load what `export` wrote."""
+    load_weights(folder, model.slots(), torch.device("cpu"))
+    index = json.loads((folder / "model.safetensors.index.json").read_text("utf-8"))
+    return Progress(**index["metadata"]["training"])
 
 
 def to_official(model: InternVL) -> dict[str, Tensor]:
@@ -90,7 +96,9 @@ def to_official(model: InternVL) -> dict[str, Tensor]:
     return {name: part.view(slot.shape) for (name, slot), part in zip(slots.items(), flat.split(sizes), strict=True)}
 
 
-def export(folder: Path, model: InternVL, description: Mapping[str, object], tokenizer_folder: Path) -> None:
+def export(
+    folder: Path, model: InternVL, description: Mapping[str, object], tokenizer_folder: Path, progress: Progress
+) -> None:
     """Write a model folder that the package serves: bf16 shards with an index, configuration, tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("model*.safetensors*"):
@@ -101,7 +109,8 @@ def export(folder: Path, model: InternVL, description: Mapping[str, object], tok
     for name, shard in zip(names, shards, strict=True):
         (folder / name).write_bytes(save(shard, metadata={"format": "pt"}))
     places = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": places}
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": size, "training": asdict(progress)}, "weight_map": places}
     tokenizer = load_tokenizer(tokenizer_folder)
     generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": [2, tokenizer.special_id("<|im_end|>")]}
     files = {"model.safetensors.index": index, "config": description, "generation_config": generation}

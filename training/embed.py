@@ -1,4 +1,4 @@
-"""Put a trained checkpoint into the package: `python -m training.embed LIGHT --logs LOG… --scores EVAL.json`.
+"""Put a trained model into the package: `python -m training.embed RUN/model --logs LOG… --scores SCORES…`.
 
 Writes `src/tilewise/demo/`: the model folder with its card, the curve as a picture, the sample picture, and 64
 calibration scenes of all kinds, none of which training or evaluation draws. Needs matplotlib.
@@ -7,20 +7,20 @@ calibration scenes of all kinds, none of which training or evaluation draws. Nee
 import argparse
 import io
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from training.batches import cut_tiles
-from training.checkpoints import copy_into, export, load_state
+from training.checkpoints import load_model
 from training.draw_picture import draw
-from training.network import create_model, describe, write_config
+from training.network import create_model
 from training.scenes import create_sample
 from training.scores import as_scores, show_table
 
 from tilewise import demo
-from tilewise.inputs.tokenizer import load_tokenizer
+from tilewise.checkpoint.hf_config import load_model_config
 
-_TOKENIZER = Path(__file__).parent / "tokenizer"
 # Tiles of the calibration scenes, in turn: single tiles mostly, as in use.
 _COUNTS = (1, 1, 3, 1, 2, 1, 7, 1, 1, 5, 1, 13, 1, 2, 1, 9)
 _NUM_SCENES = 64
@@ -74,6 +74,18 @@ def draw_curve(points: Sequence[tuple[int, float]]) -> bytes:
     return file.getvalue()
 
 
+def read_scores(paths: Sequence[Path]) -> dict[str, dict[str, list[int]]]:
+    """The scores of all JSON lines in the files; a task that was asked with fewer tiles is one of its own."""
+    scores: dict[str, dict[str, list[int]]] = {}
+    for path in paths:
+        for line in path.read_text("utf-8").splitlines():
+            if line.startswith("{"):
+                summary = json.loads(line)
+                limit = summary["max_tiles"]
+                scores |= {f"{task} ({limit})" if limit else task: own for task, own in summary["scores"].items()}
+    return {task: scores[task] for task in sorted(scores)}
+
+
 def write_card(folder: Path, number: int, step: int, scores: Mapping[str, dict[str, list[int]]]) -> None:
     """The model card, from `card.md` and the scores of every task."""
     template = (Path(__file__).parent / "card.md").read_text("utf-8")
@@ -86,20 +98,19 @@ def write_card(folder: Path, number: int, step: int, scores: Mapping[str, dict[s
 def main() -> None:
     """Write everything; an old model's files are replaced."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("model", type=Path, help="model folder of a training")
     parser.add_argument("--logs", type=Path, nargs="+", required=True, help="log.jsonl of every call, in order")
     parser.add_argument("--scores", type=Path, nargs="+", required=True, help="JSON lines of `training.evaluate`")
     arguments = parser.parse_args()
     folder = demo.model_folder()
-    description = describe(load_tokenizer(_TOKENIZER).vocab_size)
-    model = create_model(write_config(folder, description))
-    progress, tensors = load_state(arguments.checkpoint)
-    copy_into(model.named_parameters(), tensors, "mean.")
-    export(folder, model, description, _TOKENIZER)
+    for old in folder.glob("model*.safetensors*"):
+        old.unlink()
+    shutil.copytree(arguments.model, folder, dirs_exist_ok=True)
+    model = create_model(load_model_config(folder))
+    progress = load_model(folder, model)
     (folder / "curve.png").write_bytes(draw_curve(list(read_curve(arguments.logs))))
     number = sum(parameter.numel() for parameter in model.parameters())
-    lines = [path.read_text("utf-8").splitlines()[-1] for path in arguments.scores]
-    write_card(folder, number, progress.step, {k: v for line in lines for k, v in json.loads(line)["scores"].items()})
+    write_card(folder, number, progress.step, read_scores(arguments.scores))
     write_calibration(demo.calibration_folder())
     draw().save(demo.picture_path(), optimize=True)
 

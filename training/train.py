@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from training.batches import MIXTURES, BatchDataset, Encoder, build_mask
-from training.checkpoints import Progress, copy_into, export, load_state, save_state
+from training.checkpoints import Progress, copy_into, export, load_model, load_state, save_state
 from training.greedy import evaluate
 from training.network import Network, create_model, describe, initialize, write_config
 from training.optimizer import Optimizer
@@ -59,7 +59,6 @@ class Settings:
     save_minutes: float = 2.0
     eval_questions: int = 200
     eval_seconds: float = 60.0
-    light: Path | None = None
     tokenizer: Path = _HERE / "tokenizer"
 
 
@@ -72,32 +71,34 @@ class Trainer:
         self.rank, self.num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         model = create_model(config)
         initialize(model, settings.seed)
+        self.progress = Progress()
+        own = settings.out / "state"
+        source = settings.resume or (own if own.exists() else None)
+        is_model = source is not None and (source / "config.json").exists()
+        if source is not None and is_model:
+            self.progress = load_model(source, model)
+        self.first_step = self.progress.step  # a fresh optimiser warms up again
         self.model = model.to(device)
         self.network = Network(self.model, compiles=settings.compiles)
         self.means = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.optimizer = Optimizer(self.model)
-        self.progress = Progress()
-        self.first_step = 0
-        own = settings.out / "state"
-        source = settings.resume or (own if own.exists() else None)
-        if source is not None:
+        if source is not None and not is_model:
             self._load(source)
+        if source is not None:
+            print(f"resumed from {source} at step {self.progress.step}", flush=True)
 
     def _load(self, folder: Path) -> None:
         self.progress, tensors = load_state(folder)
+        self.first_step = 0
         copy_into(self.model.named_parameters(), tensors, "weight.")
         copy_into(self.means.items(), tensors, "mean.")
-        if any(name.startswith("momentum.") for name in tensors):
-            self.optimizer.load(tensors)
-        else:
-            self.first_step = self.progress.step  # a fresh optimiser warms up again
-        print(f"resumed from {folder} at step {self.progress.step}", flush=True)
+        self.optimizer.load(tensors)
 
-    def save(self, folder: Path, *, is_light: bool = False) -> None:
+    def save(self, folder: Path) -> None:
         """Write a checkpoint."""
         tensors = {f"weight.{name}": p.detach() for name, p in self.model.named_parameters()}
         tensors |= {f"mean.{name}": mean for name, mean in self.means.items()}
-        save_state(folder, self.progress, {**tensors, **self.optimizer.state()}, is_light=is_light)
+        save_state(folder, self.progress, {**tensors, **self.optimizer.state()})
 
     def rate(self, remaining: float) -> float:
         """Warm-up, then constant, then linear to zero over the last `decay` of this call; `remaining` is its share."""
@@ -239,10 +240,8 @@ def write_line(settings: Settings, line: dict[str, object]) -> None:
 def finish(trainer: Trainer, encoder: Encoder, description: dict[str, object]) -> None:
     """Export the running mean, and score it."""
     settings = trainer.settings
-    if settings.light is not None:
-        trainer.save(settings.light, is_light=True)
     trainer.use_means()
-    export(settings.out / "model", trainer.model, description, settings.tokenizer)
+    export(settings.out / "model", trainer.model, description, settings.tokenizer, trainer.progress)
     if not settings.eval_questions:
         return
     network = Network(trainer.model)
@@ -292,8 +291,7 @@ def parse_settings(argv: list[str] | None = None) -> Settings:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--minutes", type=float, help="train so long")
     parser.add_argument("--steps", type=int, help="train up to this step")
-    parser.add_argument("--resume", type=Path, help="go on from this checkpoint instead of OUT/state")
-    parser.add_argument("--light", type=Path, help="also write a light checkpoint here at the end")
+    parser.add_argument("--resume", type=Path, help="go on from this state or model instead of OUT/state")
     parser.add_argument("--mixture", choices=list(MIXTURES), default="start", help="numbers of tiles to train on")
     parser.add_argument("--start-batches", type=int, default=0, help="so many batches have the mixture `start` first")
     parser.add_argument("--tiles", type=int, default=64, help="tiles in a batch")

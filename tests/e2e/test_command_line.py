@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from tilewise.demo import model_folder, picture_path
-from tilewise.frontends.answers import RANDOM_NOTICE
 
 
 def start(*arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
@@ -100,9 +99,9 @@ def test_a_broken_config_is_refused(broken_model: Path) -> None:
 
 
 def test_weights_cut_short_are_refused(broken_model: Path) -> None:
-    weights = broken_model / "model.safetensors"
+    weights = next(broken_model.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1000])
-    assert_refused(run("generate", str(broken_model), "--prompt", "a"), "model.safetensors")
+    assert_refused(run("generate", str(broken_model), "--prompt", "a"), weights.name)
 
 
 def test_an_unknown_architecture_is_refused_by_name(broken_model: Path) -> None:
@@ -117,11 +116,10 @@ def test_a_device_that_is_not_here_is_refused() -> None:
     assert_refused(run("generate", "--prompt", "a", "--device", "cuda:99"), "cuda:99")
 
 
-def test_the_embedded_model_answers_the_bundled_picture_and_says_that_it_is_random() -> None:
+def test_the_embedded_model_answers_the_bundled_picture() -> None:
     status, out, err = run("generate", "--max-new-tokens", "4")
     assert status == 0, err
-    assert out.startswith("Response(text=")
-    assert RANDOM_NOTICE in out
+    assert out.startswith("Response(text='")
     assert "answered in" in err
 
 
@@ -135,7 +133,7 @@ def test_a_symbolic_link_to_a_model_is_followed(tmp_path: Path) -> None:
 def test_ctrl_c_ends_cleanly_with_130() -> None:
     process = start("generate", "--prompt", "hi", "--max-new-tokens", "30000", "--ignore-eos", "--stream")
     assert process.stdout is not None
-    process.stdout.read(len(RANDOM_NOTICE))  # the answer has begun
+    process.stdout.read(1)  # the answer has begun
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -155,9 +153,10 @@ def test_a_chat_without_stdin_is_refused() -> None:
 
 
 def test_characters_that_the_output_lacks_become_question_marks() -> None:
-    status, out, err = run_in_shell("generate --prompt hi --max-new-tokens 1", PYTHONIOENCODING="latin-1")
+    command = "generate --prompt 谢谢 --stream"
+    status, out, err = run_in_shell(command, PYTHONIOENCODING="latin-1")
     assert status == 0, err
-    assert out.strip() == RANDOM_NOTICE.encode("latin-1", "replace").decode("latin-1")
+    assert set(out.strip()) == {"?"}
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
