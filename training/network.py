@@ -205,7 +205,7 @@ class Network:
 
 
 def _tower_attention() -> AbstractContextManager[None]:
-    """On Hopper the attention of cuDNN: 1.30 ms a layer, forward and backward, against 2.14 (64 tiles, H200, 2026-11)."""
+    """On Hopper that of cuDNN: 1.30 ms a layer, forward and backward, against 2.14 (64 tiles, H200, 2026-11)."""
     version = torch.backends.cudnn.version() if torch.cuda.is_available() else None
     # Before 9.15.1 it was wrong for lengths that 128 does not divide, such as a tile's 1025.
     if version is None or version < 91501 or torch.cuda.get_device_capability()[0] != 9:
