@@ -46,7 +46,7 @@ MIXTURES: dict[str, dict[int, float]] = {
     },
 }
 # What is learnt last is asked for more often.
-EMPHASIS = {"relation": 2.0, "table": 1.6, "background": 2.0, "count": 1.6, "box": 1.3}
+EMPHASIS = {"colour": 1.5, "count": 1.8, "box": 1.6, "relation": 1.6, "table": 1.3, "background": 1.2}
 _MARKS = re.compile("(" + "|".join(("<ref>", "</ref>", "<box>", "</box>")) + ")")
 _PROFILE, _OTHER_PROFILE = PROFILES["internvl-internlm2"], PROFILES["internvl-official"]
 _NUM_TALKS = 64
