@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from tilewise.runner.batch import build_batch
+from tilewise.runner.batch import build_batch, lay_out
 from tilewise.scheduler import Scheduler
 from tilewise.steps import Budgets, Sampled
 from tilewise.types import GenerationConfig, Request
@@ -30,15 +30,17 @@ def main() -> None:
     for number in range(num_sequences):
         prompt = tuple(range(number, number + PROMPT_TOKENS))
         scheduler.add(Request(str(number), prompt, generation=GenerationConfig(max_new_tokens=2000)))
+    latest = torch.zeros(num_sequences, dtype=torch.int64)
     stages: dict[str, list[float]] = {"schedule": [], "build": [], "commit": []}
     while len(stages["commit"]) < STEPS:
         clock = [time.perf_counter()]
         plan = scheduler.schedule()
         assert plan is not None
         clock.append(time.perf_counter())
-        batch = build_batch(plan, block_size, torch.device("cpu"))
+        layout = lay_out(plan, block_size)
+        build_batch(layout, torch.device("cpu"), latest)
         clock.append(time.perf_counter())
-        scheduler.commit(plan, {sequence_id: Sampled(7) for sequence_id in batch.sampled_ids})
+        scheduler.commit(plan, {sequence_id: Sampled(7) for sequence_id in layout.sampled_ids})
         clock.append(time.perf_counter())
         if len(plan.decodes) == num_sequences and not plan.prefills:
             for stage, start, end in zip(stages, clock[:-1], clock[1:], strict=True):

@@ -30,6 +30,7 @@ REFUSED: dict[str, list[Any]] = {
     "kv_cache_bytes": [0, -1, 1.5, "1"],
     "image_cache_bytes": [-1, 1.5, "1", True],
     "max_prefill_tiles": [0, -1, 1.5, "1"],
+    "use_cuda_graphs": ["no", 0, None],
 }
 
 
@@ -166,3 +167,13 @@ def test_a_factor_that_would_change_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="changes nothing") as refusal:
         resolve(EngineConfig(session_len=LIMIT, rope_scaling_factor=2.0), MODEL, CPU)
     assert refusal.value.param == "rope_scaling_factor"
+
+
+def test_graphs_are_captured_on_a_gpu_alone_and_up_to_the_largest_batch() -> None:
+    gpu = DeviceConfig("cuda", 0, (9, 0))
+    assert resolve(EngineConfig(), MODEL, DeviceConfig("cpu")).graph_sizes == ()
+    assert resolve(EngineConfig(use_cuda_graphs=False), MODEL, gpu).graph_sizes == ()
+    for largest in (1, 5, 16, 100, 128):
+        sizes = resolve(EngineConfig(max_batch_size=largest), MODEL, gpu).graph_sizes
+        assert sizes[-1] == largest
+        assert sorted(set(sizes)) == list(sizes)

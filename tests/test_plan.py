@@ -78,7 +78,7 @@ def test_an_asked_for_cache_size_is_taken_and_a_share_is_of_what_is_left() -> No
     assert plan.count_blocks(fixed, free_bytes=0) == 10_000_000 // plan.kv_block
     shared = resolve(EngineConfig(cache_max_entry_count=0.5), MODEL, DeviceConfig("cuda", 0, (9, 0)))
     plan = plan_memory(shared)
-    taken = plan.workspace + plan.image_cache
+    taken = plan.workspace + plan.graphs + plan.image_cache
     assert plan.count_blocks(shared, taken + 200 * plan.kv_block) == 100
     assert plan.count_blocks(shared, taken) == 0
     assert plan.count_blocks(shared, 0) == 0

@@ -157,6 +157,7 @@ _ALLOWED: dict[str, _Allowed] = {
     "kv_cache_bytes": _OPTIONAL_COUNT,
     "image_cache_bytes": (lambda value: value is None or _is_count(value, 0), "a whole number from 0 up"),
     "max_prefill_tiles": _OPTIONAL_COUNT,
+    "use_cuda_graphs": (lambda value: isinstance(value, bool), "True or False"),
 }
 
 
@@ -167,6 +168,7 @@ class EngineConfig:
     The first block keeps LMDeploy's names. `cache_max_entry_count` is the share of the memory left after
     weights, tower workspace and graphs that KV blocks may take; on the CPU the budget is `kv_cache_bytes`.
     `max_prefill_tiles` bounds the tiles that the tower sees at once. `session_len` counts prompt and answer.
+    `use_cuda_graphs` captures the decode step at the start; without a GPU there is nothing to capture.
 
     Raises:
         ConfigError: a field is outside its range or not available; `param` names it.
@@ -191,6 +193,7 @@ class EngineConfig:
     kv_cache_bytes: int | None = None
     image_cache_bytes: int | None = None
     max_prefill_tiles: int | None = None
+    use_cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without a model."""
@@ -249,7 +252,13 @@ class ResolvedConfig:
     cache_share: float
     kv_cache_bytes: int | None
     image_cache_bytes: int
+    graph_sizes: tuple[int, ...] = ()
     tensor_parallel_size: int = 1
+
+    @property
+    def use_cuda_graphs(self) -> bool:
+        """Decode steps are captured."""
+        return bool(self.graph_sizes)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -326,5 +335,12 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
         cache_share=config.cache_max_entry_count,
         kv_cache_bytes=config.kv_cache_bytes or (CPU_KV_CACHE_BYTES if on_cpu else None),
         image_cache_bytes=image_cache_bytes,
+        graph_sizes=_choose_graph_sizes(config.max_batch_size) if config.use_cuda_graphs and not on_cpu else (),
         tensor_parallel_size=config.tp,
     )
+
+
+def _choose_graph_sizes(max_batch_size: int) -> tuple[int, ...]:
+    """Batch sizes worth a graph; a batch between two of them is padded, which costs little where weights are read."""
+    sizes = (1, 2, 4, 8, *range(16, max_batch_size, 16))
+    return (*(size for size in sizes if size < max_batch_size), max_batch_size)

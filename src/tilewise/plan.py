@@ -30,6 +30,8 @@ CONTEXT_BYTES = 940 * MIB
 
 _FP32_TEMPORARIES = 3 * 4  # bytes a channel that a norm holds in fp32 while it runs
 _RESAMPLE_BYTES = 512 * MIB  # source pixels and int32 scratch of the largest accepted picture
+# What a captured graph keeps beside its tensors: believed, not measured.
+_GRAPH_BYTES = 8 * MIB
 _SAMPLER_BYTES = 2 * 4 + 5 * 8  # bytes a logit: fp32 and fp64 copies, and the order of a sort
 
 
@@ -81,6 +83,7 @@ class MemoryPlan:
     decoder: int
     tower_workspace: int
     decoder_workspace: int
+    graphs: int
     image_cache: int
     kv_block: int
     num_tile_rows: int
@@ -99,7 +102,7 @@ class MemoryPlan:
         """KV blocks that fit in `free_bytes`, what is free once the weights are loaded."""
         if config.kv_cache_bytes is not None:
             return config.kv_cache_bytes // self.kv_block
-        left = free_bytes - self.workspace - self.image_cache
+        left = free_bytes - self.workspace - self.graphs - self.image_cache
         return min(MAX_BLOCKS, max(0, int(left * config.cache_share)) // self.kv_block)
 
 
@@ -116,6 +119,7 @@ def plan_memory(config: ResolvedConfig) -> MemoryPlan:
     decoder_token += _FP32_TEMPORARIES * decoder.hidden_size
     context_token = 4 * item * decoder.num_heads * decoder.head_dim  # keys and values, gathered and repeated
     sampler = config.max_batch_size * decoder.vocab_size * _SAMPLER_BYTES
+    captured_token = decoder_token + (4 + item) * decoder.vocab_size if config.graph_sizes else 0
     tile_bytes = model.tokens_per_tile * decoder.hidden_size * item
     num_tile_rows = max(config.max_step_tiles, config.image_cache_bytes // tile_bytes)
     counts = count_weights(model)
@@ -125,6 +129,7 @@ def plan_memory(config: ResolvedConfig) -> MemoryPlan:
         decoder=counts.decoder * item,
         tower_workspace=tile_tokens * tower_token + _RESAMPLE_BYTES,
         decoder_workspace=config.max_step_tokens * decoder_token + config.session_len * context_token + sampler,
+        graphs=len(config.graph_sizes) * _GRAPH_BYTES + config.max_batch_size * captured_token,
         image_cache=num_tile_rows * tile_bytes,
         kv_block=config.kv_bytes_per_token * config.block_size,
         num_tile_rows=num_tile_rows,
@@ -154,7 +159,7 @@ class Fit:
         """Everything that will be taken, the driver's own part included."""
         memory = self.memory
         kv_cache = self.num_blocks * memory.kv_block
-        return CONTEXT_BYTES + memory.weights + memory.workspace + memory.image_cache + kv_cache
+        return CONTEXT_BYTES + memory.weights + memory.workspace + memory.graphs + memory.image_cache + kv_cache
 
 
 # Settings that resolve to a field of another name.
@@ -167,7 +172,7 @@ _SAVINGS: tuple[dict[str, int], ...] = (
     {"max_prefill_token_num": 1024, "max_batch_size": 32},
     {"session_len": 8192},
     {"max_prefill_tiles": 1, "max_prefill_token_num": 512, "max_batch_size": 8, "image_cache_bytes": 0},
-    {"session_len": SMALLEST_SESSION},
+    {"session_len": SMALLEST_SESSION, "use_cuda_graphs": False},
 )
 
 
@@ -215,7 +220,7 @@ def _fit(
             f"session of {session_len}; raise it or leave it out.",
             param="kv_cache_bytes",
         )
-    left = free_bytes - memory.workspace - memory.image_cache
+    left = free_bytes - memory.workspace - memory.graphs - memory.image_cache
     if session_blocks <= num_blocks and num_blocks * memory.kv_block <= left:
         return Fit(resolved, memory, num_blocks, 0, changes)
     blocks = num_blocks if config.kv_cache_bytes else session_blocks / resolved.cache_share

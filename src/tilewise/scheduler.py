@@ -9,7 +9,7 @@ Pure bookkeeping, no clock and no torch: a step is a function of the state and t
 
 When blocks run out the youngest request gives its own back and is computed again later. A step may be
 scheduled before the one before it is committed: a token that is sampled but not yet known counts as
-pending, and the runner takes it from the device.
+pending, and the runner takes it from the device, unless the next one depends on which it is.
 """
 
 from bisect import insort
@@ -198,7 +198,10 @@ class Scheduler:
 
     def _schedule_decode(self, sequence: Sequence, step: "_Step") -> None:
         position = sequence.num_scheduled
+        known = position < len(sequence.token_ids)
         if not sequence.has_room or step.tokens_left < 1:
+            return
+        if not known and sequence.request.generation.needs_known_tokens:
             return
         while self.blocks_for(position + 1) > len(sequence.blocks):
             if self.pool.can_allocate(1):
@@ -208,7 +211,6 @@ class Scheduler:
             self._preempt(victim, step)
             if victim is sequence:
                 return
-        known = position < len(sequence.token_ids)
         token_ids = (sequence.token_ids[position],) if known else None
         step.decodes.append(
             Chunk(sequence.id, position, position + 1, token_ids, tuple(sequence.blocks), is_sampled=True)

@@ -184,6 +184,12 @@ class GenerationConfig:
             given = len(self.stop_words)
             raise InputError(f"stop_words holds {given}; at most {MAX_STOP_WORDS} are allowed.", param="stop_words")
 
+    @property
+    def needs_known_tokens(self) -> bool:
+        """A token is chosen by what was said before it, and not by probabilities alone."""
+        counts = self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+        return counts or self.response_format is not None
+
     def _frozen_bias(self) -> tuple[tuple[int, float], ...]:
         given: object = self.logit_bias
         pairs = _frozen("logit_bias", cast(dict[object, object], given).items() if isinstance(given, dict) else given)

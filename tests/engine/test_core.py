@@ -86,7 +86,7 @@ def test_an_abort_frees_everything_at_once_and_unknown_ids_mean_nothing() -> Non
     core.receive(Abort("waiting"))
     assert core.receive(Abort("r")) == core.receive(Abort("nobody")) == []
     assert core.scheduler.pool.num_held == 0
-    assert not core.scheduler.has_work
+    assert not core.has_work
     assert core.step() == []
     assert core.runner._states.keys() == {0, 1}
     answer(core, [make_request("s", [[1]])])

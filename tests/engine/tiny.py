@@ -101,13 +101,13 @@ def run(core: EngineCore, requests: Iterable[Request]) -> dict[str, list[StepOut
     """Submit all at once, step until everything has ended, and hold the engine to its laws on the way."""
     heard: dict[str, list[StepOutput]] = {}
     outputs = [output for request in requests for output in core.receive(Submit(request))]
-    while outputs or core.scheduler.has_work:
+    while outputs or core.has_work:
         for output in outputs:
             said = heard.setdefault(output.request_id, [])
             assert not said or said[-1].finish_reason is None, "heard of a request that had ended"
             said.append(output)
         core.scheduler.check_integrity()
-        outputs = core.step() if core.scheduler.has_work else []
+        outputs = core.step() if core.has_work else []
     assert core.scheduler.pool.num_held == 0
     return heard
 

@@ -1,7 +1,9 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 
-from tilewise.runner.batch import build_batch
+from tilewise.runner.batch import StepBatch, build_batch, lay_out
 from tilewise.steps import Chunk, ImageRows, StepPlan
 
 CPU = torch.device("cpu")
@@ -9,6 +11,11 @@ CPU = torch.device("cpu")
 
 def make_plan(decodes: tuple[Chunk, ...] = (), prefills: tuple[Chunk, ...] = ()) -> StepPlan:
     return StepPlan(1, (), decodes, prefills, (), ())
+
+
+def build(plan: StepPlan, latest: Sequence[int] = ()) -> StepBatch:
+    rows = {sequence_id: row for row, sequence_id in enumerate((7, 8))}
+    return build_batch(lay_out(plan, 4, rows), CPU, torch.tensor(latest, dtype=torch.int64))
 
 
 def test_decodes_come_first_and_every_token_knows_its_position_and_slot() -> None:
@@ -22,7 +29,7 @@ def test_decodes_come_first_and_every_token_knows_its_position_and_slot() -> Non
             Chunk(6, 0, 3, (60, 61, 62), (4,), is_sampled=True),
         ),
     )
-    batch = build_batch(plan, block_size=4, device=CPU)
+    layout, batch = lay_out(plan, 4), build(plan)
     assert batch.token_ids.tolist() == [40, 41, 50, 51, 52, 53, 60, 61, 62]
     assert batch.attention.positions.tolist() == [4, 1, 2, 3, 4, 5, 0, 1, 2]
     assert batch.attention.slots.tolist() == [4, 21, 10, 11, 0, 1, 16, 17, 18]
@@ -33,14 +40,14 @@ def test_decodes_come_first_and_every_token_knows_its_position_and_slot() -> Non
         (2, 2, 6, [2, 0]),
         (6, 0, 3, [4]),
     ]
-    assert batch.sampled_ids == (7, 8, 6)
+    assert layout.sampled_ids == (7, 8, 6)
     assert batch.last.tolist() == [0, 1, 8]
 
 
 def test_image_rows_land_on_their_positions_in_the_step() -> None:
     first = Chunk(1, 0, 4, (9, 9, 9, 9), (0,), is_sampled=False, image_rows=(ImageRows(1, 3, 10), ImageRows(3, 4, 2)))
     second = Chunk(2, 5, 8, (9, 9, 9), (1, 2), is_sampled=True, image_rows=(ImageRows(5, 7, 31),))
-    batch = build_batch(make_plan(prefills=(first, second)), block_size=4, device=CPU)
+    batch = build(make_plan(prefills=(first, second)))
     assert batch.image_positions.tolist() == [1, 2, 3, 4, 5]
     assert batch.image_rows.tolist() == [10, 11, 2, 31, 32]
 
@@ -48,7 +55,16 @@ def test_image_rows_land_on_their_positions_in_the_step() -> None:
 @pytest.mark.parametrize("decodes", [(), (Chunk(1, 0, 1, (3,), (0,), is_sampled=True),)])
 def test_either_half_of_a_step_may_be_empty(decodes: tuple[Chunk, ...]) -> None:
     prefills = () if decodes else (Chunk(1, 0, 2, (3, 4), (0,), is_sampled=False),)
-    batch = build_batch(make_plan(decodes, prefills), block_size=4, device=CPU)
+    batch = build(make_plan(decodes, prefills))
     assert batch.attention.block_table.shape == (len(decodes), len(decodes))
     assert batch.image_positions.numel() == batch.image_rows.numel() == 0
-    assert len(batch.sampled_ids) == len(decodes)
+    assert len(batch.last) == len(decodes)
+
+
+def test_a_token_that_is_not_known_yet_is_taken_from_the_last_step_s_samples() -> None:
+    decodes = (
+        Chunk(8, 1, 2, None, (5,), is_sampled=True),
+        Chunk(9, 4, 5, (40,), (3, 1), is_sampled=True),
+        Chunk(7, 2, 3, None, (2,), is_sampled=True),
+    )
+    assert build(make_plan(decodes), latest=[70, 80]).token_ids.tolist() == [80, 40, 70]

@@ -193,7 +193,7 @@ def test_logprobs_are_those_of_the_chosen_token_and_of_the_most_likely_after_pen
         ],
     )
     normal = math.log(math.exp(1.0) + math.exp(2.0) + math.exp(0.0))
-    silent, greedy, bare, sampled = results.logprobs
+    silent, greedy, bare, sampled = (logprob for _, logprob in results.read())
     assert results.token_ids.tolist() == [2, 1, 1, 3]
     assert silent is None
     assert greedy is not None

@@ -1,6 +1,7 @@
 """The loop of an engine: receive, schedule, run, emit; and the building of one from a checkpoint.
 
-A failing step ends the requests in it with an error and leaves the engine alive. Every accepted request ends in
+On a GPU a step is launched before the one ahead of it is collected, so that the device never waits for the host. A
+failing step ends the requests in it with an error and leaves the engine alive. Every accepted request ends in
 exactly one output with a finish reason.
 """
 
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -21,30 +23,38 @@ from tilewise.engine.messages import Abort, Message, Shutdown, Submit
 from tilewise.errors import CapacityError, ConfigError, InputError, TilewiseError
 from tilewise.model.internvl import DTYPES, InternVL
 from tilewise.plan import plan_memory
-from tilewise.runner.runner import Runner
+from tilewise.runner.runner import Launch, Runner
 from tilewise.scheduler import Scheduler
-from tilewise.steps import Budgets
+from tilewise.steps import Budgets, StepPlan
 from tilewise.types import FinishReason, Request, StepOutput
 
 logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
+T = TypeVar("T")
 
 
 class EngineCore:
     """One scheduler, one runner, one thread at a time."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+    def __init__(self, scheduler: Scheduler, runner: Runner, *, looks_ahead: bool = False) -> None:
         """Join what plans steps and what runs them."""
         self.scheduler = scheduler
         self.runner = runner
+        self.looks_ahead = looks_ahead
+        self._in_flight: tuple[StepPlan, Launch] | None = None
+
+    @property
+    def has_work(self) -> bool:
+        """Something waits or runs, or a step is on its way."""
+        return self.scheduler.has_work or self._in_flight is not None
 
     def run_forever(self, inbox: "queue.SimpleQueue[Message]", emit: Callable[[Sequence[StepOutput]], None]) -> None:
         """Work until told to shut down; sleep while there is nothing to do. A step's outputs are emitted at once."""
         while True:
-            if not self.scheduler.has_work:
+            if not self.has_work:
                 self.scheduler.check_integrity()
-            while not self.scheduler.has_work or not inbox.empty():
+            while not self.has_work or not inbox.empty():
                 message = inbox.get()
                 if isinstance(message, Shutdown):
                     return
@@ -67,18 +77,36 @@ class EngineCore:
         return []
 
     def step(self) -> list[StepOutput]:
-        """Schedule, run and commit one step."""
+        """Launch the next step, then commit the one before it; or this one, where nothing is to be gained."""
         plan = self.scheduler.schedule()
-        if plan is None:
+        launch = None if plan is None else self._try(plan, lambda: self.runner.launch(plan))
+        outputs = self._collect()
+        if plan is not None:
+            if launch is None:
+                outputs += self._fail(plan)
+            else:
+                self._in_flight = plan, launch
+        return outputs if self.looks_ahead else outputs + self._collect()
+
+    def _collect(self) -> list[StepOutput]:
+        if self._in_flight is None:
             return []
+        (plan, launch), self._in_flight = self._in_flight, None
+        sampled = self._try(plan, lambda: self.runner.collect(launch))
+        return self._fail(plan) if sampled is None else self.scheduler.commit(plan, sampled)
+
+    def _try(self, plan: StepPlan, work: Callable[[], T]) -> T | None:
+        """Do a part of a step; None where it fails."""
         try:
-            sampled = self.runner.run(plan)
+            return work()
         except torch.AcceleratorError:  # the device is lost to this process: only a new one helps
             raise
         except Exception:
             logger.exception("a step with %d sequences failed", len(plan.chunks))
-            return self.scheduler.fail(plan, "The engine failed on a step with this request; its log says why.")
-        return self.scheduler.commit(plan, sampled)
+            return None
+
+    def _fail(self, plan: StepPlan) -> list[StepOutput]:
+        return self.scheduler.fail(plan, "The engine failed on a step with this request; its log says why.")
 
     def close(self) -> None:
         """Give back the device's memory."""
@@ -153,11 +181,11 @@ def build_core(folder: Path, model_config: ModelConfig, config: EngineConfig) ->
     free_bytes = _count_free_bytes(device)
     num_blocks = plan.count_blocks(resolved, free_bytes)
     resolved = _fit_session(resolved, num_blocks, is_explicit=config.session_len is not None)
-    needed = plan.image_cache + num_blocks * plan.kv_block
+    needed = plan.image_cache + (num_blocks + 1) * plan.kv_block  # one more to scratch in
     try:
-        if device.type == "cuda" and needed + plan.workspace > free_bytes:
+        if device.type == "cuda" and needed + plan.workspace + plan.graphs > free_bytes:
             raise torch.OutOfMemoryError
-        caches = create_caches(resolved, num_blocks, plan.num_tile_rows, DTYPES[resolved.dtype], device)
+        caches = create_caches(resolved, num_blocks + 1, plan.num_tile_rows, DTYPES[resolved.dtype], device)
     except RuntimeError:
         raise CapacityError(
             f"KV and picture caches take {needed / _GIB:.1f} GiB, more than the device has left beside the model; "
@@ -173,7 +201,8 @@ def build_core(folder: Path, model_config: ModelConfig, config: EngineConfig) ->
         use_prefix_cache=resolved.use_prefix_cache,
     )
     scheduler = Scheduler(budgets, num_blocks, plan.num_tile_rows)
-    return EngineCore(scheduler, Runner(model, caches, resolved, folder)), resolved
+    runner = Runner(model, caches, resolved, folder)
+    return EngineCore(scheduler, runner, looks_ahead=device.type == "cuda"), resolved
 
 
 def _count_free_bytes(device: torch.device) -> int:

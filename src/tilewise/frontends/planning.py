@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tilewise.config import DeviceConfig, EngineConfig
 from tilewise.errors import CapacityError, ConfigError
-from tilewise.frontends.flags import ENGINE_HELP, given_flags
+from tilewise.frontends.flags import ENGINE_HELP, given_flags, to_argv
 from tilewise.plan import CONTEXT_BYTES, Fit, fit_memory
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def _create_table(fit: Fit, device_bytes: int) -> "Table":
         ("projector", memory.projector, "weights"),
         ("language model", memory.decoder, "weights"),
         ("workspace", memory.workspace, f"{config.max_step_tiles} tiles or {config.max_step_tokens} tokens a step"),
+        ("graphs", memory.graphs, f"decode steps of {len(config.graph_sizes)} sizes"),
         ("picture cache", memory.image_cache, f"{memory.num_tile_rows} tiles"),
         ("KV cache", fit.num_blocks * memory.kv_block, kv_tokens),
         ("driver and libraries", CONTEXT_BYTES, "measured on an H100"),
@@ -118,7 +119,7 @@ def _conclude(fit: Fit) -> list[str]:
     at_once = min(fit.num_blocks // -(-session_len // fit.config.block_size), fit.config.max_batch_size)
     lines = [f"Sessions of up to {session_len:,} tokens; {at_once} of that length at once."]
     if fit.changes:
-        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in fit.changes.items())
+        flags = " ".join(to_argv(fit.changes)).replace("=", " ")
         lines.append(f"It fits with: {flags}")
     else:
         lines.append("It fits with the settings given.")

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tilewise.kernels.transfer import upload
+
 _FRACTION_BITS = 22
 _BICUBIC_SUPPORT = 2.0
 _BICUBIC_A = -0.5
@@ -63,8 +65,7 @@ def _resample_band(image: Tensor, target: int, axis: int) -> Tensor:
     """Resize one axis; the 32-bit sums cannot overflow since the weights sum to 1."""
     source = image.shape[axis]
     first, weights = _coefficients(source, target)
-    start = torch.from_numpy(first).to(image.device)
-    weight = torch.from_numpy(weights).to(image.device)
+    start, weight = upload(first, image.device), upload(weights, image.device)
     shape = [1] * image.dim()
     shape[axis] = target
     total = torch.full([], 1 << (_FRACTION_BITS - 1), dtype=torch.int32, device=image.device)
@@ -100,8 +101,8 @@ def cut_tiles(image: Tensor, columns: int, rows: int, has_thumbnail: bool, tile_
     return torch.cat((tiles, resize_bicubic(image, tile_size, tile_size)[None]))
 
 
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+_MEAN = np.array((0.485, 0.456, 0.406), np.float32)
+_STD = np.array((0.229, 0.224, 0.225), np.float32)
 
 
 def normalize_tiles(tiles: Tensor, dtype: torch.dtype) -> Tensor:
@@ -110,7 +111,6 @@ def normalize_tiles(tiles: Tensor, dtype: torch.dtype) -> Tensor:
     Shapes: tiles: (N, S, S, 3) uint8 -> (N, 3, S, S) dtype
     Numerics: fp32 until the last cast. fp16 arithmetic here is known to cost answers.
     """
-    mean = torch.tensor(_MEAN, device=tiles.device)
-    std = torch.tensor(_STD, device=tiles.device)
+    mean, std = upload(_MEAN, tiles.device), upload(_STD, tiles.device)
     normalized = (tiles.float() / 255.0 - mean) / std
     return normalized.permute(0, 3, 1, 2).to(dtype)

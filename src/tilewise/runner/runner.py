@@ -1,12 +1,19 @@
-"""One rank's work: it holds the model and the cache tensors, and turns a step plan into sampled tokens."""
+"""One rank's work: it holds the model and the cache tensors, and turns a step plan into sampled tokens.
+
+A step is launched without waiting for it. The next one may be launched before this one is collected: it takes the
+tokens that the host does not know yet from the device.
+"""
 
 import random
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,11 +22,43 @@ from tilewise.cache.kv import CacheTensors
 from tilewise.config import ResolvedConfig
 from tilewise.inputs.grammar import Guide, create_guide
 from tilewise.inputs.tokenizer import Tokenizer, load_tokenizer
+from tilewise.kernels.transfer import upload
 from tilewise.model.internvl import InternVL
-from tilewise.runner.batch import StepBatch, build_batch
-from tilewise.runner.sampler import SamplingState, sample
+from tilewise.runner.batch import StepBatch, StepLayout, build_batch, lay_out
+from tilewise.runner.graphs import DecodeGraphs
+from tilewise.runner.sampler import Samples, SamplingState, sample
 from tilewise.steps import Sampled, StepPlan, TileJob
 from tilewise.types import PreparedImage, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A step on its way: whose tokens it samples, where they will be, and the moments between its stages."""
+
+    sampled_ids: tuple[int, ...]
+    states: tuple[SamplingState, ...]
+    samples: Samples | None
+    has_prefills: bool
+    moments: "tuple[_Moment, _Moment, _Moment]"
+
+
+class _Moment:
+    """A point in the device's work, or in the host's where that is the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self._event is not None:
+            self._event.record()
+        self._time = time.perf_counter()
+
+    def wait(self) -> None:
+        if self._event is not None:
+            self._event.synchronize()
+
+    def seconds_to(self, later: "_Moment") -> float:
+        if self._event is not None and later._event is not None:
+            return self._event.elapsed_time(later._event) / 1e3
+        return later._time - self._time
 
 
 class Runner:
@@ -32,35 +71,60 @@ class Runner:
         self.config = config
         self.device = caches.k.device
         self.seconds = {"tower": 0.0, "prefill": 0.0, "decode": 0.0}
+        self._latest = torch.zeros(config.max_batch_size, dtype=torch.int64, device=self.device)
+        self._sampled_rows: dict[int, int] = {}
         self._states: dict[int, SamplingState] = {}
         self._last_cut: tuple[bytes, Tensor] | None = None
         self._seeds = random.Random()
         self._folder = folder
         self._compiler = ThreadPoolExecutor(1, "tilewise-grammar")
+        self._graphs = DecodeGraphs(model, caches, -(-config.session_len // config.block_size), self._latest)
+        if config.graph_sizes:
+            with self._on_device():
+                self._graphs.capture(config.graph_sizes)
+
+    def run(self, plan: StepPlan) -> dict[int, Sampled]:
+        """Run one step to its end."""
+        return self.collect(self.launch(plan))
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> dict[int, Sampled]:
-        """Run one step: tiles, then tokens, then the sampler."""
-        # CUDA's current device is the thread's, and Triton launches on the current one.
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            return self._run(plan)
+    def launch(self, plan: StepPlan) -> Launch:
+        """Start one step: tiles, then tokens, then the sampler. At most one step may be uncollected by then."""
+        with self._on_device():
+            for sequence_id in plan.released:
+                self._states.pop(sequence_id, None)
+            for sequence_id, request in plan.admitted:
+                guide = self._start_guide(request)
+                self._states[sequence_id] = SamplingState(request, self._seeds.getrandbits(64), guide)
+            started = _Moment(self.device)
+            if plan.tiles:
+                self._encode(plan.tiles)
+            encoded = _Moment(self.device)
+            layout = lay_out(plan, self.config.block_size, self._sampled_rows)
+            states = tuple(self._states[sequence_id] for sequence_id in layout.sampled_ids)
+            samples = self._sample(layout, states)
+            self._sampled_rows = {sequence_id: row for row, sequence_id in enumerate(layout.sampled_ids)}
+            moments = started, encoded, _Moment(self.device)
+            return Launch(layout.sampled_ids, states, samples, bool(plan.prefills), moments)
 
-    def _run(self, plan: StepPlan) -> dict[int, Sampled]:
-        for sequence_id in plan.released:
-            self._states.pop(sequence_id, None)
-        for sequence_id, request in plan.admitted:
-            self._states[sequence_id] = SamplingState(request, self._seeds.getrandbits(64), self._start_guide(request))
-        started = time.perf_counter()
-        if plan.tiles:
-            self._encode(plan.tiles)
-            self._synchronize()
-        encoded = time.perf_counter()
-        batch = build_batch(plan, self.config.block_size, self.device)
-        hidden = self._forward(batch)
-        sampled = self._sample(batch, hidden)
-        self.seconds["tower"] += encoded - started
-        self.seconds["prefill" if plan.prefills else "decode"] += time.perf_counter() - encoded
-        return sampled
+    def collect(self, launch: Launch) -> dict[int, Sampled]:
+        """Wait for a step and return what it sampled."""
+        started, encoded, ended = launch.moments
+        ended.wait()
+        self.seconds["tower"] += started.seconds_to(encoded)
+        self.seconds["prefill" if launch.has_prefills else "decode"] += encoded.seconds_to(ended)
+        if launch.samples is None:
+            return {}
+        results: dict[int, Sampled] = {}
+        rows = zip(launch.sampled_ids, launch.states, launch.samples.read(), strict=True)
+        for sequence_id, state, (token_id, logprob) in rows:
+            state.append(token_id)
+            results[sequence_id] = Sampled(token_id, logprob, state.error)
+        return results
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        # CUDA's current device is the thread's, and Triton launches on the current one.
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -71,28 +135,44 @@ class Runner:
         form = request.generation.response_format
         return None if form is None else self._compiler.submit(lambda: create_guide(form, self._tokenizer))
 
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()
-
     def _encode(self, jobs: tuple[TileJob, ...]) -> None:
         """Cut what the jobs name out of their pictures and write the tower's output to the pool's rows."""
         size = self.config.model.vision.image_size
         tiles = torch.empty(len(jobs), size, size, 3, dtype=torch.uint8, device=self.device)
         for place, job in zip(tiles, jobs, strict=True):
             place.copy_(self._cut(job.image)[job.tile])
-        rows = torch.tensor([job.row for job in jobs], device=self.device)
+        rows = upload(np.array([job.row for job in jobs]), self.device)
         self.caches.tiles[rows] = self.model.encode_tiles(kernels.normalize_tiles(tiles, self.model.dtype))
 
     def _cut(self, image: PreparedImage) -> Tensor:
         """All tiles of a picture; the last one cut is kept, since a picture's tiles may be spread over steps."""
         if self._last_cut is None or self._last_cut[0] != image.digest:
-            pixels = torch.frombuffer(bytearray(image.pixels), dtype=torch.uint8).to(self.device)
+            pixels = upload(np.frombuffer(bytearray(image.pixels), np.uint8), self.device)
             pixels = pixels.view(image.height, image.width, 3)
             size = self.config.model.vision.image_size
             tiles = kernels.cut_tiles(pixels, image.columns, image.rows, image.has_thumbnail, size)
             self._last_cut = image.digest, tiles
         return self._last_cut[1]
+
+    def _sample(self, layout: StepLayout, states: Sequence[SamplingState]) -> Samples | None:
+        """Run the tokens of a step and choose the next ones, which `_latest` has then."""
+        size = self._graphs.find_size(layout)
+        if size is None:
+            batch = build_batch(layout, self.device, self._latest)
+            hidden = self._forward(batch)
+            if not states:
+                return None
+            logits = self.model.decoder.logits(hidden[batch.last])
+        else:
+            logits = self._graphs.replay(size, layout)
+        if size is not None and all(state.is_plain for state in states):
+            samples = Samples(self._latest[: len(states)], (None,) * len(states))
+        else:
+            samples = sample(logits, states)
+            self._latest[: len(states)] = samples.token_ids
+        for state in states:
+            state.num_pending += 1
+        return samples.download()
 
     def _forward(self, batch: StepBatch) -> Tensor:
         """Embed tokens and picture slots and run the decoder: (T, C)."""
@@ -100,18 +180,3 @@ class Runner:
         if batch.image_positions.numel():
             x[batch.image_positions] = self.caches.tiles.flatten(0, 1)[batch.image_rows]
         return self.model.decoder(x, self.caches.k, self.caches.v, batch.attention)
-
-    def _sample(self, batch: StepBatch, hidden: Tensor) -> dict[int, Sampled]:
-        if not batch.sampled_ids:
-            self._synchronize()
-            return {}
-        states = [self._states[sequence_id] for sequence_id in batch.sampled_ids]
-        samples = sample(self.model.decoder.logits(hidden[batch.last]), states)
-        results: dict[int, Sampled] = {}
-        token_ids = samples.token_ids.tolist()
-        for sequence_id, state, token_id, logprob in zip(
-            batch.sampled_ids, states, token_ids, samples.logprobs, strict=True
-        ):
-            state.append(token_id)
-            results[sequence_id] = Sampled(token_id, logprob, state.error)
-        return results

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tilewise.errors import TilewiseError
 from tilewise.inputs.grammar import Guide
+from tilewise.kernels.transfer import download, upload
 from tilewise.types import GenerationConfig, Request, TokenLogprob
 
 # Below this a sampled answer is the greedy one to every digit of fp32.
@@ -26,7 +27,8 @@ _GREEDY_BELOW = 1e-5
 class SamplingState:
     """What one sequence's sampling remembers: its settings, its seed, its tokens so far and where they are in its form.
 
-    It outlives a preemption, as the tokens do. `error` says why the sequence cannot go on.
+    It outlives a preemption, as the tokens do. `error` says why the sequence cannot go on. Tokens that are sampled
+    and not yet on the host are counted in `num_pending`.
     """
 
     def __init__(self, request: Request, fallback_seed: int, guide: Future[Guide] | None = None) -> None:
@@ -35,6 +37,7 @@ class SamplingState:
         self.stop_token_ids = request.stop_token_ids
         self.seen_ids = set(request.token_ids) if self.generation.repetition_penalty != 1.0 else set[int]()
         self.output_ids: list[int] = []
+        self.num_pending = 0
         seed = self.generation.random_seed
         self.seed = fallback_seed if seed is None else seed
         self.error: str | None = None
@@ -46,16 +49,25 @@ class SamplingState:
         return not self.generation.do_sample or self.generation.temperature < _GREEDY_BELOW
 
     @property
+    def num_sampled(self) -> int:
+        """Tokens so far."""
+        return len(self.output_ids) + self.num_pending
+
+    @property
+    def is_plain(self) -> bool:
+        """The likeliest token is taken, of logits as they are, and nobody asked how likely it is."""
+        return not self.has_penalties and self.is_greedy and self.generation.logprobs is None
+
+    @property
     def has_penalties(self) -> bool:
         """Logits change before the choice."""
         g = self.generation
-        penalised = g.repetition_penalty != 1.0 or g.presence_penalty != 0.0 or g.frequency_penalty != 0.0
-        return penalised or bool(g.bad_token_ids or g.logit_bias or self.is_short)
+        return g.needs_known_tokens or bool(g.bad_token_ids or g.logit_bias or self.is_short)
 
     @property
     def is_short(self) -> bool:
         """Too few tokens so far for a stop token."""
-        return len(self.output_ids) < self.generation.min_new_tokens
+        return self.num_sampled < self.generation.min_new_tokens
 
     @property
     def is_guided(self) -> bool:
@@ -65,6 +77,7 @@ class SamplingState:
     def append(self, token_id: int) -> None:
         """Take the token that was sampled."""
         self.output_ids.append(token_id)
+        self.num_pending = max(0, self.num_pending - 1)
         if self._guide is not None and self.error is None and token_id not in self.stop_token_ids:
             try:
                 self._guide.result().consume(token_id)
@@ -87,15 +100,38 @@ class SamplingState:
 
     def draw(self) -> float:
         """Return this step's number in [0, 1): a function of the seed and the number of tokens so far."""
-        return random.Random(f"{self.seed}:{len(self.output_ids)}").random()
+        return random.Random(f"{self.seed}:{self.num_sampled}").random()
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Shapes: token_ids: (B,) int64 on the device; logprobs one a row that asked, else None."""
+    """What was chosen, on the device or, once downloaded, on the host.
+
+    Shapes: token_ids: (B,) int64 · logprobs: for a row that asked, its own () and the likeliest tokens' (k,) fp32,
+        and those tokens' ids (k,) int64
+    """
 
     token_ids: Tensor
-    logprobs: list[TokenLogprob | None]
+    logprobs: tuple[tuple[Tensor, Tensor, Tensor] | None, ...]
+
+    def download(self) -> "Samples":
+        """Start to copy everything to the host."""
+        rows = (
+            None if row is None else (download(row[0]), download(row[1]), download(row[2])) for row in self.logprobs
+        )
+        return Samples(download(self.token_ids), tuple(rows))
+
+    def read(self) -> list[tuple[int, TokenLogprob | None]]:
+        """Each row's token with its probabilities; on the host, when the step is over."""
+        return [
+            (token_id, None if row is None else _read_logprob(token_id, *row))
+            for token_id, row in zip(self.token_ids.tolist(), self.logprobs, strict=True)
+        ]
+
+
+def _read_logprob(token_id: int, own: Tensor, values: Tensor, ids: Tensor) -> TokenLogprob:
+    pairs = zip(ids.tolist(), values.tolist(), strict=True)
+    return TokenLogprob(token_id, own.item(), tuple((i, value) for i, value in pairs if value > -math.inf))
 
 
 def sample(logits: Tensor, states: Sequence[SamplingState]) -> Samples:
@@ -111,7 +147,7 @@ def sample(logits: Tensor, states: Sequence[SamplingState]) -> Samples:
     token_ids = logits.argmax(dim=-1)
     sampled = [row for row, state in enumerate(states) if not state.is_greedy]
     if sampled:
-        rows = torch.tensor(sampled, device=logits.device)
+        rows = upload(np.array(sampled), logits.device)
         token_ids[rows] = _draw(logits[rows], [states[row] for row in sampled])
     return Samples(token_ids, _logprobs(logits, token_ids, states))
 
@@ -125,19 +161,19 @@ def _penalize(logits: Tensor, state: SamplingState) -> None:
     g = state.generation
     if g.repetition_penalty != 1.0:
         state.seen_ids.update(state.output_ids[-1:])
-        seen = torch.tensor(list(state.seen_ids), device=logits.device)
+        seen = upload(np.array(list(state.seen_ids)), logits.device)
         values = logits[seen]
         logits[seen] = torch.where(values > 0, values / g.repetition_penalty, values * g.repetition_penalty)
     if state.output_ids and (g.presence_penalty or g.frequency_penalty):
-        output = torch.tensor(state.output_ids, device=logits.device)
+        output = upload(np.array(state.output_ids), logits.device)
         counts = torch.bincount(output, minlength=logits.numel())
         logits -= g.frequency_penalty * counts + g.presence_penalty * (counts > 0)
     if g.logit_bias:
         ids, biases = zip(*g.logit_bias, strict=True)
-        logits.index_add_(0, torch.tensor(ids, device=logits.device), torch.tensor(biases, device=logits.device))
+        logits.index_add_(0, upload(np.array(ids), logits.device), upload(np.array(biases, np.float32), logits.device))
     banned = [*g.bad_token_ids, *(state.stop_token_ids if state.is_short else ())]
     if banned and not state.is_guided:  # a form's mask has them, and may yet let it stop
-        logits[torch.tensor(banned, device=logits.device)] = -math.inf
+        logits[upload(np.array(banned), logits.device)] = -math.inf
 
 
 def _hold_to_forms(logits: Tensor, states: Sequence[SamplingState]) -> None:
@@ -147,9 +183,9 @@ def _hold_to_forms(logits: Tensor, states: Sequence[SamplingState]) -> None:
     masks = np.zeros((len(guided), -(-width // 8)), dtype=np.uint8)
     for mask, row in zip(masks, guided, strict=True):
         states[row].fill(mask)
-    bits = torch.from_numpy(masks).to(logits.device).unsqueeze(-1)  # (R, ceil(V / 8), 1)
+    bits = upload(masks, logits.device).unsqueeze(-1)  # (R, ceil(V / 8), 1)
     is_allowed = (bits >> torch.arange(8, dtype=torch.uint8, device=logits.device)) & 1
-    rows = torch.tensor(guided, device=logits.device)
+    rows = upload(np.array(guided), logits.device)
     logits[rows] = logits[rows].masked_fill(is_allowed.flatten(1)[:, :width] == 0, -math.inf)
 
 
@@ -162,7 +198,7 @@ def _draw(logits: Tensor, states: list[SamplingState]) -> Tensor:
     device, width = logits.device, logits.shape[1]
 
     def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, device=device, dtype=torch.float64).unsqueeze(1)
+        return upload(np.array(values, np.float64), device).unsqueeze(1)
 
     settings = [state.generation for state in states]
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
@@ -183,16 +219,16 @@ def _draw(logits: Tensor, states: list[SamplingState]) -> Tensor:
     return order.gather(1, torch.minimum(place, last_kept)).squeeze(1)
 
 
-def _logprobs(logits: Tensor, token_ids: Tensor, states: Sequence[SamplingState]) -> list[TokenLogprob | None]:
-    results: list[TokenLogprob | None] = [None] * len(states)
+def _logprobs(
+    logits: Tensor, token_ids: Tensor, states: Sequence[SamplingState]
+) -> tuple[tuple[Tensor, Tensor, Tensor] | None, ...]:
+    results: list[tuple[Tensor, Tensor, Tensor] | None] = []
     for row, state in enumerate(states):
         count = state.generation.logprobs
         if count is None:
+            results.append(None)
             continue
         logprobs = logits[row].log_softmax(dim=-1)
-        values, ids = logprobs.topk(count) if count else (logprobs[:0], token_ids[:0])
-        chosen = int(token_ids[row])
-        pairs = zip(ids.tolist(), values.tolist(), strict=True)
-        top = tuple((token_id, value) for token_id, value in pairs if value > -math.inf)
-        results[row] = TokenLogprob(chosen, float(logprobs[chosen]), top)
-    return results
+        values, ids = logprobs.topk(count)
+        results.append((logprobs[token_ids[row]], values, ids))
+    return tuple(results)
