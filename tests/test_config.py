@@ -171,9 +171,9 @@ def test_a_factor_that_would_change_nothing_is_refused() -> None:
 
 def test_graphs_are_captured_on_a_gpu_alone_and_up_to_the_largest_batch() -> None:
     gpu = DeviceConfig("cuda", 0, (9, 0))
-    assert resolve(EngineConfig(), MODEL, DeviceConfig("cpu")).graph_sizes == ()
-    assert resolve(EngineConfig(use_cuda_graphs=False), MODEL, gpu).graph_sizes == ()
+    assert resolve(EngineConfig(use_cuda_graphs=True), MODEL, DeviceConfig("cpu")).graph_sizes == ()
+    assert resolve(EngineConfig(), MODEL, gpu).graph_sizes == ()
     for largest in (1, 5, 16, 100, 128):
-        sizes = resolve(EngineConfig(max_batch_size=largest), MODEL, gpu).graph_sizes
+        sizes = resolve(EngineConfig(max_batch_size=largest, use_cuda_graphs=True), MODEL, gpu).graph_sizes
         assert sizes[-1] == largest
         assert sorted(set(sizes)) == list(sizes)

@@ -193,7 +193,7 @@ class EngineConfig:
     kv_cache_bytes: int | None = None
     image_cache_bytes: int | None = None
     max_prefill_tiles: int | None = None
-    use_cuda_graphs: bool = True
+    use_cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without a model."""

@@ -172,7 +172,7 @@ _SAVINGS: tuple[dict[str, int], ...] = (
     {"max_prefill_token_num": 1024, "max_batch_size": 32},
     {"session_len": 8192},
     {"max_prefill_tiles": 1, "max_prefill_token_num": 512, "max_batch_size": 8, "image_cache_bytes": 0},
-    {"session_len": SMALLEST_SESSION, "use_cuda_graphs": False},
+    {"session_len": SMALLEST_SESSION},
 )
 
 

@@ -82,9 +82,9 @@ def test_only_pure_decodes_that_a_size_holds_are_replayed() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_answers_with_graphs_and_a_step_ahead_are_those_without(dtype: str) -> None:
     options = {"device": "cuda", "dtype": dtype, "max_batch_size": 12, "session_len": 256}
-    plain = make_core(**options, use_cuda_graphs=False)
+    plain = make_core(**options)
     plain.looks_ahead = False
-    captured = make_core(**options)
+    captured = make_core(**options, use_cuda_graphs=True)
     assert captured.looks_ahead
     assert captured.runner.config.graph_sizes[-1] == 12
     expected = answer(plain, make_requests(9))
