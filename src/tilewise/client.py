@@ -17,8 +17,11 @@ from urllib.parse import urlsplit
 import httpx
 
 from tilewise.errors import CapacityError, EngineError, ImageError, InputError, TilewiseError
+from tilewise.inputs.files import read_file
 
 _CONNECT_TIMEOUT_S = 10.0
+# More than any server of ours takes in one body.
+_MAX_PICTURE_BYTES = 64 << 20
 _REMOTE = ("http://", "https://", "data:")
 
 
@@ -153,9 +156,10 @@ def to_data_url(picture: Any) -> str:
         return f"data:image/png;base64,{encode_image_base64(picture)}"
     kind = mimetypes.guess_type(str(picture))[0] or "application/octet-stream"
     try:
-        return f"data:{kind};base64,{base64.b64encode(Path(picture).read_bytes()).decode('ascii')}"
-    except (OSError, ValueError):
-        raise ImageError(f"There is no picture to read at {str(picture)!r:.200}; check the path.") from None
+        return f"data:{kind};base64,{base64.b64encode(read_file(picture, _MAX_PICTURE_BYTES)).decode('ascii')}"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "there is none"
+        raise ImageError(f"No picture can be read at {str(picture)!r:.200}: {reason}. Check the path.") from None
 
 
 def _without_pictures_apart(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ import httpx
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 TIMEOUT_S = 120.0
+# Two seconds, and as much again for a machine that does something else meanwhile.
+END_S = 4.0
 
 
 @pytest.fixture
@@ -70,6 +72,51 @@ def test_it_serves_the_embedded_model_on_loopback_alone_and_leaves_nothing_behin
         time.sleep(0.1)
     assert not [pid for pid in family[1:] if Path(f"/proc/{pid}").exists()]
     assert not list(tmp_path.glob("tilewise-*"))
+
+
+def wait_until_gone(pids: list[int], seconds: float) -> list[int]:
+    """The processes that are still there after so long; one that nobody has waited for yet has ended too."""
+    deadline = time.monotonic() + seconds
+    while (alive := [pid for pid in pids if is_running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return alive
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux' /proc")
+def test_a_page_that_is_killed_takes_its_server_and_engine_along(
+    page: tuple["subprocess.Popen[str]", str], tmp_path: Path
+) -> None:
+    process, address = page
+    upload = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", b"x")}, trust_env=False)
+    assert Path(upload.json()[0]).exists()
+    family = children(process.pid)
+    assert len(family) >= 2
+    process.kill()
+    assert not wait_until_gone(family, END_S)
+    assert not list(tmp_path.glob("tilewise-*"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux' /proc")
+def test_a_page_that_is_killed_while_its_model_loads_leaves_nothing_running(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tilewise", "serve", "gradio"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
+        deadline = time.monotonic() + TIMEOUT_S
+        while len(family := children(process.pid)) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.kill()
+    assert not wait_until_gone(family, END_S)
+    assert not list(tmp_path.glob("tilewise-page-*"))
 
 
 def test_a_model_that_cannot_be_served_is_told_and_ends_the_page() -> None:

@@ -2,9 +2,12 @@
 
 import json
 import logging
+import os
 import socket
+import subprocess
 from dataclasses import fields
 from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -34,8 +37,11 @@ def test_keys_come_from_flags_the_environment_and_a_file(tmp_path: Path, monkeyp
 
 def test_a_keys_file_that_would_open_the_door_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n\n")
-    for path in (tmp_path / "empty", tmp_path / "missing", tmp_path):
-        with pytest.raises(ConfigError):
+    (tmp_path / "huge").write_text("key\n" * (1 << 19))
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("empty", "missing", "", "huge", "pipe"):
+        path = tmp_path / name
+        with pytest.raises(ConfigError, match="keys' file"):
             ServerConfig(api_keys_file=str(path)).read_keys()
     for key in ("a b", "\xfcber", "a\x01"):
         with pytest.raises(ConfigError):
@@ -51,7 +57,8 @@ def test_a_keys_file_that_would_open_the_door_is_refused(tmp_path: Path) -> None
         ("--ssl-certfile a.pem", "both ssl_certfile and ssl_keyfile"),
         ("--api-keys-file no-such-file", "keys' file cannot be read"),
         ("--server-name 203.0.113.1", "cannot be bound"),
-        ("--ssl-certfile no.pem --ssl-keyfile no.pem", "certificate and key cannot be used"),
+        ("--ssl-certfile no.pem --ssl-keyfile no.pem", "ssl_certfile='no.pem' cannot be read"),
+        ("--max-connections 15", "max_connections=15 must be 16 or more"),
         ("--log-level LOUD", "log_level='LOUD'"),
         ("./no-such-folder", "no-such-folder"),
         ("--allowed-media-hosts http://x", "bare hosts"),
@@ -62,6 +69,60 @@ def test_settings_that_cannot_be_are_one_line_before_anything_is_loaded(
 ) -> None:
     assert cli.main(["serve", "api_server", *line.split()]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def pem_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the folder that one is in: two pairs, an RSA key, an encrypted key, damaged ones, junk and a pipe."""
+    if which("openssl") is None:
+        pytest.skip("making a certificate needs the openssl command")
+    monkeypatch.chdir(tmp_path)
+
+    def run(line: str) -> None:
+        subprocess.run(["openssl", *line.split()], check=True, capture_output=True)
+
+    for name in ("a", "b"):
+        make = "req -x509 -nodes -days 2 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=x"
+        run(f"{make} -keyout {name}.key -out {name}.pem")
+    run("genrsa -out rsa.key 2048")
+    run("pkey -in a.key -aes256 -passout pass:x -out encrypted.key")
+    for name in ("a.pem", "a.key"):
+        first, second, *rest = Path(name).read_text().splitlines()
+        Path(f"damaged-{name}").write_text("\n".join((first, "AAAA" + second[4:], *rest)))
+    Path("junk").write_text("hello")
+    os.mkfifo("pipe")
+
+
+@pytest.mark.usefixtures("pem_files")
+@pytest.mark.parametrize(
+    ("certificate", "key", "message"),
+    [
+        ("none", "a.key", "ssl_certfile='none' cannot be read: No such file"),
+        ("a.pem", "none", "ssl_keyfile='none' cannot be read: No such file"),
+        ("pipe", "a.key", "ssl_certfile='pipe' cannot be read: it is a folder, a pipe"),
+        ("a.pem", ".", "ssl_keyfile='.' cannot be read: it is a folder, a pipe"),
+        ("junk", "a.key", "ssl_certfile='junk' holds no certificate"),
+        ("a.key", "a.pem", "ssl_certfile='a.key' holds no certificate"),
+        ("a.pem", "b.pem", "ssl_keyfile='b.pem' holds no private key"),
+        ("a.pem", "b.key", "ssl_keyfile='b.key' is damaged or not the key of ssl_certfile='a.pem'"),
+        ("a.pem", "rsa.key", "ssl_keyfile='rsa.key' is damaged or not the key of ssl_certfile='a.pem'"),
+        ("damaged-a.pem", "a.key", "ssl_certfile='damaged-a.pem' holds a damaged certificate"),
+        ("a.pem", "damaged-a.key", "ssl_keyfile='damaged-a.key' is damaged"),
+        ("a.pem", "encrypted.key", "ssl_keyfile='encrypted.key' is encrypted"),
+    ],
+)
+def test_a_certificate_or_key_that_cannot_serve_is_named_before_anything_is_loaded(
+    certificate: str, key: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["serve", "api_server", "./no-such-folder", "--ssl-certfile", certificate, "--ssl-keyfile", key]
+    assert cli.main(line) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("pem_files")
+def test_a_certificate_and_its_key_are_taken() -> None:
+    assert ServerConfig(ssl_certfile="a.pem", ssl_keyfile="a.key").create_tls() is not None
+    assert ServerConfig().create_tls() is None
 
 
 def test_no_event_waits_for_the_receipt_of_the_last() -> None:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 
 import pytest
 
@@ -128,3 +129,11 @@ def test_unreadable_profile_file_is_refused(model, tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ConfigError, match="not valid JSON"):
         choose_profile(model, ChatTemplateConfig(str(tmp_path / "bad.json")))
+
+
+def test_a_pipe_or_a_huge_profile_file_is_refused_for_what_it_is(model, tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "huge.json").write_text(json.dumps({"user": "x" * (1 << 20)}))
+    for name, match in (("pipe.json", "a pipe"), ("huge.json", "larger than 1024 KiB")):
+        with pytest.raises(ConfigError, match=rf"{name} cannot be read: .*{match}.*--chat-template"):
+            choose_profile(model, ChatTemplateConfig(str(tmp_path / name)))

@@ -31,6 +31,7 @@ def test_every_metric_of_the_dashboard_is_one_that_the_server_tells():
     }
     assert len(asked) >= 10
     assert asked <= told
+    assert {"tilewise:picture_fetch_seconds_bucket", "tilewise:picture_decode_seconds_bucket"} <= asked
 
 
 @pytest.mark.parametrize("name", ["server.Dockerfile", "page.Dockerfile"])

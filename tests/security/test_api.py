@@ -65,7 +65,8 @@ def test_pictures_of_any_size_are_answered(http: httpx.Client, size: tuple[int, 
 
 
 def test_no_error_tells_of_the_inside(http: httpx.Client) -> None:
-    broken = base64.b64encode(picture_path().read_bytes()[:-500] + b"\0" * 400).decode()
+    whole = picture_path().read_bytes()
+    broken = base64.b64encode(whole[: len(whole) // 2]).decode()
     urls = (
         "data:image/png;base64,!!!!",
         f"data:image/png;base64,{broken}",

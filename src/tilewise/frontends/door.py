@@ -124,7 +124,11 @@ class Door:
         headers = cast(list[tuple[bytes, bytes]], scope["headers"])
         if len(headers) > _MAX_HEADERS or sum(len(n) + len(v) for n, v in headers) > _MAX_HEADER_BYTES:
             return error_response(RequestError(431, "headers_too_large", "The request's headers are too large."))
-        scope.setdefault("state", {})["namespace"] = ""
+        state = scope.setdefault("state", {})
+        state["namespace"] = ""
+        if state.get("is_full") and scope["path"] not in PUBLIC_PATHS:
+            text = "All connections of this server are busy; try again later."
+            return error_response(RequestError(503, "too_many_connections", text))
         if not self._digests or scope["path"] in PUBLIC_PATHS:
             return None
         given = [value for name, value in headers if name == b"authorization"]
@@ -135,7 +139,7 @@ class Door:
         if scheme.lower() != b"bearer" or not any(matches):
             error = RequestError(401, "invalid_api_key", "Send a valid key: 'Authorization: Bearer KEY'.")
             return error_response(error, {"WWW-Authenticate": "Bearer"})
-        scope["state"]["namespace"] = digest.hex()[:32]
+        state["namespace"] = digest.hex()[:32]
         return None
 
 

@@ -67,6 +67,8 @@ SERVER_HELP = {
     "api_keys_file": "file with a key a line",
     "allow_origins": "origin whose pages may call from a browser, as https://page.example; may be repeated",
     "max_queued": "most answers that wait beside those that run; more get status 429",
+    "max_connections": "most open connections; then the longest idle one gives way, and where all are busy, only "
+    "/health and /ready are answered",
     "allowed_local_media_path": "folder whose pictures clients may name by path; default: none",
     "ssl_certfile": "PEM file with the certificate, for https",
     "ssl_keyfile": "PEM file with its key",

@@ -1,7 +1,7 @@
 """`tilewise serve gradio`: the page, over a server that is there or over one of its own, from start to end.
 
-The page's own server is a child on a port of loopback with a key that nobody else has. Pictures that visitors
-upload lie in a folder of this process, and go with it.
+The page's own server is a child on a port of loopback with a key that nobody else has, and ends with this process,
+however this one ends. Pictures that visitors upload lie in a folder of this process, and go with it.
 """
 
 import os
@@ -71,9 +71,9 @@ def _serve_model(flags: Sequence[str]) -> Generator[tuple[APIClient, "subprocess
         port = listener.getsockname()[1]
     key = secrets.token_urlsafe(24)
     process = subprocess.Popen(
-        [sys.executable, "-m", "tilewise", "serve", "api_server", *flags, f"--server-port={port}"],
+        [sys.executable, "-m", "tilewise.frontends.page_child", "serve", "api_server", *flags, f"--server-port={port}"],
         env={**os.environ, "TILEWISE_API_KEYS": key},
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,  # held open: its end tells the child that this process is gone
     )
     client = APIClient(f"http://127.0.0.1:{port}", key)
     try:
@@ -89,3 +89,5 @@ def _serve_model(flags: Sequence[str]) -> Generator[tuple[APIClient, "subprocess
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        assert process.stdin is not None
+        process.stdin.close()

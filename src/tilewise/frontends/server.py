@@ -57,6 +57,7 @@ def run_server(
         import uvicorn
 
         from tilewise.frontends.async_engine import AsyncEngine
+        from tilewise.frontends.connections import create_protocol
         from tilewise.frontends.openai_app import create_app
     except ImportError as error:
         raise ConfigError(f"{error.name} is not installed; pip install 'tilewise[server]'.") from None
@@ -66,6 +67,7 @@ def run_server(
 
     _set_up_logging(log_level, server.log_format)
     keys = server.read_keys()
+    protocol = create_protocol(server.max_connections, server.create_tls())
     checkpoint = find_checkpoint(model, config)
     builder = create_builder(checkpoint, chat_template, **pictures)
     hosts = builder.policy.allowed_media_hosts
@@ -74,12 +76,11 @@ def run_server(
     name = server.model_name or _name_model(model, checkpoint, is_demo=is_demo)
     engine = AsyncEngine(None, replace(builder, policy=policy), max_queued=server.max_queued, model_name=name)
     app = create_app(engine, ServerSettings(name, keys, server.allow_origins, is_demo))
-    options: dict[str, Any] = {"ssl_certfile": server.ssl_certfile, "ssl_keyfile": server.ssl_keyfile}
     settings = uvicorn.Config(
         app,
         # Pinned, so that limits and figures hold wherever other loops and parsers happen to be installed.
         loop="asyncio",
-        http="h11",
+        http=protocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -88,9 +89,7 @@ def run_server(
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_LAST_WORDS_S,
-        **options,
     )
-    _check_ssl(settings)
     listener = bind(server)
     _tell_address(server, listener, name, has_keys=bool(keys))
     asyncio.run(
@@ -172,16 +171,6 @@ def bind(server: ServerConfig) -> socket.socket:
     # which a client may hold back for 40 ms. What is accepted inherits it.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
-
-
-def _check_ssl(settings: "uvicorn.Config") -> None:
-    try:
-        settings.load()
-    except OSError as error:  # an ssl.SSLError is one
-        raise ConfigError(
-            f"The certificate and key cannot be used ({error.strerror or type(error).__name__}); give PEM files.",
-            param="ssl_certfile",
-        ) from None
 
 
 def _tell_address(server: ServerConfig, listener: socket.socket, name: str, *, has_keys: bool) -> None:

@@ -1,12 +1,15 @@
 """Where and to whom a server answers: one frozen value, which the command line's flags come from."""
 
 import os
+import ssl
 from dataclasses import dataclass
-from pathlib import Path
 
 from tilewise.errors import ConfigError
+from tilewise.inputs.files import read_file
 
-_MAX_KEYS_FILE_BYTES = 1 << 20
+_MAX_FILE_BYTES = 1 << 20
+# Connections of which some are kept for /health and /ready; fewer would leave nobody else any.
+MIN_CONNECTIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,8 @@ class ServerConfig:
     api_keys_file: str | None = None
     allow_origins: tuple[str, ...] = ()
     max_queued: int = 256
+    # Above max_queued and the default max_batch_size together, so that a full queue can say so.
+    max_connections: int = 512
     allowed_local_media_path: str | None = None
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
@@ -35,6 +40,10 @@ class ServerConfig:
             raise ConfigError(f"server_port={self.server_port} must be in [0, 65535].", param="server_port")
         if self.max_queued < 0:
             raise ConfigError(f"max_queued={self.max_queued} must be 0 or more.", param="max_queued")
+        if self.max_connections < MIN_CONNECTIONS:
+            raise ConfigError(
+                f"max_connections={self.max_connections} must be {MIN_CONNECTIONS} or more.", param="max_connections"
+            )
         if self.log_format not in ("text", "json"):
             raise ConfigError(f"log_format={self.log_format!r:.80} must be text or json.", param="log_format")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
@@ -49,13 +58,61 @@ class ServerConfig:
         keys = [*self.api_keys, *os.environ.get("TILEWISE_API_KEYS", "").split(",")]
         if self.api_keys_file is not None:
             try:
-                with Path(self.api_keys_file).open("rb") as file:
-                    keys += file.read(_MAX_KEYS_FILE_BYTES).decode(errors="replace").splitlines()
+                keys += read_file(self.api_keys_file, _MAX_FILE_BYTES).decode(errors="replace").splitlines()
             except OSError as error:
-                raise ConfigError(f"The keys' file cannot be read: {error.strerror}.", param="api_keys_file") from None
+                raise ConfigError(
+                    f"The keys' file cannot be read: {error.strerror}; give --api-keys-file a text file, a key a line.",
+                    param="api_keys_file",
+                ) from None
             if not any(key.strip() for key in keys):
                 raise ConfigError("The keys' file holds no key; write one a line.", param="api_keys_file")
         stripped = dict.fromkeys(key.strip() for key in keys if key.strip())
         if any(not key.isascii() or not key.isprintable() or " " in key for key in stripped):
             raise ConfigError("API keys must be printable ASCII characters without spaces.", param="api_keys")
         return tuple(stripped)
+
+    def create_tls(self) -> ssl.SSLContext | None:
+        """What https is spoken with, or None for http.
+
+        Raises:
+            ConfigError: a file is missing or is not what its flag says, or the key is another certificate's.
+        """
+        if self.ssl_certfile is None or self.ssl_keyfile is None:
+            return None
+        certificate = _read_pem("ssl_certfile", self.ssl_certfile, "CERTIFICATE")
+        if "ENCRYPTED" in _read_pem("ssl_keyfile", self.ssl_keyfile, "PRIVATE KEY"):
+            raise ConfigError(
+                f"ssl_keyfile={self.ssl_keyfile!r:.200} is encrypted, and nobody is there to type its passphrase; "
+                "write it without one: openssl pkey -in OLD -out NEW.",
+                param="ssl_keyfile",
+            )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.set_alpn_protocols(["http/1.1"])
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=certificate)
+        except ssl.SSLError:
+            raise ConfigError(
+                f"ssl_certfile={self.ssl_certfile!r:.200} holds a damaged certificate; make it anew.",
+                param="ssl_certfile",
+            ) from None
+        try:
+            context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password="")
+        except ssl.SSLError as error:
+            raise ConfigError(
+                f"ssl_keyfile={self.ssl_keyfile!r:.200} is damaged or not the key of ssl_certfile="
+                f"{self.ssl_certfile!r:.200} ({error.reason or 'unreadable'}); give the pair that was made together.",
+                param="ssl_keyfile",
+            ) from None
+        return context
+
+
+def _read_pem(name: str, path: str, kind: str) -> str:
+    try:
+        text = read_file(path, _MAX_FILE_BYTES).decode("ascii", errors="replace")
+    except OSError as error:
+        raise ConfigError(
+            f"{name}={path!r:.200} cannot be read: {error.strerror}; give a PEM file.", param=name
+        ) from None
+    if f"{kind}-----" not in text:
+        raise ConfigError(f"{name}={path!r:.200} holds no {kind.lower()}; give one in PEM format.", param=name)
+    return text

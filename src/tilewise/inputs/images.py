@@ -8,7 +8,6 @@ import base64
 import hashlib
 import os
 import re
-import stat
 import struct
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -18,8 +17,10 @@ from PIL import Image
 from tilewise.errors import ImageError, InputError
 from tilewise.inputs.decoder import SHARED_DECODER
 from tilewise.inputs.fetch import fetch
+from tilewise.inputs.files import NoPlainFileError, open_file
 from tilewise.inputs.pixels import to_rgb
 from tilewise.inputs.policy import ImageLimits, ImagePolicy
+from tilewise.inputs.stages import timed
 from tilewise.inputs.tiling import choose_grid, has_thumbnail
 from tilewise.types import PreparedImage, TilingParameters
 
@@ -43,7 +44,9 @@ def load_image(source: ImageSource, policy: ImagePolicy = _DEFAULT_POLICY) -> Im
     """
     if isinstance(source, Image.Image):
         return _convert(source, policy.limits)
-    width, height, pixels = SHARED_DECODER.decode(_read_source(source, policy), policy.limits)
+    data = _read_source(source, policy)
+    with timed("decode"):  # waiting for the decoder is part of it
+        width, height, pixels = SHARED_DECODER.decode(data, policy.limits)
     return Image.frombytes("RGB", (width, height), pixels)
 
 
@@ -92,7 +95,8 @@ def _read_source(source: object, policy: ImagePolicy) -> bytes:
         if parts.netloc not in ("", "localhost") or "\\" in source:
             raise ImageError("A file:// URL must name a file of this machine, as in file:///folder/picture.png.")
         return _read_file(unquote(parts.path), policy)
-    return fetch(source, policy)
+    with timed("fetch"):
+        return fetch(source, policy)
 
 
 def _read_data_url(url: str, limits: ImageLimits) -> bytes:
@@ -115,17 +119,13 @@ def _read_file(path: str, policy: ImagePolicy) -> bytes:
         real = os.path.realpath(path)
         if allowed is None or not Path(real).is_relative_to(os.path.realpath(allowed)):
             raise ImageError("Local files may not be read from here; send the picture as a URL or as base64 data.")
-        # NOTE: without O_NONBLOCK a named pipe would block here; without O_NOFOLLOW a link made since realpath counts
-        descriptor = os.open(real, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ImageError(f"{_shown(path)} is not a file.")
-            with open(descriptor, "rb", closefd=False) as file:
-                data = file.read(policy.limits.max_bytes + 1)
-        finally:
-            os.close(descriptor)
+        # NOTE: without O_NOFOLLOW a link made since realpath counts
+        with open_file(real, getattr(os, "O_NOFOLLOW", 0)) as file:
+            data = file.read(policy.limits.max_bytes + 1)
         policy.limits.check_bytes(len(data))
         return data
+    except NoPlainFileError:
+        raise ImageError(f"{_shown(path)} is not a file.") from None
     except FileNotFoundError:
         raise ImageError(f"There is no picture at {_shown(path)}; check the path.") from None
     except (OSError, ValueError):

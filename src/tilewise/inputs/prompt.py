@@ -14,6 +14,7 @@ from typing import Any, cast
 from tilewise.config import ChatTemplateConfig, ModelConfig
 from tilewise.errors import ConfigError, InputError
 from tilewise.inputs.conversation import ImagePart, Message, Part, ToolCall, check_turns
+from tilewise.inputs.files import read_file
 from tilewise.inputs.tokenizer import SPECIAL_NAMES
 
 _SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIAL_NAMES)) + ")")
@@ -147,10 +148,13 @@ def load_profile(path: Path) -> PromptProfile:
         ConfigError: the file cannot be read or is no such object; the message names the key.
     """
     try:
-        with path.open("rb") as file:
-            data: Any = json.loads(file.read(_MAX_FILE_BYTES))
+        data: Any = json.loads(read_file(path, _MAX_FILE_BYTES))
     except OSError as error:
-        raise ConfigError(f"Chat template {path} cannot be read: {error.strerror}.") from None
+        raise ConfigError(
+            f"Chat template {path} cannot be read: {error.strerror}; give --chat-template a JSON file as "
+            '{"base": "internvl2_5", "meta_instruction": "Be brief."}.',
+            param="chat_template_config",
+        ) from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"Chat template {path} is not valid JSON: {error!s:.120}.") from None
     if not isinstance(data, dict):

@@ -1,0 +1,202 @@
+"""What a connection may cost before and between requests: how many are open, and how long one may take or idle.
+
+uvicorn's own `limit_concurrency` turns /health away too, counts nobody who has not sent a request, and leaves such a
+one connected for ever. Here the number of open connections is bounded, TLS handshakes included. A newcomer to a full
+house takes the place of whoever has waited longest without a request. The last places serve /health and /ready alone:
+`is_full` in a request's state tells the door so.
+"""
+
+import asyncio
+import functools
+import logging
+import ssl
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tilewise.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+# Handshake and headers together; what a client sends of them byte by byte does not prolong it.
+HEADERS_TIMEOUT_S = 10.0
+# A client that reads nothing while an answer waits for it.
+STALLED_TIMEOUT_S = 60.0
+_NUM_KEPT = 8
+# Pictures' hosts, decoders, the engine's sockets, logs.
+_OTHER_DESCRIPTORS = 256
+
+
+class Connections:
+    """Who is connected, and who of them waits for no answer."""
+
+    def __init__(self, most: int) -> None:
+        """Of at most `most`."""
+        self._most = most
+        self._open: set[BoundedProtocol] = set()
+        self._idle: dict[BoundedProtocol, None] = {}  # the longest idle first
+        self._is_told = False
+
+    def add(self, newcomer: "BoundedProtocol") -> bool:
+        """Let somebody in who has no request yet; False where everybody else is busy."""
+        if len(self._open) >= self._most:
+            oldest = next(iter(self._idle), None)
+            if oldest is None:
+                return False
+            self.remove(oldest)
+            oldest.drop()
+        self._open.add(newcomer)
+        self._idle[newcomer] = None
+        return True
+
+    def begin(self, protocol: "BoundedProtocol") -> bool:
+        """A request has come; whether only /health and /ready may still be answered."""
+        self._idle.pop(protocol, None)
+        num_busy = len(self._open) - len(self._idle)
+        is_full = num_busy > self._most - _NUM_KEPT
+        if is_full and not self._is_told:
+            logger.warning("%d of %d connections are busy; raise --max-connections", num_busy, self._most)
+        self._is_told = is_full or (self._is_told and num_busy > self._most // 2)
+        return is_full
+
+    def rest(self, protocol: "BoundedProtocol") -> None:
+        """The answer has gone out."""
+        if protocol in self._open:
+            self._idle[protocol] = None
+
+    def remove(self, protocol: "BoundedProtocol") -> None:
+        """It has gone, or is about to."""
+        self._open.discard(protocol)
+        self._idle.pop(protocol, None)
+
+
+class _Handshake(asyncio.Protocol):
+    """Stands in until TLS is agreed on; the first request may come with the last of it."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.is_lost = False
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_lost = True
+
+
+class BoundedProtocol(H11Protocol):
+    """uvicorn's HTTP on one connection, with an end to every wait for the client."""
+
+    def __init__(self, *, connections: Connections, tls: ssl.SSLContext | None, **of_uvicorn: Any) -> None:
+        """One of `connections`; with `tls`, https."""
+        super().__init__(**of_uvicorn)
+        self._connections, self._tls = connections, tls
+        self._link: asyncio.Transport  # below TLS
+        self._deadline: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
+
+    def drop(self) -> None:
+        """End the connection now; what is unsent is lost."""
+        self._link.abort()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See `asyncio.Protocol`."""
+        self._link = transport
+        if not self._connections.add(self):
+            self.drop()
+        elif self._tls is None:
+            self._wait(HEADERS_TIMEOUT_S)
+            super().connection_made(transport)
+        else:
+            self._wait(HEADERS_TIMEOUT_S)
+            self._handshake = self.loop.create_task(self._start_tls(self._tls))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._forget()
+        if self.flow is not None:  # pyright: ignore[reportUnnecessaryComparison]  # uvicorn has it from the first byte
+            super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        """Parse what has come; a request ends the wait for it."""
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:
+            self._wait(None)
+            self.cycle.scope.setdefault("state", {})["is_full"] = self._connections.begin(self)
+
+    def on_response_complete(self) -> None:
+        """An answer has gone out; unless the next request is there already, the wait for it begins."""
+        super().on_response_complete()
+        if self.cycle.response_complete:
+            self._connections.rest(self)
+            self._wait(self.timeout_keep_alive + HEADERS_TIMEOUT_S)
+
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        super().pause_writing()
+        self._stall = self.loop.call_later(STALLED_TIMEOUT_S, self.drop)
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        super().resume_writing()
+        if self._stall is not None:
+            self._stall.cancel()
+
+    async def _start_tls(self, tls: ssl.SSLContext) -> None:
+        shake = _Handshake()
+        try:
+            transport = await self.loop.start_tls(
+                self._link, shake, tls, server_side=True, ssl_handshake_timeout=HEADERS_TIMEOUT_S
+            )
+        except OSError:  # an ssl.SSLError is one
+            transport = None
+        if transport is None or shake.is_lost:
+            self.drop()
+            self._forget()
+            return
+        transport.set_protocol(self)
+        super().connection_made(transport)
+        if shake.data:
+            self.data_received(bytes(shake.data))
+
+    def _wait(self, seconds: float | None) -> None:
+        """Give the client this long from now; None for as long as it takes."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, self.drop)
+
+    def _forget(self) -> None:
+        self._wait(None)
+        if self._stall is not None:
+            self._stall.cancel()
+        self._connections.remove(self)
+
+
+def create_protocol(most: int, tls: ssl.SSLContext | None = None) -> Any:
+    """What uvicorn takes as `http`: one house of `most` connections. uvicorn itself is to be told of no TLS.
+
+    Raises:
+        ConfigError: the system does not let this process open so many.
+    """
+    _allow_descriptors(most + _OTHER_DESCRIPTORS)
+    return functools.partial(BoundedProtocol, connections=Connections(most), tls=tls)
+
+
+def _allow_descriptors(wanted: int) -> None:
+    """Raise the soft limit of open files where it is lower; beyond it, connections would wait unseen."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"max_connections={wanted - _OTHER_DESCRIPTORS} takes {wanted} open files, and the system allows {hard}; "
+            "lower --max-connections, or raise the limit (ulimit -n).",
+            param="max_connections",
+        ) from None

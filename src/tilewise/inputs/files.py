@@ -1,0 +1,48 @@
+"""Reads a file that somebody named: a plain one, whole, of bounded size, and never waiting for a writer.
+
+Every refusal is an `OSError` whose `strerror` says what is wrong, so that callers have one thing to catch and name
+the file in their own words.
+"""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+# NOTE: without O_NONBLOCK opening a named pipe waits until somebody writes to it.
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+class NoPlainFileError(OSError):
+    """A folder, a pipe, a socket or a device."""
+
+
+def open_file(path: str | Path, flags: int = 0) -> BinaryIO:
+    """Open a plain file for reading; `flags` are more of `os.open`.
+
+    Raises:
+        NoPlainFileError: it is none.
+        OSError: it cannot be opened.
+    """
+    descriptor = os.open(path, _FLAGS | flags)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise NoPlainFileError(errno.EINVAL, "it is a folder, a pipe or a device, and no plain file")
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_file(path: str | Path, max_bytes: int) -> bytes:
+    """Read a plain file of at most `max_bytes`.
+
+    Raises:
+        OSError: it cannot be read, is no plain file, or is larger.
+    """
+    with open_file(path) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"it is larger than {max_bytes >> 10} KiB")
+    return content
