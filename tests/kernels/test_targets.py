@@ -1,13 +1,15 @@
 """Every Triton kernel compiles for every generation of GPU that is served, within its shared memory; no GPU needed."""
 
+import itertools
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+import torch
 
-from tilewise.kernels import attention
+from tilewise.kernels import attention, skinny
 
 # Bytes of shared memory that one program may take, by compute capability. Source: CUDA C++ Programming Guide, table of
 # technical specifications.
@@ -21,7 +23,7 @@ class Case:
     name: str
     kernel: Any
     types: Mapping[str, str]
-    constants: Mapping[str, int]
+    constants: Mapping[str, int | bool]
     options: Mapping[str, int]
 
 
@@ -44,14 +46,31 @@ def attention_cases() -> list[Case]:
     return cases
 
 
-def all_cases() -> list[Case]:
+def skinny_cases(capability: int) -> list[Case]:
+    multiply_share, add_shares = skinny.kernels()
+    scalars = dict.fromkeys(("num_rows", "n", "k"), "i32")
+    tensors = dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "out_ptr"), "*bf16")
+    cases: list[Case] = []
+    for m, (n, k) in itertools.product((1, 32, 64), ((8192, 6144), (6144, 16384))):
+        tiles = skinny.choose_tiles(m, n, k, 132, SHARED_BYTES[capability])
+        options = skinny.launch_options(m, replace(tiles, num_splits=1), torch.zeros(1))
+        constants = {name: value for name, value in options.items() if name.isupper()}
+        launch = {name: value for name, value in options.items() if not name.isupper()}
+        name = f"multiply_share {m} x {n} x {k}: {tiles}"
+        cases.append(Case(name, multiply_share, {**tensors, **scalars}, constants, launch))
+    types = {"shares_ptr": "*fp32", "bias_ptr": "*bf16", "out_ptr": "*bf16", "num_rows": "i32", "n": "i32"}
+    cases.append(Case("add_shares", add_shares, types, {"NUM_SPLITS": 4, "HAS_BIAS": True, "BLOCK": 256}, {}))
+    return cases
+
+
+def all_cases(capability: int) -> list[Case]:
     pytest.importorskip("triton")
-    return attention_cases()
+    return attention_cases() + skinny_cases(capability)
 
 
 @pytest.mark.parametrize("capability", SHARED_BYTES)
 def test_every_kernel_compiles_and_fits(capability: int) -> None:
-    cases = all_cases()
+    cases = all_cases(capability)
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

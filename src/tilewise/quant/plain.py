@@ -1,8 +1,9 @@
 """No quantisation: a weight is a matrix in the model's dtype."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tilewise.kernels.skinny import linear
 
 
 class Plain:
@@ -18,4 +19,4 @@ class Plain:
 
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
         """Multiply: x (..., columns) -> (..., rows)."""
-        return F.linear(x, layer.get_parameter("weight"), bias)
+        return linear(x, layer.get_parameter("weight"), bias)

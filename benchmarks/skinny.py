@@ -1,0 +1,294 @@
+"""Searches tiles for the skinny product of kernels/skinny.py and times them against cuBLAS.
+
+    python benchmarks/skinny.py [--shapes qkv,o,gate_up,down,head] [--rows 1,4,16,32,64] [--budget-s 85] [--dry]
+
+Every candidate is held to an fp32 product first, then timed in a CUDA graph over twelve weights, which no L2 holds,
+so that launch gaps and reuse do not count. Prints a table, the winners as lines for `_TABLE` in kernels/skinny.py, and
+one JSON line. GB/s count the bytes of the weight; the share is of the copy bandwidth measured at the start. The budget
+is for everything; what it leaves untried is counted. `--dry` runs tiny shapes on the CPU, interpreted: its times mean
+nothing.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, replace
+from importlib.metadata import version
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tilewise.kernels import skinny
+from tilewise.kernels.skinny import Tiles, choose_tiles, kernels, launch_options, multiply, pad_rows
+
+SHAPES = {
+    "qkv": (8192, 6144),
+    "o": (6144, 6144),
+    "gate_up": (32768, 6144),
+    "down": (6144, 16384),
+    "head": (92672, 6144),
+}
+DRY_SHAPES = {"narrow": (48, 256), "wide": (130, 128)}
+MAX_CANDIDATES = 48
+NUM_FINALISTS = 4
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The device and how it is timed. `copy_gbs` counts bytes read and bytes written."""
+
+    device: torch.device
+    dtype: torch.dtype
+    num_weights: int
+    num_sms: int
+    shared_bytes: int
+    tolerance: float
+    copy_gbs: float
+
+    def time_us(self, call: Callable[[Tensor], Tensor], weights: list[Tensor], num_replays: int) -> float:
+        """Median time of one call, all weights in one go."""
+        if self.device.type == "cpu":
+            start_s = time.perf_counter()
+            for weight in weights:
+                call(weight)
+            return 1e6 * (time.perf_counter() - start_s) / len(weights)
+        call(weights[0])
+        torch.cuda.synchronize()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        # Not torch.cuda.graph: it empties the allocator's cache, and there are a thousand captures.
+        with torch.cuda.stream(stream):
+            graph.capture_begin()
+            for weight in weights:
+                call(weight)
+            graph.capture_end()
+        times_us = [1e3 * time_ms(graph.replay) / len(weights) for _ in range(num_replays + 1)]
+        return statistics.median(times_us[1:])
+
+
+@dataclass(frozen=True)
+class Result:
+    shape: str
+    m: int
+    n: int
+    k: int
+    tiles: Tiles
+    us: float
+    cublas_us: float
+    rule_us: float
+    error: float
+    num_tried: int
+    num_untried: int
+
+    @property
+    def gbs(self) -> float:
+        """Bytes of the weight over the time."""
+        return self.n * self.k * 2 / self.us / 1e3
+
+    def describe(self, copy_gbs: float) -> str:
+        """A line of the table."""
+        return (
+            f"{self.shape:>8} M={self.m:<3} {self.us:8.1f} us {self.gbs:6.0f} GB/s {self.gbs / copy_gbs:6.1%} | "
+            f"cuBLAS {self.cublas_us:8.1f} us, x{self.cublas_us / self.us:4.2f} | chosen now {self.rule_us:8.1f} us | "
+            f"{self.num_tried} tried, {self.num_untried} not | {format_tiles(self.tiles)}"
+        )
+
+
+def time_ms(call: Callable[[], object]) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def format_tiles(tiles: Tiles) -> str:
+    *numbers, weight_first = astuple(tiles)
+    return f"Tiles({', '.join(map(str, numbers))}{', weight_first=True' if weight_first else ''})"
+
+
+def measure_copy_gbs() -> float:
+    source = torch.randint(256, (1 << 30,), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    times_ms = [time_ms(lambda: target.copy_(source)) for _ in range(20)]
+    return 2 * source.numel() / statistics.median(times_ms) / 1e6
+
+
+def list_tiles(bench: Bench, m: int, n: int, k: int) -> Iterator[Tiles]:
+    """Candidates worth a compilation for this shape, the likeliest first.
+
+    Left out: tiles that read x more than twice as much as the weight, grids that leave a third of the device idle,
+    splits of what is wide already, programs that keep less than 24 KiB of the weight in flight on a multiprocessor.
+    """
+    rows, num_sms = pad_rows(m), bench.num_sms
+    for num_splits in (1, 2, 3, 4, 6):
+        for block_n, num_warps, weight_first in (
+            (16, 2, False), (32, 4, False), (64, 4, False), (64, 4, True), (128, 8, False), (128, 4, True),
+        ):  # fmt: skip
+            num_programs = -(-n // block_n) * num_splits
+            too_few = num_programs < num_sms * 2 // 3
+            too_many = num_splits > 1 and num_programs > 4 * num_sms
+            if too_few or too_many or m > 2 * block_n:
+                continue
+            for block_k in (256, 128, 512):
+                if k % block_k or (k // block_k) % num_splits:
+                    continue
+                for num_stages in (4, 3, 6):
+                    tiles = Tiles(block_n, block_k, num_splits, num_warps, num_stages, weight_first)
+                    shared_bytes = tiles.count_shared_bytes(m)
+                    per_sm = min(8, bench.shared_bytes // shared_bytes)
+                    in_flight = per_sm * (num_stages - 1) * block_n * block_k * 2
+                    if per_sm and in_flight >= 24 << 10 and rows * block_k * num_stages * 2 <= bench.shared_bytes // 2:
+                        yield tiles
+
+
+def choose_candidates(bench: Bench, m: int, n: int, k: int) -> list[Tiles]:
+    """What `choose_tiles` says now, then an even sample of the rest."""
+    now = choose_tiles(m, n, k, bench.num_sms, bench.shared_bytes)
+    rest = [tiles for tiles in list_tiles(bench, m, n, k) if tiles != now]
+    step = max(1.0, len(rest) / (MAX_CANDIDATES - 1))
+    return [now, *(rest[int(i * step)] for i in range(min(len(rest), MAX_CANDIDATES - 1)))]
+
+
+def compile_all(bench: Bench, products: dict[tuple[int, int, int], list[Tiles]]) -> int:
+    """Compile the candidates on all cores; what fails here fails again, alone, when it is tried."""
+    import triton
+
+    multiply_share, _ = kernels()
+    start_s = time.perf_counter()
+    seen: set[tuple[int, Tiles, bool]] = set()
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as executor,
+        triton.AsyncCompileMode(executor, ignore_errors=True),
+    ):
+        for (m, n, k), candidates in products.items():
+            x, weight = (torch.empty(rows, 128, dtype=bench.dtype, device=bench.device) for rows in (m, 1))
+            for tiles in candidates:
+                # Neither N, K nor the number of splits is compiled in, only whether there are any.
+                kind = (pad_rows(m), replace(tiles, num_splits=1), tiles.num_splits > 1)
+                if kind in seen:
+                    continue
+                seen.add(kind)
+                out = weight.float() if tiles.num_splits > 1 else weight
+                options = launch_options(m, tiles, None)
+                multiply_share.warmup(x, weight, None, out, m, n, k, grid=(1, 1), **options)
+    print(f"{len(seen)} kernels compiled in {time.perf_counter() - start_s:.1f} s on {os.cpu_count()} cores")
+    return len(seen)
+
+
+def try_shape(bench: Bench, shape: str, m: int, weights: list[Tensor], todo: list[Tiles], end_s: float) -> Result:
+    """Check and time candidates until `end_s`, then the best few again, longer."""
+    n, k = weights[0].shape
+    x = torch.randn(m, k, dtype=bench.dtype, device=bench.device)
+    expected = x.float() @ weights[0].float().t()
+    errors: dict[Tiles, float] = {}
+    times_us: dict[Tiles, float] = {}
+    for number, tiles in enumerate(todo):
+        if number > NUM_FINALISTS and time.perf_counter() > end_s:
+            break
+        call = make_call(x, tiles)
+        try:
+            out = call(weights[0])
+        except Exception as error:  # does not fit this device, or does not compile: not a candidate
+            print(f"{shape} M={m} {format_tiles(tiles)}: {error!r:.120}")
+            continue
+        errors[tiles] = ((out.float() - expected).abs().max() / expected.abs().max()).item()
+        if not errors[tiles] < bench.tolerance:
+            raise SystemExit(f"{shape} M={m} {format_tiles(tiles)} is off by {errors[tiles]:.2e} of the largest")
+        times_us[tiles] = bench.time_us(call, weights, num_replays=3)
+    finalists = sorted(times_us, key=times_us.__getitem__)[:NUM_FINALISTS]
+    final_us = {tiles: bench.time_us(make_call(x, tiles), weights, num_replays=15) for tiles in finalists}
+    best = min(final_us, key=final_us.__getitem__)
+    cublas_us = bench.time_us(lambda weight: F.linear(x, weight), weights, num_replays=15)
+    rule_us = final_us.get(todo[0], times_us.get(todo[0], float("nan")))
+    tried = len(times_us)
+    return Result(shape, m, n, k, best, final_us[best], cublas_us, rule_us, errors[best], tried, len(todo) - tried)
+
+
+def make_call(x: Tensor, tiles: Tiles) -> Callable[[Tensor], Tensor]:
+    return lambda weight: multiply(x, weight, None, tiles)
+
+
+def create_bench(is_dry: bool) -> Bench:
+    if is_dry:
+        return Bench(torch.device("cpu"), torch.float32, 2, 2, 227 << 10, 1e-5, 1.0)
+    device = torch.device("cuda", torch.cuda.current_device())
+    _, num_sms, shared_bytes = skinny._measure_device(device)
+    return Bench(device, torch.bfloat16, 12, num_sms, shared_bytes, 4e-3, measure_copy_gbs())
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default="", help="comma-separated names; all unless given")
+    parser.add_argument("--rows", default="", help="comma-separated numbers of rows of x; 1,4,16,32,64 unless given")
+    parser.add_argument("--budget-s", type=float, default=85.0, help="seconds for compiling and timing")
+    parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU under TRITON_INTERPRET=1")
+    arguments = parser.parse_args()
+    known = DRY_SHAPES if arguments.dry else SHAPES
+    arguments.shapes = arguments.shapes.split(",") if arguments.shapes else list(known)
+    rows = arguments.rows or ("1,17" if arguments.dry else "1,4,16,32,64")
+    arguments.rows = [int(number) for number in rows.split(",")]
+    unknown = [name for name in arguments.shapes if name not in known]
+    if unknown:
+        parser.error(f"--shapes: {', '.join(unknown)} is none of {', '.join(known)}")
+    arguments.shapes = {name: known[name] for name in arguments.shapes}
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.dry:
+        os.environ["TRITON_INTERPRET"] = "1"
+    start_s = time.perf_counter()
+    torch.manual_seed(0)
+    bench = create_bench(arguments.dry)
+    sizes = [(m, n, k) for n, k in arguments.shapes.values() for m in arguments.rows]
+    products = {size: choose_candidates(bench, *size)[: 3 if arguments.dry else None] for size in sizes}
+    if not arguments.dry:
+        compile_all(bench, products)
+    results: list[Result] = []
+    for shape, (n, k) in arguments.shapes.items():
+        weights = [torch.randn(n, k, dtype=bench.dtype, device=bench.device) for _ in range(bench.num_weights)]
+        for m in arguments.rows:
+            # Time goes to products by turns, so that an early one that needs less leaves more to the others.
+            left_s = start_s + arguments.budget_s - time.perf_counter()
+            end_s = time.perf_counter() + left_s / (len(sizes) - len(results))
+            results.append(try_shape(bench, shape, m, weights, products[m, n, k], end_s))
+            print(results[-1].describe(bench.copy_gbs), flush=True)
+            if bench.device.type == "cuda":
+                torch.cuda.empty_cache()  # the graphs' pools
+        del weights
+    print_report(bench, results)
+
+
+def print_report(bench: Bench, results: list[Result]) -> None:
+    print("\n    # (largest M, N, K): what benchmarks/skinny.py found on", describe_device(bench))
+    for result in results:
+        print(f"    ({result.m}, {result.n}, {result.k}): {format_tiles(result.tiles)},")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    best = [
+        {
+            "shape": result.shape, "m": result.m, "n": result.n, "k": result.k, "tiles": format_tiles(result.tiles),
+            "us": round(result.us, 2), "cublas_us": round(result.cublas_us, 2), "rule_us": round(result.rule_us, 2),
+            "gbs": round(result.gbs), "copy_ratio": round(result.gbs / bench.copy_gbs, 3), "error": result.error,
+        }
+        for result in results
+    ]  # fmt: skip
+    versions = {"torch": torch.__version__, "triton": version("triton"), "commit": commit.stdout.strip()}
+    head = {"benchmark": "skinny", "device": describe_device(bench), "copy_gbs": round(bench.copy_gbs), **versions}
+    print(json.dumps({**head, "best": best}))
+
+
+def describe_device(bench: Bench) -> str:
+    name = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else "the CPU, interpreted"
+    return f"{name} ({bench.num_sms} multiprocessors)"
+
+
+if __name__ == "__main__":
+    main()

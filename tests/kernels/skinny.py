@@ -1,0 +1,67 @@
+"""Random products of a few rows with a weight, and the comparison of the skinny kernel with its twin, `F.linear`.
+
+Run as a program it compares under Triton's interpreter, which must be chosen before Triton is imported, and prints
+one JSON object: case -> [error, whether a second run gave the same bits].
+"""
+
+import json
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from tests.kernels.paged import measure_error
+from tilewise.kernels.skinny import Tiles, multiply
+
+
+@dataclass(frozen=True)
+class Product:
+    m: int
+    n: int
+    k: int
+    dtype: str
+    tiles: Tiles
+    has_bias: bool = False
+
+    @property
+    def name(self) -> str:
+        tiles = self.tiles
+        order = "weight-x" if tiles.weight_first else "x-weight"
+        cut = f"{tiles.block_n}x{tiles.block_k}-splits{tiles.num_splits}-{order}"
+        return f"{self.dtype}-{self.m}x{self.n}x{self.k}-{cut}{'-bias' if self.has_bias else ''}"
+
+
+def compare_with_twin(product: Product, device: str) -> tuple[float, bool]:
+    """The error against the twin in fp32 on the same rounded inputs, and whether the same inputs give the same bits."""
+    generator = torch.Generator().manual_seed(0)
+    dtype = getattr(torch, product.dtype)
+    shapes = ((product.m, product.k), (product.n, product.k), (product.n,))
+    x, weight, bias = (torch.randn(shape, generator=generator).to(dtype).to(device) for shape in shapes)
+    # As large as an output, so that a forgotten bias is no rounding error.
+    bias = bias * product.k**0.5 if product.has_bias else None
+    first, second = (multiply(x, weight, bias, product.tiles) for _ in range(2))
+    assert first.dtype == dtype
+    assert first.shape == (product.m, product.n)
+    expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    return measure_error(first.cpu(), expected.cpu()), torch.equal(first, second)
+
+
+# Odd N, K that three splits do not share equally, every padding of the rows, both orders of the factors.
+_CUTS = (
+    (1, 33, 256, Tiles(16, 128, 1, 4, 3), False),
+    (3, 70, 384, Tiles(32, 128, 1, 4, 3), True),
+    (3, 70, 384, Tiles(32, 128, 3, 4, 3), True),
+    (16, 64, 512, Tiles(64, 256, 2, 4, 3), False),
+    (16, 65, 640, Tiles(64, 128, 3, 4, 3, weight_first=True), True),
+    (17, 40, 512, Tiles(32, 256, 1, 4, 3), False),
+    (64, 129, 384, Tiles(128, 128, 2, 4, 3), True),
+    (64, 100, 256, Tiles(64, 128, 1, 4, 3, weight_first=True), False),
+)
+INTERPRETED = tuple(
+    Product(m, n, k, dtype, tiles, has_bias) for dtype in ("float32", "float16") for m, n, k, tiles, has_bias in _CUTS
+)
+
+if __name__ == "__main__":
+    assert os.environ["TRITON_INTERPRET"] == "1"
+    print(json.dumps({product.name: compare_with_twin(product, "cpu") for product in INTERPRETED}))

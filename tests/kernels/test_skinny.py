@@ -1,0 +1,248 @@
+"""The skinny product against its twin, `torch.nn.functional.linear`: interpreted on the CPU, compiled on the GPU.
+
+Tolerances are relative to the largest output, against the twin in fp64 on the same rounded inputs. The kernel rounds
+once, at the end: half a unit in the last place is 2e-3 in bf16 and 2.5e-4 in fp16, and each is allowed twice that and
+some for the order of the sums; fp32 is its own accumulator.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.kernels.paged import measure_error
+from tests.kernels.skinny import INTERPRETED, Product, compare_with_twin
+from tilewise.kernels import skinny
+from tilewise.kernels.skinny import MAX_ROWS, Tiles, choose_tiles, decline, linear, multiply
+
+TOLERANCES = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 4e-3}
+KIB = 1 << 10
+# Of the 26B: qkv, o, gate and up, down, head. Then kin: K that only 128 divides, a narrow one, a vocabulary unpadded.
+DECODE_SHAPES = [(8192, 6144), (6144, 6144), (32768, 6144), (6144, 16384), (92672, 6144)]
+SHAPES = [*DECODE_SHAPES, (3200, 3200), (1152, 896), (18944, 3584), (3584, 18944), (92553, 2048), (16, 128)]
+COMPILED = [
+    Product(m, n, k, dtype, tiles, has_bias)
+    for dtype in ("bfloat16", "float16")
+    for m in (1, 3, 16, 17, 64)
+    for n, k, tiles, has_bias in (
+        (1000, 1024, Tiles(16, 256, 1, 2, 4), False),
+        (1001, 1152, Tiles(32, 128, 3, 4, 3), True),
+        (777, 512, Tiles(64, 128, 3, 4, 3), True),  # four blocks in three shares: the last is empty
+        (777, 2048, Tiles(64, 128, 1, 4, 2, weight_first=True), True),
+        (1001, 1152, Tiles(128, 128, 3, 8, 2, weight_first=True), False),
+        (2048, 6144, choose_tiles(m, 2048, 6144, 132), False),
+    )
+]
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+class Elsewhere(Tensor):
+    """A tensor that says it is on the GPU; nothing may be computed with it."""
+
+    device = torch.device("cuda", 0)
+
+
+def make_elsewhere(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
+    return torch.zeros(shape, dtype=dtype).as_subclass(Elsewhere)
+
+
+def run_interpreted(repository: Path, *command: str) -> str:
+    # In a process of its own: Triton reads the variable when it is imported, and it would hold for every test.
+    paths = os.pathsep.join((str(repository / "src"), str(repository)))
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=repository, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.fixture
+def gpu_of_80(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(skinny, "_measure_device", lambda device: ((8, 0), 108, 163 * KIB))
+
+
+@needs_triton
+def test_interpreted_kernel_equals_its_twin_and_repeats_its_bits(repository: Path) -> None:
+    results = json.loads(run_interpreted(repository, "-m", "tests.kernels.skinny"))
+    assert results.keys() == {product.name for product in INTERPRETED}
+    wrong = {p.name: results[p.name] for p in INTERPRETED if not results[p.name][0] < TOLERANCES[p.dtype]}
+    assert not wrong
+    assert all(is_same for _, is_same in results.values())
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.parametrize("product", COMPILED, ids=lambda product: product.name)
+def test_compiled_kernel_equals_its_twin_and_repeats_its_bits(product: Product) -> None:
+    error, is_same = compare_with_twin(product, "cuda")
+    assert error < TOLERANCES[product.dtype]
+    assert is_same
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.parametrize(("n", "k"), DECODE_SHAPES)
+@pytest.mark.parametrize("m", [1, 3, 16, 17, 64])
+def test_chosen_tiles_run_on_this_gpu_and_equal_the_twin(m: int, n: int, k: int) -> None:
+    x = torch.randn(m, k, device="cuda").bfloat16()
+    weight = torch.randn(n, k, device="cuda", dtype=torch.bfloat16)
+    with torch.inference_mode():
+        assert decline(x, weight) is None
+        # In fp32: cuBLAS may add shares of K in bf16.
+        assert measure_error(linear(x, weight), F.linear(x.float(), weight.float())) < TOLERANCES["bfloat16"]
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.parametrize("num_splits", [1, 4])
+def test_a_replayed_graph_gives_the_bits_of_an_eager_call(num_splits: int) -> None:
+    tiles = Tiles(64, 128, num_splits, 4, 3)
+    x, weight = (torch.randn(rows, 2048, device="cuda").bfloat16() for rows in (5, 2049))
+    multiply(x, weight, None, tiles)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = multiply(x, weight, None, tiles)
+    for _ in range(2):
+        x.copy_(torch.randn(5, 2048, device="cuda"))
+        graph.replay()
+        assert torch.equal(out, multiply(x, weight, None, tiles))
+
+
+@pytest.mark.gpu
+@needs_triton
+def test_a_row_does_not_depend_on_the_others_of_its_tile() -> None:
+    x, weight = (torch.randn(rows, 2048, device="cuda").bfloat16() for rows in (16, 2049))
+    tiles = Tiles(32, 256, 2, 4, 3)
+    assert torch.equal(multiply(x[:1], weight, None, tiles), multiply(x, weight, None, tiles)[:1])
+
+
+@pytest.mark.gpu
+@needs_triton
+def test_leading_axes_and_strides_of_x_are_honoured_on_the_gpu() -> None:
+    x = torch.randn(2, 2048, 3, device="cuda").bfloat16().transpose(1, 2)
+    weight, bias = torch.randn(2048, 2048, device="cuda").bfloat16(), torch.randn(2048, device="cuda").bfloat16()
+    with torch.inference_mode():
+        assert decline(x, weight, bias) is None
+        ours, expected = linear(x, weight, bias), F.linear(x.float(), weight.float(), bias.float())
+    assert ours.shape == expected.shape == (2, 3, 2048)
+    assert measure_error(ours, expected) < TOLERANCES["bfloat16"]
+
+
+def test_on_the_cpu_linear_is_its_twin_with_gradients_and_leading_axes() -> None:
+    x, weight, bias = torch.randn(2, 3, 128), torch.randn(5, 128, requires_grad=True), torch.randn(5)
+    assert decline(x, weight, bias) == "not a CUDA device"
+    out = linear(x, weight, bias)
+    assert torch.equal(out, F.linear(x, weight, bias))
+    out.sum().backward()
+    assert weight.grad is not None
+
+
+@needs_triton
+@pytest.mark.usefixtures("gpu_of_80")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_decode_step_on_a_gpu_is_not_declined(dtype: torch.dtype) -> None:
+    weight = make_elsewhere(4096, 1024, dtype=dtype)
+    for rows in (1, MAX_ROWS):
+        assert decline(make_elsewhere(rows, 1024, dtype=dtype), weight, make_elsewhere(4096, dtype=dtype)) is None
+
+
+@pytest.mark.usefixtures("gpu_of_80")
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "bias_shape", "reason"),
+    [
+        ((65, 1024), (4096, 1024), None, "65 rows are not 1 to 64"),
+        ((5, 13, 1024), (4096, 1024), None, "65 rows are not 1 to 64"),
+        ((0, 1024), (4096, 1024), None, "0 rows are not 1 to 64"),
+        ((1, 1088), (4096, 1088), None, "K=1088 is no multiple of 128"),
+        ((1, 512), (4096, 1024), None, "shapes do not fit each other"),
+        ((1, 1024), (4096, 1024), (1024,), "shapes do not fit each other"),
+        ((1, 1024), (1024, 1024), None, "1048576 elements"),
+    ],
+)
+def test_shapes_are_declined_with_their_reason(
+    x_shape: tuple[int, ...], weight_shape: tuple[int, ...], bias_shape: tuple[int, ...] | None, reason: str
+) -> None:
+    bias = None if bias_shape is None else make_elsewhere(*bias_shape)
+    assert reason in (decline(make_elsewhere(*x_shape), make_elsewhere(*weight_shape), bias) or "")
+
+
+@pytest.mark.usefixtures("gpu_of_80")
+def test_dtypes_strides_devices_and_gradients_are_declined_with_their_reason() -> None:
+    x, weight = make_elsewhere(1, 1024), make_elsewhere(4096, 1024)
+    wide_x, wide_weight = make_elsewhere(1, 1024, dtype=torch.float32), make_elsewhere(4096, 1024, dtype=torch.float32)
+    assert decline(wide_x, wide_weight) == "torch.float32 is neither bfloat16 nor float16"
+    assert decline(x, wide_weight) == "inputs differ in dtype or device"
+    assert decline(x, torch.zeros(4096, 1024, dtype=torch.float16)) == "inputs differ in dtype or device"
+    assert decline(x, make_elsewhere(1024, 4096).t()) == "the weight or bias is not contiguous"
+    assert decline(x, weight.requires_grad_()) == "gradients are needed"
+    with torch.inference_mode():
+        assert decline(x, weight) in (None, "triton is not installed")
+
+
+@pytest.mark.usefixtures("gpu_of_80")
+def test_devices_are_declined_with_their_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = make_elsewhere(1, 1024), make_elsewhere(4096, 1024)
+    monkeypatch.setattr(skinny, "_measure_device", lambda device: ((7, 5), 72, 64 * KIB))
+    assert decline(x, weight) == "compute capability 7.5 is below 8.0"
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert decline(x, weight) == "cuda:0 is not the current device"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert decline(x, weight) == "not a CUDA device"
+
+
+@pytest.mark.parametrize(
+    ("capability", "shared_kib"), [((8, 0), 163), ((8, 6), 99), ((8, 9), 99), ((9, 0), 227), ((99, 0), 99)]
+)
+def test_a_device_is_measured_by_its_own_properties(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], shared_kib: int
+) -> None:
+    found = SimpleNamespace(major=capability[0], minor=capability[1], multi_processor_count=7)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    measure = skinny._measure_device.__wrapped__  # without its cache
+    assert measure(torch.device("cuda", 0)) == (capability, 7, shared_kib * KIB)
+
+
+@pytest.mark.parametrize("shared_kib", [99, 163, 227])
+@pytest.mark.parametrize("num_sms", [24, 84, 108, 128, 132])
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_tiles_cover_every_number_of_rows_and_fit_shared_memory(n: int, k: int, num_sms: int, shared_kib: int) -> None:
+    for m in range(1, MAX_ROWS + 1):
+        tiles = choose_tiles(m, n, k, num_sms, shared_kib * KIB)
+        rows = next(rows for rows in (16, 32, 64) if rows >= m)
+        assert tiles.num_stages * (tiles.block_n + rows) * tiles.block_k * 2 <= shared_kib * KIB
+        assert k % tiles.block_k == 0
+        assert 1 <= tiles.num_splits <= k // tiles.block_k
+        assert {tiles.block_n, tiles.block_k} <= {16, 32, 64, 128, 256, 512}
+        assert tiles.num_warps in (1, 2, 4, 8)
+
+
+@pytest.mark.parametrize(("n", "k"), DECODE_SHAPES)
+def test_no_multiprocessor_of_a_large_gpu_is_left_without_a_program(n: int, k: int) -> None:
+    for num_sms in (84, 108, 128):  # no measurement speaks for these, the rule does
+        for m in range(1, MAX_ROWS + 1):
+            tiles = choose_tiles(m, n, k, num_sms)
+            assert -(-n // tiles.block_n) * tiles.num_splits >= num_sms
+
+
+@pytest.mark.parametrize(("key", "tiles"), skinny._TABLE.items())
+def test_every_line_of_the_table_is_what_its_device_gets(key: tuple[int, int, int], tiles: Tiles) -> None:
+    assert choose_tiles(*key, 132, 227 * KIB) == tiles
+
+
+@needs_triton
+def test_the_benchmark_runs_dry_and_ends_in_a_line_of_json(repository: Path) -> None:
+    line = json.loads(run_interpreted(repository, "benchmarks/skinny.py", "--dry"))
+    assert line["benchmark"] == "skinny"
+    assert line["best"]
+    assert all(result["error"] < TOLERANCES["float32"] for result in line["best"])
