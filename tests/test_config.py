@@ -30,6 +30,7 @@ REFUSED: dict[str, list[Any]] = {
     "kv_cache_bytes": [0, -1, 1.5, "1"],
     "image_cache_bytes": [-1, 1.5, "1", True],
     "max_prefill_tiles": [0, -1, 1.5, "1"],
+    "max_busy_token_num": [0, -1, 1.5, "1"],
     "use_cuda_graphs": ["no", 0, None],
 }
 

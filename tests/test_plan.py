@@ -13,7 +13,7 @@ from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import DecoderConfig, DeviceConfig, EngineConfig, ModelConfig, VisionConfig, resolve
 from tilewise.errors import ConfigError
 from tilewise.model.internvl import InternVL
-from tilewise.plan import Fit, count_weights, fit_memory, plan_memory
+from tilewise.plan import Fit, count_tile_work, count_weights, fit_memory, plan_memory
 
 CPU = DeviceConfig("cpu")
 
@@ -149,3 +149,11 @@ def test_what_cannot_fit_says_how_much_is_missing_and_fits_with_that_much_more()
 def test_a_cache_too_small_for_one_session_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"kv_cache_bytes=1048576 holds 0 tokens"):
         fit(80, kv_cache_bytes=1 << 20)
+
+
+def test_a_tile_of_the_26b_costs_as_much_arithmetic_as_321_prompt_tokens() -> None:
+    # 45 layers of 4 * 3200^2 + 2 * 3200 * 12800 weights at 1,025 positions, their attention, and the projector.
+    layer = 2 * 1025 * (4 * 3200**2 + 2 * 3200 * 12800) + 4 * 1025**2 * 3200
+    projector = 2 * 256 * (12800 * 6144 + 6144**2)
+    token = 2 * 48 * (6144 * (6144 + 2 * 1024) + 6144**2 + 3 * 6144 * 16384)
+    assert count_tile_work(OFFICIAL) == pytest.approx((45 * layer + projector) / token, rel=0.01)

@@ -268,3 +268,17 @@ def test_integrity_notices_a_request_in_two_places_and_blocks_of_nobody() -> Non
     scheduler.running[0].blocks = scheduler.running[0].blocks[1:]
     with pytest.raises(AssertionError, match="add up"):
         scheduler.check_integrity()
+
+
+def test_where_somebody_decodes_a_picture_is_taken_a_tile_at_a_time() -> None:
+    simulation = make(max_step_tokens=64, max_step_tiles=8, max_busy_work=6, tile_work=4, num_tile_rows=16)
+    simulation.add(ask("a", 1, 2, max_new_tokens=20))
+    step(simulation)
+    simulation.add(ask("b", 1, LARGE, *[3] * 12))
+    plans = [step(simulation) for _ in range(8)]
+    assert all(len(plan.decodes) >= 1 for plan in plans)
+    busy = [plan for plan in plans if plan.prefills]
+    assert [len(plan.tiles) for plan in busy[: LARGE.num_tiles]] == [1] * LARGE.num_tiles
+    alone = make(max_step_tokens=64, max_step_tiles=8, max_busy_work=6, tile_work=4)
+    alone.add(ask("b", 1, LARGE, *[3] * 12))
+    assert len(step(alone).tiles) == LARGE.num_tiles, "nobody waits"

@@ -119,6 +119,9 @@ class DeviceConfig:
         """The name torch knows it by."""
         return self.type if self.type == "cpu" else f"{self.type}:{self.index}"
 
+# Work of a step beside decodes, in prompt tokens: a tile and its tokens. Computed: 33 ms of a 26B on an H100.
+BUSY_TOKENS = 800
+
 
 def _is_count(value: object, low: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**62
@@ -157,6 +160,7 @@ _ALLOWED: dict[str, _Allowed] = {
     "kv_cache_bytes": _OPTIONAL_COUNT,
     "image_cache_bytes": (lambda value: value is None or _is_count(value, 0), "a whole number from 0 up"),
     "max_prefill_tiles": _OPTIONAL_COUNT,
+    "max_busy_token_num": _OPTIONAL_COUNT,
     "use_cuda_graphs": (lambda value: isinstance(value, bool), "True or False"),
 }
 
@@ -168,6 +172,8 @@ class EngineConfig:
     The first block keeps LMDeploy's names. `cache_max_entry_count` is the share of the memory left after
     weights, tower workspace and graphs that KV blocks may take; on the CPU the budget is `kv_cache_bytes`.
     `max_prefill_tiles` bounds the tiles that the tower sees at once. `session_len` counts prompt and answer.
+    `max_busy_token_num` bounds the work of a step in which answers are decoded, in prompt tokens, of which a tile
+    counts as many as its arithmetic: smaller steps hold answers up less, larger ones waste less.
     `use_cuda_graphs` captures the decode step at the start; without a GPU there is nothing to capture.
 
     Raises:
@@ -193,6 +199,7 @@ class EngineConfig:
     kv_cache_bytes: int | None = None
     image_cache_bytes: int | None = None
     max_prefill_tiles: int | None = None
+    max_busy_token_num: int | None = None
     use_cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
@@ -252,6 +259,7 @@ class ResolvedConfig:
     cache_share: float
     kv_cache_bytes: int | None
     image_cache_bytes: int
+    max_busy_work: int | None = None
     graph_sizes: tuple[int, ...] = ()
     tensor_parallel_size: int = 1
 
@@ -335,6 +343,7 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
         cache_share=config.cache_max_entry_count,
         kv_cache_bytes=config.kv_cache_bytes or (CPU_KV_CACHE_BYTES if on_cpu else None),
         image_cache_bytes=image_cache_bytes,
+        max_busy_work=config.max_busy_token_num or (None if on_cpu else BUSY_TOKENS),
         graph_sizes=_choose_graph_sizes(config.max_batch_size) if config.use_cuda_graphs and not on_cpu else (),
         tensor_parallel_size=config.tp,
     )

@@ -1,10 +1,11 @@
 """Continuous batching with chunked prefill: which tokens and which tiles go into the next step.
 
-Pure bookkeeping, no clock and no torch: a step is a function of the state and three budgets.
+Pure bookkeeping, no clock and no torch: a step is a function of the state and four budgets.
 
     budget   | spent on
     tokens   | first one a running decode, then prefill chunks, oldest request first
     tiles    | pictures of those chunks that no cache holds; a chunk ends where its tiles run out
+    work     | both of them, where somebody decodes: no answer waits long for another's picture
     blocks   | a prompt's blocks when it is admitted, one more whenever an answer outgrows its last
 
 When blocks run out the youngest request gives its own back and is computed again later. A step may be
@@ -20,7 +21,7 @@ from tilewise.cache.blocks import BlockPool
 from tilewise.cache.images import TileCache
 from tilewise.cache.prefix import PrefixCache, extend_digests
 from tilewise.errors import ConfigError, InputError, PromptTooLongError
-from tilewise.steps import Budgets, Chunk, ImageRows, Sampled, StepPlan, TileJob
+from tilewise.steps import Budgets, Chunk, ImageRows, Sampled, StepDraft, StepPlan, TileJob
 from tilewise.types import FinishReason, PreparedImage, Request, StepOutput
 
 COUNTERS = (
@@ -130,10 +131,13 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Fill the next step; None if nothing can be computed now."""
         self.tiles.unpin()
-        step = _Step(self.budgets.max_step_tokens, self.budgets.max_step_tiles)
+        step = StepDraft(self.budgets.max_step_tokens, self.budgets.max_step_tiles)
         for sequence in list(self.running):
             if sequence.is_decoding:  # one that was preempted meanwhile is not
                 self._schedule_decode(sequence, step)
+        if step.decodes and self.budgets.max_busy_work is not None:
+            least = self.budgets.tokens_per_tile  # however many decode, prompts go on
+            step.work_left = max(least, self.budgets.max_busy_work - len(step.decodes))
         for sequence in self.running:
             if not sequence.is_decoding:
                 self._schedule_prefill(sequence, step)
@@ -196,7 +200,7 @@ class Scheduler:
         computing = Counter(d for s in self.running for d in s.digests[s.num_published :])
         assert dict(self._computing) == dict(computing), "a digest is computed by nobody"
 
-    def _schedule_decode(self, sequence: Sequence, step: "_Step") -> None:
+    def _schedule_decode(self, sequence: Sequence, step: StepDraft) -> None:
         position = sequence.num_scheduled
         known = position < len(sequence.token_ids)
         if not sequence.has_room or step.tokens_left < 1:
@@ -219,9 +223,9 @@ class Scheduler:
         sequence.num_scheduled += 1
         sequence.num_pending += 1
 
-    def _schedule_prefill(self, sequence: Sequence, step: "_Step") -> None:
+    def _schedule_prefill(self, sequence: Sequence, step: StepDraft) -> None:
         start = sequence.num_scheduled
-        end = min(len(sequence.token_ids), start + step.tokens_left)
+        end = min(len(sequence.token_ids), start + step.token_room)
         end, rows = self._place_images(sequence, start, end, step)
         if end <= start:
             return
@@ -230,11 +234,11 @@ class Scheduler:
         blocks = tuple(sequence.blocks[: self.blocks_for(end)])
         token_ids = tuple(sequence.token_ids[start:end])
         step.prefills.append(Chunk(sequence.id, start, end, token_ids, blocks, is_sampled, tuple(rows)))
-        step.tokens_left -= end - start
+        step.spend_tokens(end - start)
         sequence.num_scheduled = end
         sequence.num_pending += int(is_sampled)
 
-    def _place_images(self, sequence: Sequence, start: int, end: int, step: "_Step") -> tuple[int, list[ImageRows]]:
+    def _place_images(self, sequence: Sequence, start: int, end: int, step: StepDraft) -> tuple[int, list[ImageRows]]:
         """Find or reserve a row for every tile under [start, end); the chunk ends where that fails."""
         per_tile = self.budgets.tokens_per_tile
         rows: list[ImageRows] = []
@@ -242,30 +246,36 @@ class Scheduler:
             if span.end <= start or span.start >= end:
                 continue
             image = sequence.request.images[span.image]
-            first, last = max(start, span.start), min(end, span.end)
-            for tile in range((first - span.start) // per_tile, -(-(last - span.start) // per_tile)):
+            for tile in range((max(start, span.start) - span.start) // per_tile, image.num_tiles):
                 tile_start = span.start + tile * per_tile
-                row = self._take_row(sequence.request.namespace, image, tile, step)
+                if tile_start >= end:
+                    break
+                piece_start, piece_end = max(start, tile_start), min(end, tile_start + per_tile)
+                row = self._take_row(sequence.request.namespace, image, tile, step, piece_end - start)
                 if row is None:
                     return max(start, tile_start), rows
-                piece_start, piece_end = max(first, tile_start), min(last, tile_start + per_tile)
                 rows.append(ImageRows(piece_start, piece_end, row * per_tile + piece_start - tile_start))
+                end = min(end, max(piece_end, start + step.token_room))  # a tile to encode leaves less room
         return end, rows
 
-    def _take_row(self, namespace: str, image: PreparedImage, tile: int, step: "_Step") -> int | None:
-        key = (namespace, image.digest, tile)
+    def _take_row(
+        self, namespace: str, image: PreparedImage, tile: int, step: StepDraft, num_tokens: int
+    ) -> int | None:
+        """Find a tile's row, or reserve one and have it encoded; `num_tokens` of the chunk end with the tile."""
+        key, work = (namespace, image.digest, tile), self.budgets.tile_work
         row = self.tiles.find(key)
-        if row is None and step.tiles_left > 0:
+        if row is None and step.has_tile_room(work + num_tokens):
             row = self.tiles.reserve(key)
             if row is not None:
                 step.tiles.append(TileJob(namespace, image, tile, row))
                 step.tiles_left -= 1
+                step.work_left -= work
         return row
 
-    def _admit(self, step: "_Step") -> None:
+    def _admit(self, step: StepDraft) -> None:
         """Move waiting requests to the running ones, in order, while sequences, tokens and blocks allow it."""
         postponed: deque[Sequence] = deque()
-        while self.waiting and step.tokens_left > 0 and len(self.running) < self.budgets.max_sequences:
+        while self.waiting and step.token_room > 0 and len(self.running) < self.budgets.max_sequences:
             sequence = self.waiting[0]
             if sequence.num_pending:  # preempted with a sample in flight: it cannot be computed again yet
                 break
@@ -357,7 +367,7 @@ class Scheduler:
             cached_tokens=sequence.cached_tokens,
         )
 
-    def _preempt(self, sequence: Sequence, step: "_Step") -> None:
+    def _preempt(self, sequence: Sequence, step: StepDraft) -> None:
         step.has_preempted = True
         self.counters["preemptions"] += 1
         self.running.remove(sequence)
@@ -380,16 +390,3 @@ class Scheduler:
         del self._by_request[sequence.request.request_id]
         self._released.append(sequence.id)
         self.counters["requests_ended"] += 1
-
-
-class _Step:
-    """A step while it is being filled."""
-
-    def __init__(self, tokens_left: int, tiles_left: int) -> None:
-        self.tokens_left = tokens_left
-        self.tiles_left = tiles_left
-        self.tiles: list[TileJob] = []
-        self.decodes: list[Chunk] = []
-        self.prefills: list[Chunk] = []
-        self.admitted: list[tuple[int, Request]] = []
-        self.has_preempted = False

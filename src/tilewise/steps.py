@@ -1,5 +1,6 @@
 """What one step is: the budgets that bound it, the plan that the runner executes, and what comes back."""
 
+import math
 from dataclasses import dataclass
 
 from tilewise.types import PreparedImage, Request, TokenLogprob
@@ -7,7 +8,11 @@ from tilewise.types import PreparedImage, Request, TokenLogprob
 
 @dataclass(frozen=True, slots=True)
 class Budgets:
-    """Upper bounds of one step and of one sequence, in tokens, tiles and sequences."""
+    """Upper bounds of one step and of one sequence, in tokens, tiles and sequences.
+
+    A step in which somebody decodes does at most `max_busy_work`, in prompt tokens, of which a tile to encode counts
+    `tile_work`; one tile is always allowed.
+    """
 
     max_step_tokens: int
     max_step_tiles: int
@@ -16,6 +21,8 @@ class Budgets:
     block_size: int
     tokens_per_tile: int
     use_prefix_cache: bool = True
+    max_busy_work: int | None = None
+    tile_work: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,36 @@ class StepPlan:
     def chunks(self) -> tuple[Chunk, ...]:
         """All chunks in the order of the step's tokens."""
         return self.decodes + self.prefills
+
+
+class StepDraft:
+    """A step while the scheduler fills it."""
+
+    def __init__(self, tokens_left: int, tiles_left: int) -> None:
+        """Start with nothing but the budgets; `work_left` is for who shares the step with decodes."""
+        self.tokens_left = tokens_left
+        self.tiles_left = tiles_left
+        self.work_left = math.inf
+        self.tiles: list[TileJob] = []
+        self.decodes: list[Chunk] = []
+        self.prefills: list[Chunk] = []
+        self.admitted: list[tuple[int, Request]] = []
+        self.has_preempted = False
+
+    @property
+    def token_room(self) -> int:
+        """Prompt tokens that may still be added."""
+        return int(max(0, min(self.tokens_left, self.work_left)))
+
+    def has_tile_room(self, work: int) -> bool:
+        """Another tile may be encoded, which with the chunk's tokens up to its end takes `work`."""
+        is_first = not self.tiles and not self.prefills
+        return self.tiles_left > 0 and (is_first or work <= self.work_left)
+
+    def spend_tokens(self, number: int) -> None:
+        """Count prompt tokens of a chunk."""
+        self.tokens_left -= number
+        self.work_left -= number
 
 
 @dataclass(frozen=True, slots=True)

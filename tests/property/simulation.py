@@ -196,6 +196,11 @@ class Simulation:
         assert len({chunk.sequence_id for chunk in plan.chunks}) == len(plan.chunks) <= self.budgets.max_sequences
         assert all(chunk.num_tokens == 1 and chunk.is_sampled for chunk in plan.decodes)
         assert all(chunk.num_tokens > 0 and chunk.token_ids is not None for chunk in plan.prefills)
+        if plan.decodes and self.budgets.max_busy_work is not None:
+            bound = max(self.budgets.tokens_per_tile, self.budgets.max_busy_work - len(plan.decodes))
+            num_tokens = sum(chunk.num_tokens for chunk in plan.prefills)
+            assert num_tokens <= bound
+            assert len(plan.tiles) <= 1 or num_tokens + len(plan.tiles) * self.budgets.tile_work <= bound
 
     def _slots_of(self, chunk: Chunk) -> list[int]:
         size = self.budgets.block_size

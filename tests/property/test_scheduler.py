@@ -32,6 +32,8 @@ budgets = st.builds(
     block_size=st.sampled_from((1, 3, 4, 8)),
     tokens_per_tile=st.just(3),
     use_prefix_cache=st.booleans(),
+    max_busy_work=st.none() | st.integers(1, 20),
+    tile_work=st.integers(0, 9),
 )
 
 

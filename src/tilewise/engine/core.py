@@ -22,7 +22,7 @@ from tilewise.config import DeviceConfig, EngineConfig, ModelConfig, ResolvedCon
 from tilewise.engine.messages import Abort, Message, Shutdown, Submit
 from tilewise.errors import CapacityError, ConfigError, InputError, TilewiseError
 from tilewise.model.internvl import DTYPES, InternVL
-from tilewise.plan import plan_memory
+from tilewise.plan import count_tile_work, plan_memory
 from tilewise.runner.runner import Launch, Runner
 from tilewise.scheduler import Scheduler
 from tilewise.steps import Budgets, StepPlan
@@ -199,6 +199,8 @@ def build_core(folder: Path, model_config: ModelConfig, config: EngineConfig) ->
         block_size=resolved.block_size,
         tokens_per_tile=model_config.tokens_per_tile,
         use_prefix_cache=resolved.use_prefix_cache,
+        max_busy_work=resolved.max_busy_work,
+        tile_work=count_tile_work(model_config),
     )
     scheduler = Scheduler(budgets, num_blocks, plan.num_tile_rows)
     runner = Runner(model, caches, resolved, folder)
