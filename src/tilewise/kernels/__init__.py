@@ -1,29 +1,36 @@
 """The public operations. Each tries its fast candidates, which decline with a reason, then its plain twin."""
 
 from contextlib import nullcontext
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 
-from tilewise.kernels import attention, reference
+from tilewise.kernels import activation, attention, norm, reference, rope
 from tilewise.kernels.batch import AttentionBatch, PrefillChunk
-from tilewise.kernels.reference import apply_rope, pixel_shuffle, rms_norm, silu_and_multiply, write_kv
+from tilewise.kernels.reference import apply_rope, pixel_shuffle, write_kv
 from tilewise.kernels.resample import cut_tiles, normalize_tiles, resize_bicubic
 
 __all__ = [
     "AttentionBatch",
     "PrefillChunk",
+    "add_rms_norm",
     "apply_rope",
     "attend",
+    "attend_cached",
     "attend_tiles",
     "cut_tiles",
+    "decline",
+    "gelu",
     "normalize_tiles",
     "pixel_shuffle",
     "resize_bicubic",
     "rms_norm",
+    "rms_norm_queries_and_keys_",
+    "rope_and_write_kv",
     "silu_and_multiply",
     "write_kv",
 ]
@@ -33,6 +40,90 @@ _CUDNN_RIGHT_FROM = 91501
 _BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 if (torch.backends.cudnn.version() or 0) >= _CUDNN_RIGHT_FROM:
     _BACKENDS.insert(0, SDPBackend.CUDNN_ATTENTION)
+
+
+_TRITON_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def decline(*tensors: Tensor) -> str | None:
+    """Say why no elementwise Triton kernel takes these tensors together, or None if one does."""
+    if torch.compiler.is_compiling():
+        return "torch.compile fuses the twin itself"
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return "gradients are needed"
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) > 1 or not dtypes <= _TRITON_DTYPES:
+        return f"dtypes are {', '.join(sorted(map(str, dtypes)))}"
+    if any(tensor.stride(-1) != 1 for tensor in tensors):
+        return "a last axis is not dense"
+    if not all(tensor.is_cuda for tensor in tensors):
+        return "not a CUDA device"
+    return None if _has_triton() else "triton is not installed"
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last axis; see `reference.rms_norm`."""
+    if decline(x, weight) or norm.decline_row(x, weight):
+        return reference.rms_norm(x, weight, eps)
+    return norm.rms_norm(x, weight, eps)
+
+
+def rms_norm_queries_and_keys_(qkv: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float) -> None:
+    """Normalise queries and keys inside a packed projection; see `reference.rms_norm_queries_and_keys_`."""
+    if decline(qkv, q_weight, k_weight) or norm.decline_packed(qkv, q_weight, k_weight):
+        reference.rms_norm_queries_and_keys_(qkv, q_weight, k_weight, eps)
+    else:
+        norm.rms_norm_queries_and_keys_(qkv, q_weight, k_weight, eps)
+
+
+def add_rms_norm(
+    residual: Tensor, x: Tensor, weight: Tensor, eps: float, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Add a branch to the stream and normalise the sum: -> (normed, sum); see `reference.add_rms_norm`."""
+    vectors = (weight,) if scale is None else (weight, scale)
+    if residual.shape != x.shape or decline(residual, x, *vectors) or norm.decline_row(x, *vectors):
+        return reference.add_rms_norm(residual, x, weight, eps, scale)
+    return norm.add_rms_norm(residual, x, weight, eps, scale)
+
+
+def silu_and_multiply(gate_up: Tensor) -> Tensor:
+    """SwiGLU's elementwise part, (..., 2I) -> (..., I); see `reference.silu_and_multiply`."""
+    if decline(gate_up) or activation.decline_halves(gate_up):
+        return reference.silu_and_multiply(gate_up)
+    return activation.silu_and_multiply(gate_up)
+
+
+def gelu(x: Tensor, bias: Tensor | None = None, may_overwrite: bool = False) -> Tensor:
+    """Exact GELU of x + bias; see `reference.gelu`. With `may_overwrite`, what x holds afterwards is undefined."""
+    if decline(x, *(() if bias is None else (bias,))) or activation.decline_bias(x, bias):
+        return reference.gelu(x, bias)
+    return activation.gelu(x, bias, may_overwrite)
+
+
+def rope_and_write_kv(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    num_heads: int,
+    returns_fresh: bool = False,
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """Rotate queries and keys of a packed projection, and store keys and values; see `reference.rope_and_write_kv`.
+
+    Returns the queries (T, Hq, D), and with `returns_fresh` the keys and values (T, Hkv, D) for chunks that start their
+    sequence, the values as a view of `qkv`.
+    """
+    if decline(qkv, k_cache, v_cache) or rope.decline_layout(cos, sin, k_cache, v_cache, slots):
+        q, k, v = reference.rope_and_write_kv(qkv, cos, sin, k_cache, v_cache, slots, num_heads)
+        return q, (k, v) if returns_fresh else None
+    return rope.rope_and_write_kv(qkv, cos, sin, k_cache, v_cache, slots, num_heads, returns_fresh)
 
 
 def attend_tiles(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -63,18 +154,27 @@ def _attend_fresh(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
-    """Store the fresh keys and values, then let every token of the step see its own context.
-
-    Shapes: q: (T, Hq, D) · k, v: (T, Hkv, D) · k_cache, v_cache: (num_blocks, block_size, Hkv, D) -> (T, Hq, D)
-    """
+    """Store the fresh keys and values, then let every token of the step see its own context; see `attend_cached`."""
     write_kv(k, v, k_cache, v_cache, batch.slots)
+    return attend_cached(q, (k, v), k_cache, v_cache, batch)
+
+
+def attend_cached(
+    q: Tensor, fresh: tuple[Tensor, Tensor] | None, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch
+) -> Tensor:
+    """Let every token of the step see its own context, whose keys and values are all stored already.
+
+    Chunks that start their sequence attend to `fresh` where it is given, and so spare themselves the gathering.
+
+    Shapes: q: (T, Hq, D) · fresh: two (T, Hkv, D) · k_cache, v_cache: (num_blocks, block_size, Hkv, D) -> (T, Hq, D)
+    """
     outputs: list[Tensor] = []
     if batch.num_decodes:
         outputs.append(_attend_decodes(q[: batch.num_decodes], k_cache, v_cache, batch))
     for chunk in batch.chunks:
         tokens = slice(chunk.offset, chunk.offset + chunk.num_tokens)
-        if chunk.start == 0:
-            outputs.append(_attend_fresh(q[tokens], k[tokens], v[tokens]))
+        if chunk.start == 0 and fresh is not None:
+            outputs.append(_attend_fresh(q[tokens], *(part[tokens] for part in fresh)))
         else:
             context = reference.gather_context(k_cache, v_cache, chunk)
             outputs.append(_attend_continued(q[tokens], *context, chunk))
@@ -85,6 +185,8 @@ def _attend_continued(q: Tensor, k: Tensor, v: Tensor, chunk: PrefillChunk) -> T
     """Attention of a chunk that continues its sequence; see `reference.attend_prefill`."""
     if q.device.type != "cuda":
         return reference.attend_prefill(q, k, v, chunk)
+    from torch.nn.attention.bias import causal_lower_right  # 1.4 s: it imports torch's compiler
+
     # The flash backend aligns a lower-right causal mask without building it; it wants equal head counts here.
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))

@@ -22,6 +22,25 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return normed.to(x.dtype) * weight
 
 
+def rms_norm_queries_and_keys_(qkv: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float) -> None:
+    """Normalise queries and keys, each over its whole width, where they lie in a packed projection (..., 3C)."""
+    width = qkv.shape[-1] // 3
+    for start, weight in ((0, q_weight), (width, k_weight)):
+        part = qkv[..., start : start + width]
+        part.copy_(rms_norm(part, weight, eps))
+
+
+def add_rms_norm(
+    residual: Tensor, x: Tensor, weight: Tensor, eps: float, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Add a branch, times its layer scale (C,) if it has one, and normalise the sum: -> (normed, sum).
+
+    Numerics: product and sum are each rounded to the dtype, and the norm is that of the rounded sum.
+    """
+    total = residual + (x if scale is None else x * scale)
+    return rms_norm(total, weight, eps), total
+
+
 def silu_and_multiply(gate_up: Tensor) -> Tensor:
     """SwiGLU's elementwise part: silu(left half) * right half, (T, 2I) -> (T, I).
 
@@ -29,6 +48,14 @@ def silu_and_multiply(gate_up: Tensor) -> Tensor:
     """
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+def gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Exact GELU of x + bias, the sum and the rest in fp32, rounded once.
+
+    Source: Hendrycks and Gimpel 2016, "Gaussian error linear units", eq. 1, with the error function.
+    """
+    return F.gelu(x if bias is None else x.float() + bias.float()).to(x.dtype)
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -44,12 +71,31 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    """Store fresh keys and values at their slots.
+    """Store fresh keys and values at their slots; slot -1 stores nothing.
 
     Shapes: k, v: (T, Hkv, D) · k_cache, v_cache: (num_blocks, block_size, Hkv, D) · slots: (T,) int64
     """
-    k_cache.flatten(0, 1)[slots] = k
-    v_cache.flatten(0, 1)[slots] = v
+    kept = slots >= 0
+    slots = slots[kept]
+    places = slots // k_cache.shape[1], slots % k_cache.shape[1]
+    k_cache[places] = k[kept]
+    v_cache[places] = v[kept]
+
+
+def rope_and_write_kv(
+    qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotate the queries and keys of a packed projection, and store keys and values.
+
+    Shapes: qkv: (T, (Hq + 2 Hkv) * D), all queries first, then keys, then values; the rest as in `apply_rope` and
+    `write_kv` -> q (T, Hq, D) and k, v (T, Hkv, D)
+    """
+    num_kv_heads, head_dim = k_cache.shape[2:]
+    heads = qkv.unflatten(-1, (num_heads + 2 * num_kv_heads, head_dim))
+    q, k, v = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+    write_kv(k, v, k_cache, v_cache, slots)
+    return q, k, v
 
 
 def attend_tiles(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -29,10 +29,11 @@ class TileAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, P, C) -> (N, P, C)."""
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        shape = (*x.shape[:2], self.num_heads, self.head_dim)
-        out = kernels.attend_tiles(self.q_norm(q).view(shape), self.k_norm(k).view(shape), v.view(shape))
-        return self.output(out.reshape(x.shape))
+        qkv = self.qkv(x)
+        if isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
+            kernels.rms_norm_queries_and_keys_(qkv, self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)  # (N, P, H, D) each
+        return self.output(kernels.attend_tiles(q, k, v).reshape(x.shape))
 
 
 class CachedAttention(nn.Module):
@@ -47,12 +48,12 @@ class CachedAttention(nn.Module):
         pieces = {"q": q, "k": kv, "v": kv}
         self.qkv = ColumnLinear(width, pieces, dtype=dtype, bias=bias, num_groups=groups, group=group)
         self.output = RowLinear(q, width, dtype=dtype, bias=bias, group=group)
+        self.num_heads = self.qkv.shares["q"] // self.head_dim  # this rank's
 
     def forward(
         self, x: Tensor, angles: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor], batch: AttentionBatch
     ) -> Tensor:
         """(T, C) -> (T, C); `cache` holds this layer's keys and values, (num_blocks, block_size, Hkv, D) each."""
-        shares = list(self.qkv.shares.values())
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(x).split(shares, dim=-1))
-        q, k = kernels.apply_rope(q, *angles), kernels.apply_rope(k, *angles)
-        return self.output(kernels.attend(q, k, v, *cache, batch).flatten(1))
+        starts = any(chunk.start == 0 for chunk in batch.chunks)
+        q, fresh = kernels.rope_and_write_kv(self.qkv(x), *angles, *cache, batch.slots, self.num_heads, starts)
+        return self.output(kernels.attend_cached(q, fresh, *cache, batch).flatten(1))

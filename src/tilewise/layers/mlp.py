@@ -1,7 +1,6 @@
 """The two feed-forward blocks: GELU between biased matrices, and SwiGLU without biases."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tilewise import kernels
@@ -10,7 +9,7 @@ from tilewise.parallel import SINGLE, Group
 
 
 class GeluMLP(nn.Module):
-    """Linear, GELU (erf), Linear. Source: Hendrycks and Gimpel 2016, "Gaussian error linear units", eq. 1."""
+    """Linear, GELU (erf), Linear; see `kernels.gelu`. The product's own epilogue adds the first bias."""
 
     def __init__(self, width: int, inner: int, out: int, dtype: torch.dtype) -> None:
         """Create both matrices and their biases."""
@@ -20,7 +19,7 @@ class GeluMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., out)."""
-        return self.down(F.gelu(self.up(x)))
+        return self.down(kernels.gelu(self.up(x), may_overwrite=True))
 
 
 class SwigluMLP(nn.Module):

@@ -21,6 +21,15 @@ class RMSNorm(Layer):
         """(..., width) -> (..., width)."""
         return kernels.rms_norm(x, self.weight, self.eps)
 
+    def add(self, stream: Tensor, branch: Tensor | None, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the norm of `stream` + `branch` * `scale`, and that sum; without a branch, of the stream itself.
+
+        Shapes: stream, branch: (..., width) · scale: (width,) -> two (..., width)
+        """
+        if branch is None:
+            return self(stream), stream
+        return kernels.add_rms_norm(stream, branch, self.weight, self.eps, scale)
+
 
 class LayerNorm(RMSNorm):
     """Layer norm with weight and bias. Source: Ba et al. 2016, "Layer Normalization", eq. 4."""
@@ -33,3 +42,9 @@ class LayerNorm(RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+    def add(self, stream: Tensor, branch: Tensor | None, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `RMSNorm.add`."""
+        if branch is not None:
+            stream = stream + (branch if scale is None else branch * scale)
+        return self(stream), stream

@@ -56,11 +56,20 @@ class DecoderLayer(nn.Module):
         self.mlp = SwigluMLP(width, config.intermediate_size, dtype, group)
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor], batch: AttentionBatch
-    ) -> Tensor:
-        """(T, C) -> (T, C)."""
-        x = x + self.attention(self.attention_norm(x), angles, cache, batch)
-        return x + self.mlp(self.mlp_norm(x))
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        angles: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, Tensor],
+        batch: AttentionBatch,
+    ) -> tuple[Tensor, Tensor]:
+        """Take the stream with the last branch of the layer before, and return the same of this layer: (T, C) each.
+
+        A branch is added in one operation with the norm that follows it.
+        """
+        normed, x = self.attention_norm.add(x, branch)
+        normed, x = self.mlp_norm.add(x, self.attention(normed, angles, cache, batch))
+        return x, self.mlp(normed)
 
 
 class Decoder(nn.Module):
@@ -82,9 +91,10 @@ class Decoder(nn.Module):
         Shapes: x: (T, C) embeddings · k_cache, v_cache: (layers, num_blocks, block_size, Hkv, D) -> (T, C)
         """
         angles = self.rope(batch.positions)
+        branch: Tensor | None = None
         for number, layer in enumerate(self.layers):
-            x = layer(x, angles, (k_cache[number], v_cache[number]), batch)
-        return x
+            x, branch = layer(x, branch, angles, (k_cache[number], v_cache[number]), batch)
+        return x if branch is None else x + branch
 
     def logits(self, x: Tensor) -> Tensor:
         """(B, C) hidden rows -> (B, vocab_size) fp32."""

@@ -65,10 +65,18 @@ class VisionLayer(nn.Module):
         self.mlp = GeluMLP(width, config.intermediate_size, width, dtype)
         self.scale2 = parameter(width, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, 1 + P, C) -> (N, 1 + P, C)."""
-        x = x + self.attention(self.norm1(x)) * self.scale1
-        return x + self.mlp(self.norm2(x)) * self.scale2
+    def forward(
+        self, x: Tensor, branch: Tensor | None = None, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Take the stream with the last branch of the layer before and its scale, and return the same of this layer.
+
+        A branch is added, times its scale, in one operation with the norm that follows it.
+
+        Shapes: x, branch: (N, 1 + P, C) · scale: (C,)
+        """
+        normed, x = self.norm1.add(x, branch, scale)
+        normed, x = self.norm2.add(x, self.attention(normed), self.scale1)
+        return x, self.mlp(normed), self.scale2
 
 
 class VisionTower(nn.Module):
@@ -84,6 +92,10 @@ class VisionTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, 3, S, S) -> (N, P, C), class token dropped; there is no final norm."""
         x = self.embedding(pixels)
+        branch: Tensor | None = None
+        scale: Tensor | None = None
         for layer in self.layers:
-            x = layer(x)
-        return x[:, 1:]
+            x, branch, scale = layer(x, branch, scale)
+        if branch is None or scale is None:
+            return x[:, 1:]
+        return x[:, 1:] + branch[:, 1:] * scale

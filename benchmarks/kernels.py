@@ -1,0 +1,194 @@
+"""Times every kernel of a 26B's step against its plain twin and against the device's own copy.
+
+    python benchmarks/kernels.py [--device cpu --rows 2]
+
+Prints a table for people and one JSON line. The ceiling is the rate of a large copy, measured first unless it is given
+with --bandwidth; each call finds the L2 cache flushed. --rows bounds the rows of every case: with --device cpu, where
+both columns are the twin, that only shows that the table runs.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tilewise import kernels
+from tilewise.kernels import reference
+
+WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM = 6144, 16384, 48, 8, 128
+TOWER_WIDTH, TOWER_INNER, TOWER_ROWS = 3200, 12800, 7 * 1025
+DECODER_ROWS = (1, 16, 64, 2048)
+BLOCK_SIZE = 64
+EPS = 1e-5
+MEBIBYTE = 1 << 20
+
+Draw = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """`make` draws the inputs for a number of rows; `work` counts from them the bytes moved, or operations."""
+
+    name: str
+    rows: int
+    make: Callable[[int, Draw], tuple[Any, ...]]
+    run: Callable[..., object]
+    twin: Callable[..., object]
+    work: Callable[..., int]
+    unit: str = "B"  # or "FLOP", which no ceiling of bytes applies to
+
+
+def size(*tensors: Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def make_norm(width: int) -> Callable[[int, Draw], tuple[Any, ...]]:
+    return lambda rows, draw: (draw(rows, width), draw(width), EPS)
+
+
+def make_add(width: int, has_scale: bool) -> Callable[[int, Draw], tuple[Any, ...]]:
+    return lambda rows, draw: (
+        *(draw(rows, width), draw(rows, width)),
+        *(draw(width), EPS, draw(width) if has_scale else None),
+    )
+
+
+def make_rope(rows: int, draw: Draw) -> tuple[Any, ...]:
+    qkv = draw(rows, (HEADS + 2 * KV_HEADS) * HEAD_DIM)
+    angles = torch.rand(rows, HEAD_DIM // 2, device=qkv.device)
+    caches = (draw(2 * rows // BLOCK_SIZE + 1, BLOCK_SIZE, KV_HEADS, HEAD_DIM) for _ in range(2))
+    slots = torch.randperm(2 * rows, device=qkv.device)[:rows]
+    return qkv, angles.cos(), angles.sin(), *caches, slots, HEADS
+
+
+KERNELS: list[Kernel] = [
+    Kernel(
+        "tower add, scale, norm", TOWER_ROWS, make_add(TOWER_WIDTH, has_scale=True),
+        kernels.add_rms_norm, reference.add_rms_norm, lambda residual, x, *_: 2 * size(residual, x),
+    ),
+    Kernel(
+        "tower q/k norm", TOWER_ROWS,
+        lambda rows, draw: (draw(rows, 3 * TOWER_WIDTH), draw(TOWER_WIDTH), draw(TOWER_WIDTH), EPS),
+        kernels.rms_norm_queries_and_keys_, reference.rms_norm_queries_and_keys_,
+        lambda qkv, *_: 2 * size(qkv) * 2 // 3,
+    ),
+    Kernel(
+        "tower gelu", TOWER_ROWS, lambda rows, draw: (draw(rows, TOWER_INNER),),
+        kernels.gelu, reference.gelu, lambda x: 2 * size(x),
+    ),
+    Kernel(
+        "tower bias, gelu", TOWER_ROWS, lambda rows, draw: (draw(rows, TOWER_INNER), draw(TOWER_INNER)),
+        kernels.gelu, reference.gelu, lambda x, _: 2 * size(x),
+    ),
+    *(
+        kernel
+        for rows in DECODER_ROWS
+        for kernel in (
+            Kernel(
+                "norm", rows, make_norm(WIDTH), kernels.rms_norm, reference.rms_norm,
+                lambda x, weight, _: 2 * size(x) + size(weight),
+            ),
+            Kernel(
+                "add, norm", rows, make_add(WIDTH, has_scale=False), kernels.add_rms_norm, reference.add_rms_norm,
+                lambda residual, x, weight, *_: 2 * size(residual, x) + size(weight),
+            ),
+            Kernel(
+                "swiglu", rows, lambda rows, draw: (draw(rows, 2 * INNER),),
+                kernels.silu_and_multiply, reference.silu_and_multiply, lambda gate_up: size(gate_up) * 3 // 2,
+            ),
+            Kernel(
+                "rope, kv write", rows, make_rope, kernels.rope_and_write_kv, reference.rope_and_write_kv,
+                lambda qkv, cos, sin, *_: 2 * size(qkv) + size(cos, sin),
+            ),
+        )
+    ),
+]  # fmt: skip
+
+
+def measure_s(run: Callable[[], object], device: str) -> float:
+    """Median seconds of one call."""
+    if device == "cuda":
+        from triton.testing import do_bench
+
+        milliseconds: Any = do_bench(run, return_mode="median")
+        return milliseconds / 1e3
+    times: list[float] = []
+    for _ in range(5):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def measure_bandwidth(device: str) -> float:
+    """Bytes a second, read and written, of a copy that no cache holds."""
+    source = torch.empty((1024 if device == "cuda" else 64) * MEBIBYTE, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    return 2 * source.numel() / measure_s(lambda: target.copy_(source), device)
+
+
+def describe(device: str) -> dict[str, str]:
+    cwd = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=cwd, capture_output=True, text=True, check=False)
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    return {"device": name, "torch": torch.__version__, "commit": commit.stdout.strip()}
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--rows", type=int, help="at most so many rows in every case")
+    parser.add_argument("--bandwidth", type=float, help="bytes a second to compare with; measured by default")
+    options = parser.parse_args()
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, device=options.device).to(getattr(torch, options.dtype))
+
+    bandwidth = options.bandwidth or measure_bandwidth(options.device)
+    print(f"ceiling: {bandwidth / 1e9:.0f} GB/s\n")
+    print(f"{'kernel':24} {'rows':>5} {'us':>9} {'G/s':>8} {'share':>6} {'twin us':>9} {'x':>6}")
+    results: list[dict[str, object]] = []
+    seen: set[tuple[str, int]] = set()
+    for kernel in KERNELS:
+        rows = min(kernel.rows, options.rows or kernel.rows)
+        if (kernel.name, rows) in seen:
+            continue
+        seen.add((kernel.name, rows))
+        inputs = kernel.make(rows, draw)
+        ours, twin = (
+            measure_s(lambda function=function, inputs=inputs: function(*inputs), options.device)
+            for function in (kernel.run, kernel.twin)
+        )
+        rate = kernel.work(*inputs) / ours
+        share = rate / bandwidth if kernel.unit == "B" else None
+        shown = "" if share is None else f"{share:.2f}"
+        figures = f"{1e6 * ours:9.1f} {rate / 1e9:8.0f} {shown:>6} {1e6 * twin:9.1f} {twin / ours:6.2f}"
+        print(f"{kernel.name:24} {rows:5} {figures}")
+        results.append(
+            {
+                "kernel": kernel.name,
+                "rows": rows,
+                "us": round(1e6 * ours, 2),
+                "twin_us": round(1e6 * twin, 2),
+                "unit": f"G{kernel.unit}/s",
+                "rate": round(rate / 1e9, 1),
+                "share": None if share is None else round(share, 3),
+            }
+        )
+    line = {"benchmark": "kernels", "bandwidth": round(bandwidth), "dtype": options.dtype, **describe(options.device)}
+    print(json.dumps({**line, "kernels": results}))
+
+
+if __name__ == "__main__":
+    main()

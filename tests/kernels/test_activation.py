@@ -1,0 +1,103 @@
+"""The Triton activations against their plain twins: interpreted on the CPU, compiled on the GPU.
+
+Tolerance, relative to the largest value: 1e-5 in fp32, 2e-3 in fp16, 1.6e-2 in bf16; and in half precision at most
+one value of a hundred may differ at all.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.kernels.interpreted import assert_twins, compare_interpreted, run_interpreted
+from tilewise import kernels
+from tilewise.kernels import activation, reference
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+@dataclass(frozen=True)
+class Case:
+    rows: int
+    width: int
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.width}-{self.dtype}"
+
+
+SHAPES = ((1, 16), (3, 100), (17, 1000), (3, 3200), (1, 1))
+INTERPRETED = tuple(Case(*shape, dtype) for dtype in ("float32", "float16") for shape in SHAPES)
+COMPILED = tuple(
+    Case(*shape, dtype)
+    for dtype in ("bfloat16", "float16", "float32")
+    for shape in (*SHAPES, (1025, 12800), (64, 16384))
+)
+
+
+def compare(case: Case, device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    dtype = getattr(torch, case.dtype)
+    wide = 3 * torch.randn(case.rows, 3 * case.width, generator=generator).to(device, dtype)
+    if case.width > 1:  # where the exponential overflows, in the gate and in GELU's input
+        wide[0, :2] = wide[-1, case.width : case.width + 2] = torch.tensor([-200.0, 200.0])
+    gate_up = wide[:, : 2 * case.width]  # rows of a wider tensor
+    assert_twins(activation.silu_and_multiply(gate_up), reference.silu_and_multiply(gate_up))
+
+    bias = torch.randn(case.width, generator=generator).to(device, dtype)
+    before = wide.clone()
+    for added in (None, bias):
+        x = wide[:, case.width : 2 * case.width]
+        expected = reference.gelu(x, added)
+        assert_twins(activation.gelu(x, added), expected)
+        assert torch.equal(wide, before)
+        tiles = x.reshape(1, case.rows, case.width).clone()
+        out = activation.gelu(tiles, added, may_overwrite=True)
+        assert_twins(out[0], expected)
+        assert out.data_ptr() == tiles.data_ptr()
+
+
+@needs_triton
+def test_interpreted_activations_equal_their_twins(repository: Path) -> None:
+    assert run_interpreted("tests.kernels.test_activation", repository) == [str(case) for case in INTERPRETED]
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.parametrize("case", COMPILED, ids=str)
+def test_compiled_activations_equal_their_twins(case: Case) -> None:
+    compare(case, "cuda")
+
+
+def test_gelu_adds_its_bias_in_fp32_and_rounds_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, bias = torch.randn(50, 64, generator=generator).bfloat16(), torch.randn(64, generator=generator).bfloat16()
+    out = kernels.gelu(x, bias)
+    assert torch.equal(out, F.gelu(x.float() + bias.float()).bfloat16())
+    assert not torch.equal(out, F.gelu(x + bias))
+
+
+def test_gelu_is_the_exact_one() -> None:
+    x = torch.linspace(-6, 6, 1000, dtype=torch.float64)
+    exact = x * (1 + torch.erf(x / 2**0.5)) / 2
+    torch.testing.assert_close(kernels.gelu(x), exact)
+    assert (F.gelu(x, approximate="tanh") - exact).abs().max() > 1e-4
+
+
+def test_shapes_that_the_kernels_cannot_take_are_declined_by_name() -> None:
+    assert "7 columns" in (activation.decline_halves(torch.zeros(1, 7)) or "")
+    assert "(3,)" in (activation.decline_bias(torch.zeros(1, 4), torch.zeros(3)) or "")
+
+
+def test_training_takes_gradients_through_the_public_operations() -> None:
+    x, bias = torch.randn(3, 8, requires_grad=True), torch.zeros(8, requires_grad=True)
+    (kernels.gelu(x, bias, may_overwrite=True).sum() + kernels.silu_and_multiply(x).sum()).backward()
+    assert x.grad is not None
+    assert bias.grad is not None
+
+
+if __name__ == "__main__":
+    compare_interpreted(INTERPRETED, compare)
