@@ -28,7 +28,7 @@ class RunningServer:
     def __init__(self, *flags: str, keys: tuple[str, ...] = (), model: str | None = None) -> None:
         self.keys = keys
         self.lines: list[dict[str, Any]] = []
-        self._new_lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._new_lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         command = [sys.executable, "-m", "tilewise", "serve", "api_server", *([model] if model else [])]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "OMP_NUM_THREADS": "1"}
         environment["TILEWISE_API_KEYS"] = ",".join(keys)
@@ -60,9 +60,8 @@ class RunningServer:
         while True:
             line = self._new_lines.get(timeout=max(0.0, deadline - time.monotonic()))
             assert line is not None, f"the server ended before it said {text!r}: {self.lines}"
-            self.lines.append(json.loads(line) if line.startswith("{") else {"message": line})
-            if self.lines[-1]["message"].startswith(text):
-                return self.lines[-1]
+            if line["message"].startswith(text):
+                return line
 
     def http(self, key: str | None = None, **options: Any) -> httpx.Client:
         given = key or (self.keys[0] if self.keys else None)
@@ -101,7 +100,8 @@ class RunningServer:
         assert self.process.stderr is not None
         with self.process.stderr as stderr:
             for line in stderr:
-                self._new_lines.put(line)
+                self.lines.append(json.loads(line) if line.startswith("{") else {"message": line})
+                self._new_lines.put(self.lines[-1])
         self._new_lines.put(None)
 
 
@@ -112,6 +112,9 @@ def run_server(*flags: str, keys: tuple[str, ...] = (), model: str | None = None
         server.wait_for_address()
         server.wait_for("ready")
         yield server
+    except BaseException:  # shown with the test that failed
+        print(*(line for line in server.lines if line.get("level") != "INFO"), sep="\n")
+        raise
     finally:
         server.stop()
 

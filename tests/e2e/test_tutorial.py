@@ -12,18 +12,28 @@ import sysconfig
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import openai
 import pytest
 
 from tests.checkpoint.test_hub import Handler, Hub
 from tilewise import demo
+from tilewise.client import to_data_url
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("en", "zh")
 HUB_ID = "OpenGVLab/InternVL-Chat-V1-5"
+QUESTION = "What is in the picture?"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of gradio's client itself
+]
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -57,10 +67,12 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def run_server(command: str, environment: dict[str, str], home: Path) -> None:
-    """Start it on a free port, read its front door, end it as a person would."""
+@contextmanager
+def running(command: str, environment: dict[str, str], home: Path) -> Iterator[str]:
+    """Start a server on a free port, give its address, and end it as a person would."""
     port = free_port()
-    log = home / "server.log"
+    address = f"http://127.0.0.1:{port}"
+    log = home / f"server-{port}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["bash", "-c", f"source ~/tilewise/bin/activate; exec {command.strip()} --server-port {port}"],
@@ -71,20 +83,52 @@ def run_server(command: str, environment: dict[str, str], home: Path) -> None:
             start_new_session=True,
         )
     try:
-        path = "ready" if "api_server" in command else ""
         deadline = time.monotonic() + 120
         while True:
             assert process.poll() is None, log.read_text("utf-8", "replace")
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
-                    assert answer.status == 200
+                with urllib.request.urlopen(f"{address}/{'ready' if 'api_server' in command else ''}", timeout=5):
                     break
             except OSError:
                 assert time.monotonic() < deadline, log.read_text("utf-8", "replace")
                 time.sleep(0.2)
+        yield address
     finally:
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(60) in (0, 130), log.read_text("utf-8", "replace")
+
+
+def ask_page(address: str, home: Path) -> str:
+    """Upload the picture, type the instruction, press Enter."""
+    import gradio_client
+
+    program = gradio_client.Client(address, verbose=False, download_files=str(home))
+    question = {"text": QUESTION, "files": [gradio_client.handle_file(str(demo.picture_path()))]}
+    answer, *_ = program.predict(question, api_name="/chat", temperature=0, max_tokens=16)
+    return answer
+
+
+def ask_server(base_url: str) -> str:
+    picture: Any = {"type": "image_url", "image_url": {"url": to_data_url(demo.picture_path())}}
+    content = [picture, {"type": "text", "text": QUESTION}]
+    with openai.OpenAI(base_url=base_url, api_key="-", max_retries=0) as client:
+        (model,) = client.models.list().data
+        answer = client.chat.completions.create(
+            model=model.id, messages=[{"role": "user", "content": content}], temperature=0, max_tokens=16
+        )
+    return answer.choices[0].message.content or ""
+
+
+def play_with(server: str, address: str, page: str, environment: dict[str, str], home: Path) -> list[str]:
+    """What the tutorial does next with a server that runs: its answers to one question."""
+    if "serve gradio" in server:
+        return [ask_page(address, home)]
+    ((command, base_path),) = re.findall(
+        r"`(tilewise serve gradio --server )http://[^`]*:23333`.*`http://[^`]*:23333(/v1)`",
+        (ROOT / "docs" / page / "tutorial.md").read_text("utf-8"),
+    )
+    with running(command + address, environment, home) as attached:
+        return [ask_page(attached, home), ask_server(address + base_path)]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -108,9 +152,11 @@ def test_every_command_of_the_tutorial_runs(page, tmp_path, hub):
     }
     found = blocks(page)
     assert {kind for kind, _ in found} == {"bash", "bash server", "python"}
+    answers: list[str] = []
     for kind, text in found:
         if kind == "bash server":
-            run_server(text, environment, tmp_path)
+            with running(text, environment, tmp_path) as address:
+                answers += play_with(text, address, page, environment, tmp_path)
             continue
         activate = "test ! -e ~/tilewise || source ~/tilewise/bin/activate\n"
         command = ["bash", "-e", "-o", "pipefail", "-c", activate + text]
@@ -121,6 +167,9 @@ def test_every_command_of_the_tutorial_runs(page, tmp_path, hub):
         assert done.returncode == 0, (text, done.stdout, done.stderr)
         if kind == "python":
             assert done.stdout.startswith("Response(text=")
+    assert len(answers) == 3
+    assert answers[0]
+    assert len(set(answers)) == 1
     assert (tmp_path / "tilewise" / "bin" / "tilewise").is_file()
     shutil.rmtree(tmp_path / "tilewise")
 
