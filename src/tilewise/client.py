@@ -8,6 +8,8 @@ import base64
 import ipaddress
 import json
 import mimetypes
+import os
+import ssl
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,11 +44,14 @@ class APIClient:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"{server_url!r:.200} is no server; give one as http://127.0.0.1:23333.", param="server")
         self.server_url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
+        is_own = is_loopback(parts.hostname)
+        certificates = os.environ.get("SSL_CERT_FILE")
         self._options: dict[str, Any] = {
             "base_url": self.server_url,
             "headers": {} if api_key is None else {"Authorization": f"Bearer {api_key}"},
             "timeout": httpx.Timeout(timeout, connect=_CONNECT_TIMEOUT_S),
-            "trust_env": not is_loopback(parts.hostname),  # a proxy would be asked for its own loopback
+            "trust_env": not is_own,  # a proxy would be asked for its own loopback
+            "verify": ssl.create_default_context(cafile=certificates) if is_own and certificates else True,
         }
 
     @property

@@ -17,6 +17,7 @@ import pytest
 
 from tests.clients.running import KEYS, MODEL, RunningServer, run_server
 from tests.clients.test_openai_sdk import DATA_URL, GREEDY, ask, collect
+from tilewise.client import APIClient
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="a certificate is made by the openssl command")
 
@@ -126,6 +127,15 @@ def test_the_official_sdk_asks_and_streams_over_https(server: RunningServer, tru
         pytest.raises(openai.APIConnectionError),
     ):
         client.models.list()
+
+
+def test_our_own_client_trusts_what_ssl_cert_file_names(
+    server: RunningServer, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not APIClient(server.url, KEYS[0]).health()
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    assert APIClient(server.url, KEYS[0]).available_models
+
 
 
 def test_a_client_that_leaves_over_tls_takes_its_answer_with_it(
