@@ -42,8 +42,10 @@ NUMBER ?= 1000
 eval: .venv/.runtime ## score MODEL on NUMBER held-out questions a task; OPTIONS adds flags of training.evaluate
 	PYTHONPATH=. $(BIN)/python -m training.evaluate $(MODEL) --number $(NUMBER) $(OPTIONS)
 
-bench: .venv/.runtime ## time the embedded model
-	$(BIN)/python benchmarks/demo.py
+bench: .venv/.runtime ## time MODEL if it is given and there is a GPU, else the embedded model; OPTIONS as serving.py's
+	@if [ "$(origin MODEL)" != file ] && $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
+	then set -x; $(BIN)/python benchmarks/serving.py $(MODEL) $(OPTIONS); \
+	else set -x; $(BIN)/python benchmarks/demo.py; fi
 
 clean: ## remove the environment and the caches
 	rm -rf .venv .hypothesis .pytest_cache .ruff_cache
