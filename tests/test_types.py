@@ -54,6 +54,14 @@ def test_a_refused_value_names_its_field(name: str, value: object) -> None:
     assert refusal.value.param == name
 
 
+@pytest.mark.parametrize("name", ["temperature", "top_k", "do_sample", "stop_words", "stop_token_ids", "logit_bias"])
+def test_a_huge_value_is_refused_in_few_words(name: str) -> None:
+    for value in ("x" * 1_000_000, ["x" * 1_000_000]):
+        with pytest.raises(InputError) as refusal:
+            GenerationConfig(**{name: value})
+        assert len(str(refusal.value)) < 300
+
+
 def test_every_generation_field_is_checked() -> None:
     assert {field.name for field in fields(GenerationConfig)} == set(REFUSED)
 

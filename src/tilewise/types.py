@@ -33,12 +33,12 @@ def _check_range(name: str, value: object, low: float, high: float, *, low_open:
     number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
     if not low <= number <= high or (low_open and number == low):
         bracket = "(" if low_open else "["
-        raise InputError(f"{name} must be a number in {bracket}{low}, {high}], got {value!r}.", param=name)
+        raise InputError(f"{name} must be a number in {bracket}{low}, {high}], got {value!r:.80}.", param=name)
 
 
 def _check_count(name: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise InputError(f"{name} must be a whole number in [{low}, {high}], got {value!r}.", param=name)
+        raise InputError(f"{name} must be a whole number in [{low}, {high}], got {value!r:.80}.", param=name)
 
 
 def _frozen(name: str, values: object) -> tuple[object, ...]:
@@ -172,7 +172,7 @@ class GenerationConfig:
             _check_count("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
         for name in ("do_sample", "ignore_eos", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} must be True or False, got {getattr(self, name)!r}.", param=name)
+                raise InputError(f"{name} must be True or False, got {getattr(self, name)!r:.80}.", param=name)
         object.__setattr__(self, "stop_words", _frozen_words("stop_words", self.stop_words))
         object.__setattr__(self, "bad_words", _frozen_words("bad_words", self.bad_words))
         object.__setattr__(self, "stop_token_ids", _frozen_ids("stop_token_ids", self.stop_token_ids))

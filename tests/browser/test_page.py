@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 DESCRIBE = "请描述图中内容"
-BOX = "Find the purple heart and mark it with a box."
+BOX = "Find the yellow cross and mark it with a box."
 GO_ON = ("word ",) * 10_000
 PATIENCE_S = 10.0
 

@@ -74,6 +74,16 @@ def test_it_serves_the_embedded_model_on_loopback_alone_and_leaves_nothing_behin
     assert not list(tmp_path.glob("tilewise-*"))
 
 
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux' /proc")
+def test_the_port_of_its_own_server_is_never_free_for_others(page: tuple["subprocess.Popen[str]", str]) -> None:
+    process, _ = page
+    (server, *_) = children(process.pid)
+    flags = Path(f"/proc/{server}/cmdline").read_text().split("\0")
+    assert any(flag.startswith("--server-fd=") for flag in flags)
+    assert not any(flag.startswith("--server-port") for flag in flags)
+    assert listening([server]) == {"0100007F"}
+
+
 def wait_until_gone(pids: list[int], seconds: float) -> list[int]:
     """The processes that are still there after so long; one that nobody has waited for yet has ended too."""
     deadline = time.monotonic() + seconds

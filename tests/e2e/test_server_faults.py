@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import threading
@@ -58,10 +59,18 @@ def test_a_client_that_leaves_while_its_picture_is_fetched_starts_nothing() -> N
         socket.create_server(("127.0.0.1", 0)) as silent,
     ):
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/never.png"
-        content = [{"type": "image_url", "image_url": {"url": url}}]
-        connection = send_raw(server, {**LONG, "messages": [{"role": "user", "content": content}]})
-        silent.accept()[0].close()
-        connection.close()
+        content = [{"type": "image_url", "image_url": {"url": url}}] * 3
+        clients, fetches = list[socket.socket](), list[socket.socket]()
+        for _ in range(2):
+            clients.append(send_raw(server, {**LONG, "messages": [{"role": "user", "content": content}]}))
+            fetches.append(silent.accept()[0])
+            assert fetches[-1].recv(65536).startswith(b"GET ")
+        clients[1].close()
+        # Of two fetches that run into the same time limit, the later one ends first: nobody wants it any more.
+        assert select.select(fetches, [], [])[0] == fetches[1:]
+        assert fetches[1].recv(1) == b""
+        for connection in (clients[0], *fetches):
+            connection.close()
         server.wait_until_idle()
         assert server.metric("vllm:generation_tokens_total") == 0
 
@@ -125,7 +134,7 @@ def test_sigterm_lets_running_streams_finish_and_ends_with_zero() -> None:
     assert not Path(f"/proc/{engine_pid}").exists()
 
 
-def test_without_its_engine_it_fails_what_runs_and_refuses_what_comes() -> None:
+def test_without_its_engine_it_fails_what_runs_and_ends_with_status_one() -> None:
     with run_server() as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
         failed: list[Exception] = []
 
@@ -147,12 +156,8 @@ def test_without_its_engine_it_fails_what_runs_and_refuses_what_comes() -> None:
             thread.join()
         kinds = sorted(type(error).__name__ for error in failed)
         assert kinds == ["APIError", "InternalServerError"]
-        with pytest.raises(openai.InternalServerError) as caught:
-            client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "x"}])
-        assert (caught.value.status_code, caught.value.response.headers["Retry-After"]) == (503, "5")
-        with server.http() as http:
-            assert [http.get(path).status_code for path in ("/health", "/ready")] == [503, 503]
-        assert server.num_open == 0
+        assert server.process.wait(60) == 1
+    assert server.lines[-1]["message"].startswith("tilewise: The engine's process ended")
 
 
 def test_a_stopped_engine_is_unhealthy_and_what_it_holds_still_ends_once_it_goes_on() -> None:

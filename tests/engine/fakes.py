@@ -94,9 +94,10 @@ class FakeCore:
     def run_forever(self, inbox: "queue.SimpleQueue[Message]", emit: Emit) -> None:
         while not isinstance(message := inbox.get(), Shutdown):
             if isinstance(message, Submit):
-                self.received.append(f"submit {message.request.request_id}")
-                self.running.append(message.request.request_id)
-                self.script(message.request, emit)
+                for request in message.requests:
+                    self.received.append(f"submit {request.request_id}")
+                    self.running.append(request.request_id)
+                    self.script(request, emit)
             elif message.request_id == "all":
                 self.answer_together(emit)
             else:

@@ -164,6 +164,16 @@ def test_an_id_in_use_is_refused_and_may_be_used_again_once_it_ended(open_client
     assert heard.reasons == again.reasons == [FinishReason.STOP]
 
 
+def test_requests_that_are_submitted_together_are_all_taken_or_none(open_client: Open) -> None:
+    sinks = {name: Heard() for name in ("r", "s", "t")}
+    client = open_client("answer_five")
+    with pytest.raises(EngineError, match="'r'"):
+        client.submit(request("r"), sinks["r"], [(request("s"), sinks["s"]), (request("r"), sinks["r"])])
+    client.submit(request("r"), sinks["r"], [(request(name), sinks[name]) for name in ("s", "t")])
+    assert all(sink.ended.wait(WAIT_S) for sink in sinks.values())
+    assert all(sink.reasons == [FinishReason.STOP] for sink in sinks.values())
+
+
 def test_a_sink_may_submit_abort_and_close(open_client: Open) -> None:
     follow_up = Heard()
     closed = threading.Event()

@@ -68,6 +68,23 @@ def test_a_request_comes_out_as_it_went_in(request: Request) -> None:
     assert decode(MESSAGE, [memoryview(frame) for frame in frames]) == Submit(request)
 
 
+@given(requests(), st.integers(1, 3))
+def test_requests_of_the_same_pictures_share_them_on_the_wire_and_beyond(request: Request, num_more: int) -> None:
+    more = tuple(replace(request, request_id=str(number)) for number in range(num_more))
+    frames = encode(Submit(request, more))
+    assert len(frames) == 1 + len(request.images)
+    come_out = decode(MESSAGE, [memoryview(frame) for frame in frames])
+    assert come_out == Submit(request, more)
+    assert isinstance(come_out, Submit)
+    assert all(each.images is come_out.request.images for each in come_out.more)
+
+
+def test_requests_of_other_pictures_do_not_travel_together() -> None:
+    other = replace(PICTURES, images=(PICTURES.images[0],) * 2)
+    with pytest.raises(InputError, match="same pictures"):
+        encode(Submit(PICTURES, (other,)))
+
+
 def test_pixels_are_sent_as_they_lie() -> None:
     assert all(
         frame is image.pixels for frame, image in zip(encode(Submit(PICTURES))[1:], PICTURES.images, strict=True)
@@ -116,6 +133,8 @@ class Opens:
 def make_junk(mark: Path) -> list[list[bytes]]:
     """Frames that are no message; the pickle among them would leave `mark`."""
     header, *pixels = encode(Submit(PICTURES))
+    forged = msgspec.msgpack.decode(encode(Submit(PICTURES, (PICTURES,)))[0])
+    forged["more"][0]["images"][1]["width"] = 9
     loose = msgspec.msgpack.decode(header)
     loose["request"]["generation"]["temperature"] = float("nan")
     return [
@@ -131,6 +150,7 @@ def make_junk(mark: Path) -> list[list[bytes]]:
         [header[:-1], *pixels],
         [header + b"\x00", *pixels],
         [msgspec.msgpack.encode(loose), *pixels],
+        [msgspec.msgpack.encode(forged), *pixels],
         [*encode(Abort("r")), b"more"],
         [msgspec.msgpack.encode({"type": "Start"})],
         [msgspec.msgpack.encode({"type": "Abort", "request_id": 5})],

@@ -77,6 +77,20 @@ def test_what_was_resolved_comes_back(open_engine: Open) -> None:
     assert client.process_id != os.getpid()
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads the child's environment under /proc")
+@pytest.mark.parametrize("given", [None, "1"])
+def test_the_process_keeps_freed_memory_unless_the_user_set_a_limit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, open_engine: Open, given: str | None
+) -> None:
+    name = "MALLOC_TRIM_THRESHOLD_"
+    monkeypatch.delenv(name, raising=False)
+    if given is not None:
+        monkeypatch.setenv(name, given)
+    environment = Path(f"/proc/{open_engine('stay_silent').process_id}/environ").read_bytes()
+    kept = given or client_module._MALLOC[name]  # type: ignore[attr-defined]
+    assert f"{name}={kept}".encode() in environment.split(b"\0")
+
+
 def test_only_the_user_can_reach_the_sockets(open_engine: Open, folder: Path) -> None:
     open_engine("stay_silent")
     (private,) = folder.iterdir()

@@ -33,9 +33,10 @@ class ScriptedClient:
             for output in self.script(request):
                 on_output(replace(output, request_id=output.request_id or request.request_id))
 
-    def submit(self, request: Request, on_output: OnOutput) -> None:
-        self.submitted.append(request)
-        self._jobs.put((request, on_output))
+    def submit(self, request: Request, on_output: OnOutput, more: Sequence[tuple[Request, OnOutput]] = ()) -> None:
+        for each, sink in ((request, on_output), *more):
+            self.submitted.append(each)
+            self._jobs.put((each, sink))
 
     def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,30 +12,36 @@ import pytest
 from tests.frontends.scripted import Script, ScriptedClient, say
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import DeviceConfig, EngineConfig, resolve
-from tilewise.demo import model_folder
+from tilewise.demo import model_folder, picture_path
 from tilewise.engine.launch import Checkpoint, Engine
 from tilewise.errors import CapacityError, EngineError, InputError, QueueFullError
 from tilewise.frontends.answers import Answer
 from tilewise.frontends.async_engine import AsyncEngine, Stream
 from tilewise.frontends.pipeline import create_builder
+from tilewise.inputs import request as building
 from tilewise.inputs.conversation import parse_prompt
+from tilewise.inputs.fetch import check_wanted
 from tilewise.inputs.request import RequestBuilder
 from tilewise.types import FinishReason, GenerationConfig, Request, StepOutput
 
 MakeEngine = Callable[..., tuple[AsyncEngine, ScriptedClient]]
 HELLO = parse_prompt("hello")
+PICTURE = parse_prompt(("look", str(picture_path())))
 
 
 @pytest.fixture
 def make_engine() -> Iterator[MakeEngine]:
     engines: list[AsyncEngine] = []
 
-    def make(script: Script, *, max_batch_size: int = 2, max_queued: int = 0) -> tuple[AsyncEngine, ScriptedClient]:
+    def make(
+        script: Script, *, max_batch_size: int = 2, max_queued: int = 0, max_pixel_bytes: int = 1 << 30
+    ) -> tuple[AsyncEngine, ScriptedClient]:
         model = replace(load_model_config(model_folder()), is_random=False)
         config = EngineConfig(max_batch_size=max_batch_size)
         client, checkpoint = ScriptedClient(script), Checkpoint(model_folder(), model)
         engine = Engine(client, resolve(config, model, DeviceConfig("cpu")), checkpoint.folder)
-        engines.append(AsyncEngine(engine, create_builder(checkpoint), max_queued=max_queued))
+        builder = create_builder(checkpoint)
+        engines.append(AsyncEngine(engine, builder, max_queued=max_queued, max_pixel_bytes=max_pixel_bytes))
         return engines[-1], client
 
     yield make
@@ -110,6 +117,129 @@ def test_leaving_during_a_build_submits_nothing(make_engine: MakeEngine, monkeyp
     assert client.submitted == []
 
 
+async def wait_until_idle(engine: AsyncEngine) -> None:
+    while engine.num_open:
+        await asyncio.sleep(0.01)
+
+
+def test_text_waits_for_no_picture(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, client = make_engine(lambda _: say([5]), max_batch_size=64)
+    go_on, load = threading.Event(), building.load_image
+
+    def load_slowly(*arguments: Any) -> Any:
+        go_on.wait()
+        return load(*arguments)
+
+    monkeypatch.setattr(building, "load_image", load_slowly)
+
+    async def run() -> None:
+        tasks = [asyncio.create_task(engine.open(PICTURE, GenerationConfig())) for _ in range(40)]
+        await read(await engine.open(HELLO, GenerationConfig()))
+        assert [len(request.images) for request in client.submitted] == [0]
+        go_on.set()
+        for task in tasks:
+            await read(await task)
+
+    asyncio.run(run())
+    assert engine.num_open == 0
+
+
+@pytest.mark.parametrize("name", ["open", "build"])
+def test_leaving_while_pictures_are_fetched_gives_them_up(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    engine, client = make_engine(lambda _: say([5]), max_batch_size=64)
+
+    def never_come(*_: object) -> None:
+        while True:
+            check_wanted()
+            time.sleep(0.01)
+
+    monkeypatch.setattr(building, "load_image", never_come)
+
+    async def run() -> None:
+        tasks = [asyncio.create_task(getattr(engine, name)(PICTURE, GenerationConfig())) for _ in range(40)]
+        await asyncio.sleep(0.05)
+        assert engine.num_open == 40
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await wait_until_idle(engine)
+
+    asyncio.run(run())
+    assert client.submitted == []
+
+
+def test_what_is_being_built_when_the_drain_ends_is_told_to_come_back(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, client = make_engine(lambda _: say([5]), max_batch_size=64)
+    go_on, build = threading.Event(), RequestBuilder.build
+
+    def build_slowly(self: RequestBuilder, *arguments: Any) -> Request:
+        go_on.wait()
+        return build(self, *arguments)
+
+    monkeypatch.setattr(RequestBuilder, "build", build_slowly)
+
+    async def run() -> None:
+        # More than there are threads.
+        tasks = [asyncio.create_task(engine.open(HELLO, GenerationConfig())) for _ in range(40)]
+        await asyncio.sleep(0)
+        await engine.drain(0.05)
+        for told in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(told, CapacityError)
+        go_on.set()
+        await wait_until_idle(engine)
+
+    asyncio.run(run())
+    assert client.submitted == []
+
+
+def test_the_choices_of_a_request_and_their_pictures_are_sent_at_once(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, client = make_engine(lambda _: say([5]), max_batch_size=4)
+    sent, submit = list[int](), client.submit
+
+    def count(request: Request, on_output: Any, more: Any = ()) -> None:
+        sent.append(1 + len(more))
+        submit(request, on_output, more)
+
+    monkeypatch.setattr(client, "submit", count)
+
+    async def run() -> None:
+        await read(await engine.open(PICTURE, GenerationConfig(n=3)))
+
+    asyncio.run(run())
+    assert sent == [3]
+    assert all(request.images is client.submitted[0].images for request in client.submitted)
+
+
+def test_pictures_under_way_are_bounded_by_their_bytes(make_engine: MakeEngine) -> None:
+    held = threading.Event()
+
+    def wait(_: Request) -> Sequence[StepOutput]:
+        held.wait()
+        return say([5])
+
+    engine, client = make_engine(wait, max_batch_size=8, max_pixel_bytes=1)
+
+    async def run() -> None:
+        stream = await engine.open(PICTURE, GenerationConfig(n=2))  # alone, any may come
+        with pytest.raises(QueueFullError, match="Pictures of"):
+            await engine.open(PICTURE, GenerationConfig())
+        text = await engine.open(HELLO, GenerationConfig())
+        held.set()
+        await read(stream)
+        await read(text)
+        await read(await engine.open(PICTURE, GenerationConfig()))
+
+    asyncio.run(run())
+    assert engine.num_open == 0
+    assert len(client.submitted) == 4
+
+
 def test_an_answer_that_cannot_be_read_fails_its_stream_alone(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +266,51 @@ def test_an_answer_that_the_server_aborts_is_no_whole_one(make_engine: MakeEngin
     async def run() -> None:
         with pytest.raises(CapacityError, match="shutting down"):
             await read(await engine.open(HELLO, GenerationConfig()))
+
+    asyncio.run(run())
+
+
+def test_what_is_said_after_its_loop_has_ended_holds_up_no_later_one(make_engine: MakeEngine) -> None:
+    go_on = threading.Event()
+
+    def wait(_: Request) -> Sequence[StepOutput]:
+        go_on.wait()
+        return say([5, 6])
+
+    engine, _ = make_engine(wait)
+
+    async def leave() -> None:
+        (await engine.open(HELLO, GenerationConfig())).close()
+
+    asyncio.run(leave())
+    go_on.set()
+    while engine.num_open:
+        time.sleep(0.01)
+
+    async def ask() -> list[tuple[int, str | None]]:
+        return await read(await engine.open(HELLO, GenerationConfig()))
+
+    assert asyncio.run(ask()) == [(0, None), (0, "length")]
+
+
+def test_a_stalled_loop_is_woken_once_for_all_that_came_meanwhile(make_engine: MakeEngine) -> None:
+    engine, _ = make_engine(lambda _: say([5] * 50))
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        woken, wake = list[Callable[..., object]](), loop.call_soon_threadsafe
+
+        def count(callback: Callable[..., object], *arguments: Any, **options: Any) -> asyncio.Handle:
+            if callback == engine._read:  # type: ignore[attr-defined]
+                woken.append(callback)
+            return wake(callback, *arguments, **options)
+
+        loop.call_soon_threadsafe = count  # type: ignore[method-assign]
+        stream = await engine.open(HELLO, GenerationConfig())
+        while engine.num_open:  # the loop stands still while the engine's thread says all
+            time.sleep(0.01)
+        assert len(await read(stream)) == 50
+        assert len(woken) <= 2  # once before `open` returned, perhaps
 
     asyncio.run(run())
 

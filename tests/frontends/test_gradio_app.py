@@ -1,5 +1,6 @@
 """The chat page as programs meet it: its one function, its defaults, its failures in words, and what it refuses."""
 
+import asyncio
 import socket
 import sys
 from collections.abc import Iterator
@@ -11,13 +12,18 @@ import pytest
 from tests.frontends.openai_double import Double, Refusal, gradios_loops_closed
 from tilewise.client import APIClient, to_data_url
 from tilewise.demo import picture_path
+from tilewise.errors import ImageTooLargeError
+from tilewise.inputs.policy import ImageLimits, ImagePolicy
+from tilewise.types import TilingParameters
 
 gr: Any = pytest.importorskip("gradio", reason="gradio (the extra `ui`) is not installed")
 gradio_client: Any = pytest.importorskip("gradio_client")
 import httpx  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from tilewise.frontends import cli  # noqa: E402
 from tilewise.frontends.gradio_app import Page, create_page, launch_page, read_turns  # noqa: E402
+from tilewise.frontends.page_frame import FramedApp  # noqa: E402
 
 # Of gradio itself.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -171,7 +177,7 @@ def test_a_question_without_an_answer_is_left_out_of_the_conversation() -> None:
 
     history = [
         turn("user", [{"type": "text", "text": "failed"}]),
-        turn("assistant", "⚠️ The server is busy."),
+        {**turn("assistant", "⚠️ The server is busy."), "metadata": {"id": "failed"}},
         turn("user", [{"type": "file", "file": {"path": "a.png"}}]),
         turn("user", [{"type": "text", "text": "one"}]),
         turn("assistant", [{"type": "text", "text": "yes"}]),
@@ -185,6 +191,46 @@ def test_a_question_without_an_answer_is_left_out_of_the_conversation() -> None:
     edited = read_turns([*history, turn("user", [{"path": "c.png"}])], "three")
     assert edited[-1] == {"role": "user", "content": [*picture("c.png"), {"type": "text", "text": "three"}]}
     assert edited[:-1] == sent[:-1]
+
+
+def test_an_answer_may_hold_any_sign_and_stays_whole_in_the_conversation(double: Double, program: Any) -> None:
+    for said in ("No. ⚠️ Never: the gas is poisonous.", "⚠️ Careful: hot."):
+        double.script = lambda body, said=said: (said,)
+        assert ask(program, "May I?")[0] == said
+    ask(program, "And then?")
+    sent = [message["content"] for message in double.bodies[-1]["messages"]]
+    assert sent[1::2] == ["No. ⚠️ Never: the gas is poisonous.", "⚠️ Careful: hot."]
+    assert len(sent) == 5
+
+
+def test_pictures_beyond_what_the_api_takes_are_refused_before_one_is_read(
+    double: Double, program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tilewise.frontends.gradio_app.load_image", lambda *_: pytest.fail("a picture was read"))
+    said, *_ = ask(program, "what?", *[picture_path()] * 17)
+    assert "at most 16" in said
+    assert not double.bodies
+
+
+def test_of_a_conversations_pictures_one_is_held_in_full_and_together_they_are_bounded(
+    double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+
+    def load(*_: Any) -> Any:
+        assert all(max(before.size) < 1000 for before in loaded)
+        loaded.append(Image.new("RGB", (1000, 1000)))
+        return loaded[-1]
+
+    monkeypatch.setattr("tilewise.frontends.gradio_app.load_image", load)
+    page = Page(APIClient(double.url), None, double.url)
+    page._policy = ImagePolicy(ImageLimits(max_request_pixels=2_000_000))
+    _, last = page._show_tiles([{"role": "user", "content": picture("a.png") * 2}], TilingParameters(), 256)
+    assert last is loaded[1]
+    loaded.clear()
+    with pytest.raises(ImageTooLargeError, match="more than 2000000 pixels"):
+        page._show_tiles([{"role": "user", "content": picture("a.png") * 9}], TilingParameters(), 256)
+    assert len(loaded) == 3
 
 
 def picture(path: str) -> list[dict[str, Any]]:
@@ -218,6 +264,54 @@ def test_no_file_of_the_machine_and_no_address_is_read_as_a_picture(double: Doub
     with pytest.raises(Exception, match=r"Send the picture itself|Cannot move|upload"):
         program.predict({"text": "what?", "files": [file]}, api_name="/chat")
     assert not double.bodies
+
+
+EVIL = "http://evil.example:6006"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "evil.example:6006", "Origin": EVIL},
+        {"Host": "192.168.1.5:6006", "Origin": EVIL},
+        {"Host": "localhost:6006", "Origin": "http://localhost:8000"},
+        {"Host": "192.168.1.5:6006", "Origin": "null"},
+        {"Host": "localhost@evil.example"},
+        {"Host": "localhost.evil.example"},
+    ],
+)
+def test_pages_of_other_sites_are_refused_and_get_no_leave(address: str, double: Double, headers: dict) -> None:
+    asked = {**headers, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    body = {"data": [{"text": "x"}, 512, 0.7, 0.8, 50, 12, ""]}
+    with httpx.Client(base_url=address, trust_env=False) as http:
+        for answer in (
+            http.get("/", headers=headers),
+            http.post("/gradio_api/call/chat", headers=headers, json=body),
+            http.options("/gradio_api/call/chat", headers=asked),
+        ):
+            assert answer.status_code == 403
+            assert "--allowed-hosts" in answer.text
+            assert not [name for name in answer.headers if name.startswith("access-control-allow")]
+    assert not double.bodies
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost:6006", "127.0.0.1", "[::1]:6006", "192.168.1.5:6006", "page.example", "a.b.example:80"]
+)
+def test_the_pages_own_names_are_answered_and_grant_nobody_else_leave(double: Double, host: str) -> None:
+    async def ask(headers: dict[str, str]) -> httpx.Response:
+        app = FramedApp(["page.example", ".b.example"])
+        app.add_api_route("/x", lambda: "yes")
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+            return await http.get("/x", headers=headers)
+
+    for headers in ({"Host": host}, {"Host": host, "Origin": f"http://{host}"}):
+        answer = asyncio.run(ask(headers))
+        assert answer.json() == "yes"
+        assert not [name for name in answer.headers if name.startswith("access-control-allow")]
+    assert asyncio.run(ask({"Host": host, "Origin": "https://page.example"})).status_code == 200
 
 
 def test_files_larger_than_the_limit_are_refused(address: str) -> None:

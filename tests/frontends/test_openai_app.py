@@ -2,23 +2,31 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+import re
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from tests.frontends.scripted import Script, ScriptedClient, say
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import DeviceConfig, EngineConfig, resolve
 from tilewise.demo import model_folder
 from tilewise.engine.launch import Checkpoint, Engine
-from tilewise.frontends.async_engine import AsyncEngine
+from tilewise.errors import EngineError, InputError
+from tilewise.frontends.async_engine import AsyncEngine, Stream
+from tilewise.frontends.door import EventStream
 from tilewise.frontends.openai_app import create_app
+from tilewise.frontends.openai_chat import ChatChoice
+from tilewise.frontends.openai_schema import Body, ChatRequest, DetokenizeRequest, ResponsesRequest
 from tilewise.frontends.pipeline import create_builder
-from tilewise.frontends.service import ServerSettings
-from tilewise.inputs.tokenizer import Tokenizer
+from tilewise.frontends.service import ServerSettings, check_body
+from tilewise.inputs.request import RequestBuilder
+from tilewise.inputs.tokenizer import SPECIAL_NAMES, Tokenizer
 from tilewise.types import FinishReason, Request, StepOutput, TokenLogprob
 
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
@@ -74,14 +82,17 @@ def make_app() -> Iterator[MakeApp]:
         assert app.engine.num_open == 0, "an answer was opened and never ended"
 
 
+def respond(*parts: dict[str, Any]) -> dict[str, Any]:
+    """The body of a request to the Responses API."""
+    return {"model": "m", "input": [{"role": "user", "content": list(parts)}]}
+
+
 def speak(tokenizer: Tokenizer, text: str) -> Script:
     """Say `text` token by token, special tokens by their names, and end with the template's stop."""
 
     def script(_: Request) -> list[StepOutput]:
         ids: list[int] = []
-        for piece in (
-            text.replace("<|plugin|>", "\0<|plugin|>\0").replace("<|action_start|>", "\0<|action_start|>\0").split("\0")
-        ):
+        for piece in re.split("(" + "|".join(map(re.escape, SPECIAL_NAMES)) + ")", text):
             ids += [tokenizer.special_id(piece)] if tokenizer.has_special(piece) else tokenizer.encode(piece)
         return say(ids, FinishReason.STOP, tokenizer.special_id("<|im_end|>"))
 
@@ -96,7 +107,6 @@ def test_a_call_is_told_whole_and_in_deltas(make_app: MakeApp, tokenizer: Tokeni
     assert choice["message"]["content"] == "I look."
     (call,) = choice["message"]["tool_calls"]
     assert (call["type"], call["function"]) == ("function", {"name": "look", "arguments": '{"a": 12}'})
-    assert app.client.submitted[0].generation.skip_special_tokens is False
     *chunks, done = app.stream("/v1/chat/completions", body)
     assert done == "[DONE]"
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
@@ -105,6 +115,78 @@ def test_a_call_is_told_whole_and_in_deltas(make_app: MakeApp, tokenizer: Tokeni
     assert [call.get("id") is not None for call in told] == [True] + [False] * (len(told) - 1)
     assert "".join(delta.get("content") or "" for delta in deltas) == "I look."
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("stop", [",", '"b"', "|", "<", "\n{"])
+def test_a_stop_word_within_a_call_is_no_stop(make_app: MakeApp, tokenizer: Tokenizer, stop: str) -> None:
+    arguments = '{"a": 12, "b": "pq"}'
+    app = make_app(
+        speak(
+            tokenizer, f'See it <ref>x</ref>.<|action_start|><|plugin|>\n{{"name": "look", "parameters": {arguments}}}'
+        )
+    )
+    (choice,) = app.send("/v1/chat/completions", {**ASK, "tools": [TOOL], "stop": [stop]}).json()["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("See it x.", "tool_calls")
+    assert [call["function"]["arguments"] for call in choice["message"]["tool_calls"]] == [arguments]
+
+
+def test_a_stop_word_in_what_is_said_before_a_call_ends_the_answer(make_app: MakeApp, tokenizer: Tokenizer) -> None:
+    app = make_app(speak(tokenizer, 'See it.<|action_start|><|plugin|>\n{"name": "look", "parameters": {}}'))
+    (choice,) = app.send("/v1/chat/completions", {**ASK, "tools": [TOOL], "stop": ["it"]}).json()["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("See ", "stop")
+    assert "tool_calls" not in choice["message"]
+
+
+@pytest.mark.parametrize(("is_skipped", "content"), [(True, "x[[1]]"), (False, "<ref>x</ref><box>[[1]]</box>")])
+def test_special_tokens_are_shown_beside_tools_as_without(
+    make_app: MakeApp, tokenizer: Tokenizer, is_skipped: bool, content: str
+) -> None:
+    app = make_app(speak(tokenizer, "<ref>x</ref><box>[[1]]</box>"))
+    for more in ({}, {"tools": [TOOL]}):
+        body = {**ASK, **more, "skip_special_tokens": is_skipped}
+        assert app.send("/v1/chat/completions", body).json()["choices"][0]["message"]["content"] == content
+
+
+def test_what_asks_for_nothing_more_is_accepted_beside_tools(make_app: MakeApp, tokenizer: Tokenizer) -> None:
+    app = make_app(speak(tokenizer, "Twelve."))
+    plain = {"response_format": {"type": "text"}, "parallel_tool_calls": False}
+    assert app.send("/v1/chat/completions", {**ASK, "tools": [TOOL], **plain}).status_code == 200
+    assert "tool_calls" in (app.client.submitted[0].generation.response_format or "")
+    said = {"type": "output_text", "text": "x", "annotations": [], "logprobs": []}
+    turns = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": [said]},
+        {"role": "user", "content": "y"},
+    ]
+    assert app.send("/v1/responses", {"model": "m", "input": turns}).json()["parallel_tool_calls"] is False
+
+
+def test_a_stop_word_below_min_tokens_is_no_stop(make_app: MakeApp, tokenizer: Tokenizer) -> None:
+    ids = [token_id for letter in "ababab" for token_id in tokenizer.encode(letter)]
+    app = make_app(lambda _: say(ids))
+    for least, content in ((0, "a"), (1, "a"), (2, "aba"), (4, "ababa"), (6, "ababab")):
+        body = {**ASK, "stop": ["b"], "min_tokens": least}
+        assert app.send("/v1/chat/completions", body).json()["choices"][0]["message"]["content"] == content
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "param"),
+    [
+        (ChatRequest, {**ASK, **{f"f{number}": 1 for number in range(5000)}}, "f0"),
+        (ChatRequest, {**ASK, "logit_bias": {f"k{number}": 1 for number in range(5000)}}, "logit_bias"),
+        (ChatRequest, {**ASK, "tools": ["a"] * 5000}, "tools.0"),
+        (ChatRequest, {**ASK, "modalities": ["a"] * 5000}, "modalities.0"),
+        (ResponsesRequest, {"model": "m", "input": ["a"] * 5000}, "input"),
+        (DetokenizeRequest, {"tokens": ["a"] * 5000}, "tokens.0"),
+    ],
+)
+def test_of_many_faults_few_are_looked_at(kind: type[Body], body: Any, param: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_body(kind, body)
+    assert caught.value.param == param
+    with pytest.raises((InputError, ValidationError)) as raised:
+        kind.model_validate(body)
+    assert isinstance(raised.value, InputError) or raised.value.error_count() <= 2
 
 
 def test_a_turn_with_a_call_and_its_result_may_come_back(make_app: MakeApp, tokenizer: Tokenizer) -> None:
@@ -204,12 +286,40 @@ def test_a_schema_reaches_the_engine(make_app: MakeApp, path: str, more: dict[st
 @pytest.mark.parametrize("form", [{"type": "tool_calls", "tools": []}, {"type": "xml"}, {}])
 def test_a_form_that_is_no_clients_to_ask_for_is_refused(make_app: MakeApp, form: dict[str, Any]) -> None:
     app = make_app(lambda _: say([5]))
-    for path, body in (
-        ("/v1/chat/completions", {**ASK, "response_format": form}),
-        ("/v1/responses", {"model": "m", "input": "x", "text": {"format": form or {"type": 1}}}),
+    for path, body, param in (
+        ("/v1/chat/completions", {**ASK, "response_format": form}, "response_format"),
+        ("/v1/responses", {"model": "m", "input": "x", "text": {"format": form or {"type": 1}}}, "text.format"),
     ):
         response = app.send(path, body)
-        assert (response.status_code, response.json()["error"]["param"]) == (400, "response_format")
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/chat/completions", {**ASK, "messages": [{"role": "user", "content": "a " * 9000}]}, "messages"),
+        ("/v1/completions", {"model": "m", "prompt": "a " * 9000}, "prompt"),
+        ("/v1/responses", {"model": "m", "input": "a " * 9000}, "input"),
+        (
+            "/v1/responses",
+            {
+                "model": "m",
+                "input": "a",
+                "text": {
+                    "format": {"type": "json_schema", "name": "a", "schema": {"type": "array", "uniqueItems": True}}
+                },
+            },
+            "text.format",
+        ),
+    ],
+)
+def test_an_error_names_the_field_that_the_route_has(make_app: MakeApp, path: str, body: Any, param: str) -> None:
+    response = make_app(lambda _: say([5])).send(path, body)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param), response.text
+    assert ("response_format" in error["message"]) is False
+    if "." in param:
+        assert error["message"].startswith(param)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +333,17 @@ def test_a_form_that_is_no_clients_to_ask_for_is_refused(make_app: MakeApp, form
         ("/v1/responses", {"model": "m", "input": "a", "store": True}, "store"),
         ("/v1/responses", {"model": "m", "input": "a", "tools": [{}]}, "tools"),
         ("/v1/responses", {"model": "m", "input": [{"type": "reasoning"}]}, "input"),
-        ("/v1/chat/completions", {**ASK, "tools": [TOOL], "response_format": {"type": "text"}}, "response_format"),
+        (
+            "/v1/chat/completions",
+            {**ASK, "tools": [TOOL], "response_format": {"type": "json_object"}},
+            "response_format",
+        ),
+        ("/v1/chat/completions", {**ASK, "tools": [TOOL], "parallel_tool_calls": True}, "parallel_tool_calls"),
+        ("/v1/chat/completions", {**ASK, "tools": [{"foo": 1}], "tool_choice": "none"}, "tools"),
+        ("/v1/chat/completions", {**ASK, "messages": [{"role": "tools", "content": "x"}, *ASK["messages"]]}, "role"),
+        ("/tokenize", {"messages": [{"role": "tools", "content": "x"}, *ASK["messages"]]}, "role"),
+        ("/v1/responses", respond({"type": "input_text", "text": "x", "bogus": 1}), "bogus"),
+        ("/v1/responses", respond({"type": "output_text", "text": "x", "annotations": [1]}), "annotations"),
         ("/v1/chat/completions", {**ASK, "tool_choice": "required"}, "tool_choice"),
         ("/v1/chat/completions", {**ASK, "max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
         ("/tokenize", {}, "prompt"),
@@ -235,6 +355,115 @@ def test_a_form_that_is_no_clients_to_ask_for_is_refused(make_app: MakeApp, form
 def test_what_would_not_be_honoured_is_refused_by_name(make_app: MakeApp, path: str, body: Any, param: str) -> None:
     response = make_app(lambda _: say([5])).send(path, body)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+
+
+def test_what_is_being_built_when_the_server_ends_gets_an_error_and_the_time_to_return(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, go_on = make_app(lambda _: say([5])), threading.Event()
+    monkeypatch.setattr(RequestBuilder, "build", lambda *_: go_on.wait())
+
+    async def run() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(create_app(app.engine, app.settings))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            bodies = {"/v1/chat/completions": ASK, "/tokenize": {"messages": ASK["messages"]}}
+            tasks = [asyncio.create_task(client.post(path, json=body)) for path, body in bodies.items()]
+            while app.engine.num_open < len(tasks):
+                await asyncio.sleep(0.01)
+            await app.engine.drain(0.0)
+            answers = await asyncio.gather(*tasks)
+            go_on.set()
+            while app.engine.num_open:
+                await asyncio.sleep(0.01)
+            return answers
+
+    for answer in asyncio.run(run()):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "capacity")
+        assert int(answer.headers["retry-after"]) > 0
+
+
+def test_ids_of_a_conversation_are_asked_for_in_the_queue_of_answers(make_app: MakeApp) -> None:
+    app = make_app(lambda _: say([5]))
+    assert app.send("/tokenize", {"messages": ASK["messages"]}).json()["count"] > 0
+    app.engine.num_open += 1000
+    try:
+        assert app.send("/tokenize", {"messages": ASK["messages"]}).status_code == 429
+    finally:
+        app.engine.num_open -= 1000
+
+
+def test_a_whole_answer_with_logprobs_is_put_together_off_the_loop(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, threads = make_app(lambda _: say([5, 6])), list[threading.Thread]()
+    whole = ChatChoice.whole
+
+    def note(self: ChatChoice) -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return whole(self)
+
+    monkeypatch.setattr(ChatChoice, "whole", note)
+    answer = app.send("/v1/chat/completions", {**ASK, "logprobs": True, "n": 2}).json()
+    assert [len(choice["logprobs"]["content"]) for choice in answer["choices"]] == [2, 2]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    assert len(threads) == 2
+    assert threading.current_thread() not in threads
+
+
+def test_a_stream_that_is_behind_sends_packets_and_lets_others_have_their_turn(make_app: MakeApp) -> None:
+    app, num_turns, packets = make_app(lambda _: say([5])), [0], list[int]()
+
+    async def make_events() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b"x" * 10_000
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            packets.append(len(message["body"]))
+
+    async def take_turns() -> None:
+        while True:
+            num_turns[0] += 1
+            await asyncio.sleep(0)
+
+    async def run() -> None:
+        stream = Stream(app.engine, 1)
+        stream.pieces.put((0, EngineError("never read")))
+        others = asyncio.create_task(take_turns())
+        await EventStream(stream, make_events())._send(send)  # type: ignore[attr-defined]
+        others.cancel()
+
+    asyncio.run(run())
+    assert sum(packets) == 1_000_000
+    assert max(packets) < 100_000
+    assert num_turns[0] >= len(packets) - 1
+
+
+def test_offsets_of_tokens_are_their_places_in_the_text_streamed_or_whole(
+    make_app: MakeApp, tokenizer: Tokenizer
+) -> None:
+    app = make_app(speak(tokenizer, "ab <ref>cd</ref> \u9f98 e"))
+    for skips in (True, False):
+        body = {
+            "model": "m",
+            "prompt": "x",
+            "logprobs": 0,
+            "skip_special_tokens": skips,
+            "stop": ["b <ref>cd</ref> Z", "b cd Z"],
+        }
+        (choice,) = app.send("/v1/completions", body).json()["choices"]
+        text, told = choice["text"], choice["logprobs"]
+        assert text == ("ab cd \u9f98 e" if skips else "ab <ref>cd</ref> \u9f98 e")
+        offsets = told["text_offset"]
+        for token, offset, end in zip(told["tokens"], offsets, [*offsets[1:], len(text)], strict=True):
+            is_hidden = skips and tokenizer.has_special(token)
+            is_part = "\ufffd" in token
+            assert is_hidden or is_part or text[offset:end] == token
+            assert offset == end if is_hidden else offset <= end
+        streamed: list[int] = []
+        for chunk in app.stream("/v1/completions", body)[:-1]:
+            streamed += (chunk["choices"][0]["logprobs"] or {"text_offset": []})["text_offset"]
+        assert streamed == offsets
 
 
 def test_a_sane_request_id_is_kept_and_any_other_replaced(make_app: MakeApp) -> None:

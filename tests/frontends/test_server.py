@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from shutil import which
@@ -53,6 +54,8 @@ def test_a_keys_file_that_would_open_the_door_is_refused(tmp_path: Path) -> None
     [
         ("--server-port 70000", "server_port=70000"),
         ("--max-queued -1", "max_queued=-1"),
+        ("--server-fd 2", "server_fd=2 must be 3 or more"),
+        ("--server-fd 999", "server_fd=999 is no TCP socket"),
         ("--log-format xml", "log_format='xml'"),
         ("--ssl-certfile a.pem", "both ssl_certfile and ssl_keyfile"),
         ("--api-keys-file no-such-file", "keys' file cannot be read"),
@@ -134,6 +137,17 @@ def test_no_event_waits_for_the_receipt_of_the_last() -> None:
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+def test_a_socket_that_is_handed_over_is_listened_at(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as given, bind(ServerConfig(server_fd=os.dup(given.fileno()))) as taken:
+        assert taken.getsockname() == given.getsockname()
+    with socket.socket(socket.AF_UNIX) as local, socket.socket() as silent:
+        local.bind(str(tmp_path / "socket"))
+        local.listen()
+        for other in (local, silent):
+            with pytest.raises(ConfigError, match="no TCP socket that listens"):
+                bind(ServerConfig(server_fd=other.fileno()))
+
+
 def create_record(message: str, *arguments: object) -> logging.LogRecord:
     return logging.LogRecord("tilewise.access", logging.INFO, "", 0, message, arguments, None)
 
@@ -155,3 +169,15 @@ def test_a_text_line_holds_no_terminal_command_and_no_second_line() -> None:
     line = LineFormatter(is_json=False).format(create_record("a%s", "\x1b[2J\nFORGED"))
     assert "\x1b" not in line
     assert "\n" not in line
+
+
+def test_no_line_of_a_traceback_looks_like_a_record() -> None:
+    try:
+        raise ValueError("a\n2026-11-25T00:00:00.000Z INFO    tilewise: FORGED\r\x1b[2J\x9b")
+    except ValueError:
+        record = create_record("it failed")
+        record.exc_info = sys.exc_info()
+    first, *rest = LineFormatter(is_json=False).format(record).splitlines()
+    assert first.endswith("tilewise.access: it failed")
+    assert "    2026-11-25T00:00:00.000Z INFO    tilewise: FORGED[2J" in rest
+    assert all(line.startswith("    ") for line in rest)

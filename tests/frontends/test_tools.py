@@ -183,7 +183,7 @@ def test_a_free_answer_talks_grounds_and_calls(tokenizer: Tokenizer) -> None:
     said = [*tokenizer.encode("See <|action_star"), ref, *tokenizer.encode("猫"), end, *tokenizer.encode(" now.")]
     call = [tokenizer.special_id("<|action_start|>")]
     content, ((name, arguments),), _ = split(write(form, tokenizer, 1, said + call))
-    assert (content, name) == ("See <|action_star猫 now.", "look")
+    assert (content, name) == ("See <|action_star<ref>猫</ref> now.", "look")
     assert is_valid(json.loads(arguments), PERSON)
     guide = create_guide(GenerationConfig(response_format=form).response_format or "", tokenizer)
     for token_id in [None, *said]:
@@ -257,26 +257,22 @@ def test_what_would_not_be_honoured_is_refused(tools: Any, choice: Any, match: s
 ARGUMENTS = ("{}", '{"a": "}\\"{\\\\", "b": {"c": [1, {}]}}', '{\n "猫": "<|action_end|>"\n}')
 
 
-@pytest.mark.parametrize("ending", ["", "<|action_end|>", "<|action_end|> bye"])
+@pytest.mark.parametrize("ending", ["", " bye", "} <|action_"])
 @pytest.mark.parametrize("arguments", ARGUMENTS)
 def test_a_call_is_read_alike_over_every_border(arguments: str, ending: str) -> None:
     text = f'Sure <b>.</s>{START}{{"name": "get-1", "parameters": {arguments}}}{ending}'
-    expected = ("Sure <b>." + ending.removeprefix("<|action_end|>"), [("get-1", arguments)])
+    expected = (f"Sure <b>.</s>{ending}", [("get-1", arguments)])
     for cut in range(len(text) + 1):
         assert split(text, [cut])[:2] == expected
     assert split(text, range(len(text)))[:2] == expected
 
 
-def has_no_mark(text: str) -> bool:
-    return not any(name in text for name in SPECIAL_NAMES)
-
-
 @given(
-    st.lists(st.tuples(st.text('<|a>ction_sr{}" \\').filter(has_no_mark), st.sampled_from(ARGUMENTS)), max_size=3),
+    st.lists(st.tuples(st.text('<|a>ction_sr{}" \\'), st.sampled_from(ARGUMENTS)), max_size=3),
     st.data(),
 )
 def test_calls_that_follow_each_other_are_read_in_any_pieces(turns: list[tuple[str, str]], data: st.DataObject) -> None:
-    text = "".join(f'{t}{START}{{"name": "f", "parameters": {a}}}<|action_end|>' for t, a in turns) + "end<"
+    text = "".join(f'{t}{START}{{"name": "f", "parameters": {a}}}' for t, a in turns) + "end<"
     cuts = data.draw(st.lists(st.integers(0, len(text))))
     content, calls, _ = split(text, cuts)
     assert calls == [("f", arguments) for _, arguments in turns]
@@ -291,10 +287,6 @@ def test_a_call_that_was_cut_gives_what_there_was() -> None:
         content, calls, _ = split(whole[:length], range(length))
         assert content == whole[: min(length, opening)]
         assert not calls or '{"a": {"b": 1}, "c": 2}'.startswith(calls[0][1])
-
-
-def test_names_of_special_tokens_are_taken_out_of_the_content() -> None:
-    assert split("a<ref>b</ref><box>[[1]]</box>", range(30))[0] == "ab[[1]]"
 
 
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}

@@ -8,6 +8,9 @@ def user(*parts):
     return (Message("user", parts),)
 
 
+HUGE = "x" * 1_000_000
+
+
 def content(*parts):
     return [{"role": "user", "content": list(parts)}]
 
@@ -87,6 +90,23 @@ def test_image_url_fields_are_kept(fields, part):
 def test_what_would_not_be_honoured_is_refused_by_name(prompt, match):
     with pytest.raises(InputError, match=match):
         parse_prompt(prompt)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [{"role": HUGE, "content": "q"}],
+        [{"role": "user", "content": "q", HUGE: 1}],
+        content({"type": HUGE}),
+        content({"type": "image_url", "image_url": {"url": "u", "detail": HUGE}}),
+        content({"type": "image_url", "image_url": {"url": "u", "detail": [HUGE]}}),
+        content({"type": "image_url", "image_url": {"url": "u", HUGE: 2}}),
+    ],
+)
+def test_what_is_huge_is_refused_in_few_words(prompt):
+    with pytest.raises(InputError) as refusal:
+        parse_prompt(prompt)
+    assert len(str(refusal.value)) < 300
 
 
 @pytest.mark.parametrize("roles", ["u", "su", "uau", "suauau"])

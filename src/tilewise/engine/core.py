@@ -68,13 +68,14 @@ class EngineCore:
         if isinstance(message, Abort):
             ended = self.scheduler.abort(message.request_id)
             return [ended] if ended else []
-        try:
-            self._check_ids(message.request)
-            self.scheduler.add(message.request)
-        except TilewiseError as error:
-            request_id = message.request.request_id
-            return [StepOutput(request_id, finish_reason=FinishReason.ERROR, error=str(error))]
-        return []
+        refused: list[StepOutput] = []
+        for request in message.requests:
+            try:
+                self._check_ids(request)
+                self.scheduler.add(request)
+            except TilewiseError as error:
+                refused.append(StepOutput(request.request_id, finish_reason=FinishReason.ERROR, error=str(error)))
+        return refused
 
     def step(self) -> list[StepOutput]:
         """Launch the next step, then commit the one before it; or this one, where nothing is to be gained."""

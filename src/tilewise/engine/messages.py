@@ -1,7 +1,8 @@
 """What a client and an engine say to each other, and the one codec that puts it on a wire.
 
-A message is a typed msgpack frame; the pixels of a request's pictures follow it uncut, a frame each. Whatever does
-not decode to exactly these types is refused. Within one process messages are handed over as they are.
+A message is a typed msgpack frame; the pixels of its pictures follow it uncut, a frame each, and once for all of its
+requests. Whatever does not decode to exactly these types is refused. Within one process messages are handed over as
+they are.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from msgspec.msgpack import Decoder, Encoder
 
 from tilewise.config import ModelConfig, ResolvedConfig
 from tilewise.errors import InputError
-from tilewise.types import Request, StepOutput
+from tilewise.types import PreparedImage, Request, StepOutput
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
@@ -26,9 +27,15 @@ class Start(msgspec.Struct, frozen=True, tag=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Answer this request."""
+    """Answer this request, and `more` that have the same pictures."""
 
     request: Request
+    more: tuple[Request, ...] = ()
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        """All of them."""
+        return (self.request, *self.more)
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -96,7 +103,9 @@ def encode(message: Start | Message | Report) -> list[bytes]:
     images = message.request.images
     bare = tuple(replace(image, pixels=b"") for image in images)
     try:
-        header = _ENCODER.encode(Submit(replace(message.request, images=bare)))
+        if any(request.images != images for request in message.more):
+            raise ValueError("its choices must have the same pictures")
+        header = _ENCODER.encode(_with_images(message, bare))
         frames = [header, *(image.pixels for image in images)]
         _decode_header(MESSAGE, frames)
     except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
@@ -114,13 +123,20 @@ def decode(decoder: Decoder[Kind], frames: Sequence[bytes | memoryview]) -> Kind
     if not isinstance(message, Submit):
         return message
     images = zip(message.request.images, frames[1:], strict=True)
-    whole = tuple(replace(image, pixels=bytes(frame)) for image, frame in images)
-    return type(message)(replace(message.request, images=whole))
+    return _with_images(message, tuple(replace(image, pixels=bytes(frame)) for image, frame in images))
+
+
+def _with_images(message: Kind, images: tuple[PreparedImage, ...]) -> Kind:
+    assert isinstance(message, Submit)
+    first, *more = (replace(request, images=images) for request in message.requests)
+    return type(message)(first, tuple(more))
 
 
 def _decode_header(decoder: Decoder[Kind], frames: Sequence[bytes | memoryview]) -> Kind:
     message = decoder.decode(frames[0])
     images = message.request.images if isinstance(message, Submit) else ()
+    if isinstance(message, Submit) and any(request.images != images for request in message.more):
+        raise ValueError("the requests of a message must have the same pictures")
     if [len(frame) for frame in frames[1:]] != [image.width * image.height * 3 for image in images]:
         raise ValueError("the frames that follow are not the pixels of its pictures")
     return message

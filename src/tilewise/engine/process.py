@@ -3,6 +3,8 @@
 A length and a `Start` come on stdin, which then stays open for as long as the parent lives; all else goes over the
 sockets in FOLDER. Log lines travel to the parent, what is printed goes to stderr. Signals that reach a whole group
 or container are ignored: the parent decides when to end. Once it is gone the process ends at once.
+
+Where the loop hangs with requests to answer, its stacks go to stderr and its heartbeat ends, until it moves on.
 """
 
 import faulthandler
@@ -16,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import CodeType
 
 from tilewise.config import EngineConfig, ResolvedConfig
 from tilewise.engine.client import Core
@@ -27,6 +30,11 @@ logger = logging.getLogger(__name__)
 
 Build = Callable[[Start], tuple[Core, ResolvedConfig]]
 HEARTBEAT_S = 0.25
+# Of 20 s; a front end that hears nothing for 10 s more takes the engine for hung. Counters may stand still for longer:
+# in a long prefill on a CPU, or while a step's kernels are compiled. But that goes on from call to call, and no single
+# one takes so long: the largest product of a prefill on few cores, or the assembling of one kernel, takes seconds.
+# Beats are counted and not time, in which the whole process may have been stopped.
+_STALLED_BEATS = 80
 _POLL_S = 0.1
 _LINGER_S = 5.0
 
@@ -62,11 +70,31 @@ def _listen(wire: Wire[Message], inbox: "queue.SimpleQueue[Message]", folder: Pa
             os._exit(1)
 
 
-def _beat(wire: Wire[Message], core: Core, ended: threading.Event) -> None:
-    is_last = False
+def _beat(
+    wire: Wire[Message], core: Core, inbox: "queue.SimpleQueue[Message]", loop_id: int, ended: threading.Event
+) -> None:
+    """Tell the counters for as long as the loop, on thread `loop_id`, moves on or has nothing to do."""
+    seen, num_unmoved, is_last = None, 0, False
     while not is_last:
         is_last = ended.wait(HEARTBEAT_S)
-        wire.send(Heartbeat(core.stats()))
+        stats, before = core.stats(), seen
+        num_open = stats.get("requests_running", 0) + stats.get("requests_waiting", 0) + inbox.qsize()
+        seen = stats, _place_of(loop_id)
+        num_unmoved = num_unmoved + 1 if num_open and seen == before else 0
+        if num_unmoved < _STALLED_BEATS or is_last:
+            wire.send(Heartbeat(stats))
+        elif num_unmoved == _STALLED_BEATS:
+            logger.error("the engine stands still, with %d requests or messages; stderr shows where", num_open)
+            faulthandler.dump_traceback()
+
+
+def _place_of(thread_id: int) -> list[tuple[CodeType, int]]:
+    """Where in its program a thread is: every call it is in, the innermost first, and how far that has come."""
+    frame, place = sys._current_frames().get(thread_id), list[tuple[CodeType, int]]()  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        place.append((frame.f_code, frame.f_lasti))
+        frame = frame.f_back
+    return place
 
 
 def serve(folder: Path, build: Build) -> int:
@@ -110,7 +138,9 @@ def _work(wire: Wire[Message], start: Start, inbox: "queue.SimpleQueue[Message]"
         return 1
     wire.send(Ready(resolved))
     ended = threading.Event()
-    heart = threading.Thread(target=_beat, args=(wire, core, ended), name="tilewise-heart", daemon=True)
+    heart = threading.Thread(
+        target=_beat, args=(wire, core, inbox, threading.get_ident(), ended), name="tilewise-heart", daemon=True
+    )
     heart.start()
     status = 0
     try:

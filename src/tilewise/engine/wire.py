@@ -57,13 +57,16 @@ class Wire(Generic[Kind]):
 
     def receive(self, timeout_s: float) -> Kind | None:
         """Return the next message, or None where none comes in time; junk is dropped and logged."""
-        while self._inbound.poll(round(timeout_s * 1000)):
-            frames = [frame.buffer for frame in self._inbound.recv_multipart(copy=False)]
+        self._inbound.rcvtimeo = round(timeout_s * 1000)
+        while True:
+            try:
+                frames = [frame.buffer for frame in self._inbound.recv_multipart(copy=False)]
+            except zmq.Again:
+                return None
             try:
                 return decode(self._decoder, frames)
             except Exception as error:  # no parser's list of errors on hostile bytes is complete
                 logger.warning("dropped %d bytes that are no message: %s", sum(map(len, frames)), type(error).__name__)
-        return None
 
     def close(self, linger_s: float = 0.0) -> None:
         """Close on the thread that receives, or once it does not; wait so long for what is not sent yet."""

@@ -12,7 +12,9 @@ from dataclasses import replace
 
 from tilewise.engine.client import EngineClient
 from tilewise.errors import EngineError
+from tilewise.frontends.tools import find_call_id
 from tilewise.inputs.boxes import parse_boxes
+from tilewise.inputs.detokenizer import Detokenizer
 from tilewise.inputs.request import RequestBuilder
 from tilewise.types import Box, FinishReason, Request, Response, StepOutput, TokenLogprob, Usage
 
@@ -29,7 +31,9 @@ class Answer:
 
     A stop token ends the answer and counts, but is not among `token_ids`; the tokens of a stop word are, up to the
     one that completes it. Of a random model the text is a notice, and everything else is what the model said.
-    The request itself, with its pictures, is not kept.
+    The request itself, with its pictures, is not kept. Stop words are looked for in what the model says after
+    `min_new_tokens`, never in a call of a tool: its opening and all that follows are text, whatever special tokens are
+    skipped before.
     """
 
     def __init__(self, request: Request, builder: RequestBuilder, session_id: int = 0) -> None:
@@ -44,6 +48,8 @@ class Answer:
         self._num_image_tokens = sum(span.end - span.start for span in request.spans)
         self._stop_token_ids = request.stop_token_ids
         self._wants_logprobs = request.generation.logprobs is not None
+        self._min_new_tokens = request.generation.min_new_tokens
+        self._call_id = find_call_id(request.generation, builder.tokenizer)
         self._num_generated = 0
         self._cached_tokens = 0
         self._is_withheld = builder.model.is_random
@@ -80,7 +86,11 @@ class Answer:
                 break
             self.token_ids.append(token_id)
             self.logprobs += output.logprobs[number - 1 : number]
-            delta += self._detokenizer.push((token_id,))
+            if token_id == self._call_id:
+                delta += self._detokenizer.finish()
+                if self._detokenizer.stop_word is None:
+                    self._detokenizer = Detokenizer(self._tokenizer, skip_special_tokens=False)
+            delta += self._detokenizer.push((token_id,), may_stop=self._num_generated > self._min_new_tokens)
             if self._detokenizer.stop_word is not None:
                 self.finish_reason = FinishReason.STOP
                 break

@@ -1,8 +1,9 @@
 """An engine for an event loop: from messages to streams of answers, with a bounded queue.
 
-Requests are built in a thread pool and answers detokenised on the engine's thread, so the loop only passes pieces
-on. What is admitted is counted until its end, whoever leaves meanwhile: opened and ended become equal once all is
-quiet.
+Requests are built on threads, those with pictures on threads of their own: text waits for no picture's host. What the
+engine says is detokenised on the loop, all of a step at one wake-up: done on the engine's thread, the two threads take
+the interpreter from each other at every piece. What is admitted is counted until its end, whoever leaves meanwhile:
+opened and ended become equal once all is quiet.
 """
 
 import asyncio
@@ -10,25 +11,56 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from tilewise.engine.launch import Engine
 from tilewise.errors import CapacityError, EngineError, InputError, QueueFullError, TilewiseError
 from tilewise.frontends.answers import Answer, create_jobs
 from tilewise.frontends.metrics import Metrics
+from tilewise.frontends.threads import DaemonThreads
 from tilewise.inputs.conversation import Message
+from tilewise.inputs.fetch import on_errand
 from tilewise.inputs.request import RequestBuilder
-from tilewise.types import FinishReason, GenerationConfig, Response, StepOutput
+from tilewise.types import FinishReason, GenerationConfig, Request, Response, StepOutput
 
 logger = logging.getLogger(__name__)
 
-# Most of a build's time goes to waiting for a picture's host or decoder.
-_NUM_BUILDERS = 32
+# Most of a build's time goes to waiting: for a schema's compiler, a picture's host or decoder. Each of the latter may
+# hold the pixels of a request, too.
+_NUM_BUILDERS, _NUM_PICTURE_BUILDERS = 32, 16
+_MAX_PIXEL_BYTES = 4 << 30
 _STALE_HEARTBEAT_S = 10.0
 
+T = TypeVar("T")
 Piece = tuple[int, Response | TilewiseError]
+
+
+class Pieces:
+    """Pieces that wait for their reader, or the reader for them; asyncio's queue costs twice as much a piece."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._waiting: deque[Piece] = deque()
+        self._reader: asyncio.Future[None] | None = None
+
+    def empty(self) -> bool:
+        """Tell whether the reader has all there is."""
+        return not self._waiting
+
+    def put(self, piece: Piece) -> None:
+        """Add one, on the reader's loop."""
+        self._waiting.append(piece)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def get(self) -> Piece:
+        """Take the next, waiting for it where there is none."""
+        while not self._waiting:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        return self._waiting.popleft()
 
 
 class Stream:
@@ -39,7 +71,8 @@ class Stream:
         self.opened_at = time.perf_counter()
         self.is_closed = False
         self.request_ids: list[str] = []
-        self.pieces: asyncio.Queue[Piece] = asyncio.Queue()
+        self.pieces = Pieces()
+        self.num_open, self.num_pixel_bytes = num_choices, 0
         self._engine, self._num_left = engine, num_choices
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Response]]:
@@ -72,7 +105,7 @@ class Stream:
 
 
 class _Choice:
-    """One answer of a stream; `take` is the engine's to call."""
+    """One answer of a stream."""
 
     def __init__(self, engine: "AsyncEngine", stream: Stream, index: int, answer: Answer) -> None:
         self._engine, self._stream, self._index, self._answer = engine, stream, index, answer
@@ -80,15 +113,22 @@ class _Choice:
         self._last_at: float | None = None
 
     def take(self, output: StepOutput) -> None:
-        """Pass on what a step added; an answer that met a stop word is over, though the engine may say more."""
-        engine, answer = self._engine, self._answer
-        piece = self._read(output) if answer.finish_reason is None else None
+        """Hand what a step added to the loop, from the engine's thread."""
         if output.finish_reason is not None:  # room is given back before a reader can ask for it
-            self._end(answer.finish_reason or output.finish_reason)
-        elif answer.finish_reason is not None and piece is not None:
-            engine.abort([answer.request_id])
+            self._engine.end(self._stream, 1)
+        self._engine.post(self, output)
+
+    def read(self, output: StepOutput) -> None:
+        """Pass it on as text; an answer that met a stop word is over, though the engine may say more."""
+        answer = self._answer
+        was_over = answer.finish_reason is not None
+        piece = None if was_over else self._read(output)
+        if output.finish_reason is not None:
+            self._count(answer.finish_reason or output.finish_reason)
+        elif answer.finish_reason is not None and not was_over:
+            self._engine.abort([answer.request_id])
         if piece is not None:
-            engine.post(self._stream, (self._index, piece))
+            self._stream.pieces.put((self._index, piece))
 
     def _read(self, output: StepOutput) -> Response | TilewiseError:
         answer, now, metrics = self._answer, time.perf_counter(), self._engine.metrics
@@ -108,33 +148,43 @@ class _Choice:
         self._num_shown = len(answer.token_ids)
         return piece
 
-    def _end(self, reason: FinishReason) -> None:
+    def _count(self, reason: FinishReason) -> None:
         metrics, usage = self._engine.metrics, self._answer.usage
         metrics.count_finished(reason.value)
         metrics.request_s.observe(time.perf_counter() - self._stream.opened_at)
         metrics.prompt_tokens.inc(usage.prompt_tokens)
         metrics.generation_tokens.inc(usage.completion_tokens)
-        self._engine.end(1)
 
 
 class AsyncEngine:
     """The door to an engine for one event loop. While there is no engine yet, requests are told to come back."""
 
     def __init__(
-        self, engine: Engine | None, builder: RequestBuilder, *, max_queued: int = 256, model_name: str = "tilewise"
+        self,
+        engine: Engine | None,
+        builder: RequestBuilder,
+        *,
+        max_queued: int = 256,
+        max_pixel_bytes: int = _MAX_PIXEL_BYTES,
+        model_name: str = "tilewise",
     ) -> None:
-        """`builder` is the model's; `max_queued` answers may wait beside those that the engine runs at once."""
+        """`builder` is the model's; `max_queued` answers may wait beside those that the engine runs at once.
+
+        The pictures of what is under way may take `max_pixel_bytes` together; one request may always bring its own.
+        """
         self.engine: Engine | None = None
         self.builder = builder
         self.is_draining = False
         self.num_open = 0
         self.metrics = Metrics(model_name, self.stats)
-        self._max_open = max_queued
+        self._max_open, self._max_pixel_bytes, self._num_pixel_bytes = max_queued, max_pixel_bytes, 0
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(_NUM_BUILDERS, "tilewise-build")
-        self._posted: deque[tuple[Stream, Piece]] = deque()
+        self._text_threads = DaemonThreads(_NUM_BUILDERS, "tilewise-build")
+        self._picture_threads = DaemonThreads(_NUM_PICTURE_BUILDERS, "tilewise-pictures")
+        self._builds: set[asyncio.Future[Any]] = set()
+        self._posted: deque[tuple[_Choice, StepOutput]] = deque()
         self._is_woken = False
-        self._loop: asyncio.AbstractEventLoop
+        self._loop: asyncio.AbstractEventLoop | None = None
         if engine is not None:
             self.attach(engine)
 
@@ -154,26 +204,68 @@ class AsyncEngine:
             InputError: the request is refused.
             CapacityError: as `check_room`.
         """
-        num_choices, builder = generation.n, self.builder
-        self.check_room(num_choices)
+        builder = self.builder
+        self.check_room(generation.n)
         if is_raw:
             bare = replace(builder.profile, meta_instruction="", system="", user="", assistant="", turn_end="")
             builder = replace(builder, profile=bare)
-        self._loop = asyncio.get_running_loop()
-        stream = Stream(self, num_choices)
+        stream = Stream(self, generation.n)
+
+        def build() -> Request:
+            with self.metrics.build_s.time():
+                return builder.build(messages, generation, "", namespace)
+
+        await self._run(stream, messages, lambda: self._start(stream, builder, build))
+        return stream
+
+    async def build(self, messages: tuple[Message, ...], generation: GenerationConfig) -> Request:
+        """Build a request that nobody answers; it takes the room of an answer meanwhile.
+
+        Raises:
+            InputError: the request is refused.
+            CapacityError: as `check_room`.
+        """
+        builder = self.builder
+        self.check_room()
+        stream = Stream(self, 1)
+
+        def build() -> Request:
+            try:
+                return builder.build(messages, generation, "")
+            finally:
+                self.end(stream, 1)
+
+        return await self._run(stream, messages, build)
+
+    async def _run(self, stream: Stream, messages: tuple[Message, ...], work: Callable[[], T]) -> T:
+        """Count a stream as open and do its work, which ends its choices, on a thread; or end them all here."""
+        if self._loop is not (loop := asyncio.get_running_loop()):
+            self._loop, self._is_woken = loop, False
+        num_choices, limits = stream.num_open, self.builder.policy.limits
         with self._lock:
             self.num_open += num_choices
         self.metrics.opened.inc(num_choices)
 
-        building = self._pool.submit(self._start, stream, builder, messages, generation, namespace)
-        # A build that is cancelled before a thread took it never runs.
-        building.add_done_callback(lambda future: self.end(num_choices) if future.cancelled() else None)
+        def run() -> T:
+            with on_errand(limits.fetch_timeout_s, lambda: not stream.is_closed):
+                return work()
+
+        has_pictures = any(message.images for message in messages)
+        running = (self._picture_threads if has_pictures else self._text_threads).submit(run)
+        # What is cancelled before a thread took it never runs.
+        running.add_done_callback(lambda future: self.end(stream, num_choices) if future.cancelled() else None)
+        waiting = asyncio.wrap_future(running)
+        self._builds.add(waiting)
         try:
-            await asyncio.wrap_future(building)
-        except BaseException:
+            return await waiting
+        except BaseException as error:
             stream.close()
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and not (task and task.cancelling()):  # not by who waits
+                raise CapacityError("The server is shutting down and could not build the request; ask again.") from None
             raise
-        return stream
+        finally:
+            self._builds.discard(waiting)
 
     def check_room(self, num_choices: int = 1) -> None:
         """Refuse what cannot be taken now.
@@ -210,18 +302,21 @@ class AsyncEngine:
         return self.engine is not None and not self.is_draining and self.is_healthy
 
     async def drain(self, timeout_s: float) -> None:
-        """Take nothing more, and wait until what runs has ended or the time is up."""
+        """Take nothing more, and wait until what runs has ended or the time is up; then give up what is being built."""
         self.is_draining = True
         deadline = time.monotonic() + timeout_s
         while self.num_open and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
+        for build in self._builds:
+            build.cancel()
 
     def close(self) -> None:
         """End the engine, and with it what runs."""
         self.is_draining = True
         if self.engine is not None:
             self.engine.client.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._text_threads.close()
+        self._picture_threads.close()
 
     def abort(self, request_ids: list[str]) -> None:
         """Ask the engine to end these, if they still run."""
@@ -229,47 +324,59 @@ class AsyncEngine:
             for request_id in request_ids:
                 self.engine.client.abort(request_id)
 
-    def end(self, num_choices: int) -> None:
-        """Count choices as ended; of any thread."""
+    def end(self, stream: Stream, num_choices: int) -> None:
+        """Count choices as ended, and the pictures that they share with the last of them; of any thread."""
         with self._lock:
             self.num_open -= num_choices
+            stream.num_open -= num_choices
+            if not stream.num_open:
+                self._num_pixel_bytes -= stream.num_pixel_bytes
+                stream.num_pixel_bytes = 0
         self.metrics.ended.inc(num_choices)
 
-    def post(self, stream: Stream, piece: Piece) -> None:
-        """Hand a piece to a stream's reader, from the engine's thread; the loop is woken once for many."""
-        self._posted.append((stream, piece))
-        if not self._is_woken:
+    def post(self, choice: _Choice, output: StepOutput) -> None:
+        """Hand an output to the loop, from the engine's thread; it is woken once for many."""
+        self._posted.append((choice, output))
+        if not self._is_woken and self._loop is not None:
             self._is_woken = True
-            self._loop.call_soon_threadsafe(self._deliver)
+            try:
+                self._loop.call_soon_threadsafe(self._read)
+            except RuntimeError:  # the loop has ended, and with it whoever would read
+                self._posted.clear()
 
-    def _deliver(self) -> None:
+    def _read(self) -> None:
         self._is_woken = False  # NOTE: first, so that what is posted from here on wakes the loop again
         while self._posted:
-            stream, piece = self._posted.popleft()
-            stream.pieces.put_nowait(piece)
+            choice, output = self._posted.popleft()
+            choice.read(output)
 
-    def _start(
-        self,
-        stream: Stream,
-        builder: RequestBuilder,
-        messages: tuple[Message, ...],
-        generation: GenerationConfig,
-        namespace: str,
-    ) -> None:
-        """Build and submit, on a thread of the pool; every choice that is not submitted ends here."""
+    def _start(self, stream: Stream, builder: RequestBuilder, build: Callable[[], Request]) -> None:
+        """Build and submit, on a thread; every choice that is not submitted ends here."""
         assert self.engine is not None
-        num_submitted = 0
+        num_unsubmitted = stream.num_open
         try:
             if not stream.is_closed:
-                with self.metrics.build_s.time():
-                    jobs = create_jobs(builder.build(messages, generation, "", namespace), builder)
-                for index, (request, answer) in enumerate(jobs):
-                    if stream.is_closed:
-                        break
-                    stream.request_ids.append(request.request_id)
-                    self.engine.client.submit(request, _Choice(self, stream, index, answer).take)
-                    num_submitted += 1
+                request = build()
+                self._hold_pixels(stream, request)
+                jobs = create_jobs(request, builder)
+                takers = [_Choice(self, stream, index, answer).take for index, (_, answer) in enumerate(jobs)]
+                (first, on_output), *more = [(own, take) for (own, _), take in zip(jobs, takers, strict=True)]
+                if not stream.is_closed:
+                    stream.request_ids += [own.request_id for own, _ in jobs]
+                    self.engine.client.submit(first, on_output, more)
+                    num_unsubmitted = 0
         finally:
-            self.end(generation.n - num_submitted)
+            self.end(stream, num_unsubmitted)
         if stream.is_closed:  # perhaps before it knew of these
             stream.close()
+
+    def _hold_pixels(self, stream: Stream, request: Request) -> None:
+        num_bytes = sum(len(image.pixels) for image in request.images)
+        with self._lock:
+            others = self._num_pixel_bytes
+            if num_bytes and others and others + num_bytes > self._max_pixel_bytes:
+                raise QueueFullError(
+                    f"Pictures of {others >> 20} MiB are under way, and no more may wait; try again later."
+                )
+            self._num_pixel_bytes += num_bytes
+            stream.num_pixel_bytes = num_bytes

@@ -99,6 +99,13 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     )
     gradio.add_argument("--server-name", metavar="TEXT", default="127.0.0.1", help="address to listen at")
     gradio.add_argument("--server-port", metavar="N", type=int, default=6006, help="port to listen at (default: 6006)")
+    gradio.add_argument(
+        "--allowed-hosts",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="name of the page behind a proxy on this machine; may be repeated",
+    )
     gradio.add_argument("--share", action="store_true", help="also open a public link through gradio's servers")
     _add_remote_flags(gradio)
     _add_model_flags(gradio, {})
@@ -154,7 +161,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
             "plan": _dashed("gpu", "json", *_PLAN_HELP),
             "download": _dashed("download_dir", "revision"),
             "api_server": _dashed(*shared, *SERVER_HELP),
-            "gradio": _dashed("server", "api_key", "server_name", "server_port", "share", *shared),
+            "gradio": _dashed("server", "api_key", "server_name", "server_port", "allowed_hosts", "share", *shared),
         }
         near = difflib.get_close_matches(unknown[0].partition("=")[0], known.get(front or args.command, []), 1)
         hint = f" Did you mean {near[0]}?" if near else ""

@@ -163,7 +163,12 @@ def run_serve_gradio(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise ConfigError(f"{error.name} is not installed; pip install 'tilewise[ui]'.") from None
     _is_remote(args)
-    launch = {"server_name": args.server_name, "server_port": args.server_port, "is_shared": args.share}
+    launch = {
+        "server_name": args.server_name,
+        "server_port": args.server_port,
+        "is_shared": args.share,
+        "allowed_hosts": [name.lower() for name in args.allowed_hosts],
+    }
     server_flags = to_argv({**_model_flags(args), "log_level": args.log_level})
     run_page(args.server, args.api_key, launch, args.model, server_flags)
 

@@ -1,6 +1,7 @@
 """What stands between a socket and a route: keys, limits, request ids, bodies, event streams.
 
-`Door` is plain ASGI and decides on `scope["path"]` alone, before any routing: whatever is not public needs a key.
+`Door` is plain ASGI and decides on `scope["path"]` alone, before any routing: whatever is not public needs a key, or,
+where there are none, a Host that no other site can have made point here.
 It logs every request once. Errors leave here in OpenAI's envelope, without internals.
 """
 
@@ -21,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tilewise.errors import TilewiseError
 from tilewise.frontends.async_engine import Stream
+from tilewise.frontends.hosts import is_rebound
 from tilewise.frontends.openai_schema import API_NAMES
 
 access_log = logging.getLogger("tilewise.access")
@@ -35,6 +37,7 @@ MAX_JSON_DEPTH = 64
 _MAX_HEADERS, _MAX_HEADER_BYTES = 100, 32 << 10
 _BODY_TIMEOUT_S = 120.0
 _INLINE_BYTES = 32 << 10
+_PACKET_BYTES = 64 << 10
 _CLIENT_LEFT = 499
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -129,8 +132,13 @@ class Door:
         if state.get("is_full") and scope["path"] not in PUBLIC_PATHS:
             text = "All connections of this server are busy; try again later."
             return error_response(RequestError(503, "too_many_connections", text))
-        if not self._digests or scope["path"] in PUBLIC_PATHS:
+        if scope["path"] in PUBLIC_PATHS:
             return None
+        if not self._digests:
+            if not is_rebound(scope):
+                return None
+            text = "Without API keys only this machine's own names are answered; call it localhost, or set keys."
+            return error_response(RequestError(421, "unknown_host", text))
         given = [value for name, value in headers if name == b"authorization"]
         scheme, _, key = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
         digest = hashlib.sha256(key.strip()).digest()
@@ -246,9 +254,12 @@ class EventStream(Response):
         try:
             async for event in self._events:
                 unsent += event
-                if self._source.pieces.empty():  # where the loop is behind, one packet takes what has gathered
+                # Where the loop or the reader is behind, one packet takes what has gathered.
+                if (is_done := self._source.pieces.empty()) or len(unsent) >= _PACKET_BYTES:
                     await send({"type": "http.response.body", "body": bytes(unsent), "more_body": True})
                     unsent.clear()
+                    if not is_done:
+                        await asyncio.sleep(0)  # neither the next piece nor the socket makes others' turn come
         except OSError:  # the client's end, not ours
             raise
         except Exception as error:

@@ -62,6 +62,7 @@ PICTURE_HELP = {
 SERVER_HELP = {
     "server_name": "address to listen at; beyond loopback, set keys",
     "server_port": "port to listen at; 0 for any",
+    "server_fd": "listen at this socket, which whoever starts the server hands over, in place of name and port",
     "model_name": "what clients call the model; default: its hub id or folder",
     "api_keys": "key that clients must send; may be repeated. Others may see it in the process list: better the "
     "variable TILEWISE_API_KEYS (between commas) or a file",

@@ -7,8 +7,9 @@ no model is loaded here. Pictures are read where the page itself stored them, an
 import asyncio
 import json
 import os
+import threading
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
@@ -20,12 +21,12 @@ from gradio.i18n import I18nData
 from gradio.themes import Default
 from gradio.utils import get_upload_folder
 from PIL import Image
-from starlette.middleware import Middleware
 
 from tilewise.client import APIClient, chat_body
 from tilewise.demo import picture_path
-from tilewise.errors import TilewiseError
+from tilewise.errors import ImageTooLargeError, InputError, TilewiseError
 from tilewise.frontends import page_views as views
+from tilewise.frontends.page_frame import SHARED_HOSTS, FramedApp
 from tilewise.inputs.images import load_image
 from tilewise.inputs.policy import ImagePolicy
 from tilewise.types import TilingParameters
@@ -36,44 +37,37 @@ _QUESTIONS = (
     "请描述图中内容",
     "What is in the picture?",
     "请找出紫色心形，并用框标出来。",
-    "Find the purple heart and mark it with a box.",
+    "Find the yellow cross and mark it with a box.",
 )
-# Begins what went wrong, in the place of an answer or after its first half; it is no part of the conversation.
-_FAILED = "⚠️"
+# On what went wrong, which is no part of the conversation; in metadata, where no answer can write.
+_FAILED = {"id": "failed"}
 _MAX_TILES = 12
 _PULSE_S = 1.0
 _CODE = ("curl", "openai", "tilewise")
-# Whatever an answer's markup wants a browser to load, it asks nothing of other hosts.
-_POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'; form-action 'self'"
-_SCRIPT = b"<head><script>%b</script>" % (_FOLDER / "page.js").read_bytes()
 
 
-class _Frame:
-    """ASGI middleware: bounds what the page may load, and chooses its language before gradio does."""
+class _Failure(str):
+    """What a program is told where an answer failed: what was `said` of it, and then what went wrong."""
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
+    def __new__(cls, said: str, reason: str) -> "_Failure":
+        failure = super().__new__(cls, said + reason)
+        failure.said, failure.reason = said, reason
+        return failure
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_framed(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                kept = [(name, value) for name, value in message["headers"] if not is_page or name != b"content-length"]
-                message["headers"] = [*kept, (b"content-security-policy", _POLICY)]
-            elif is_page and message["type"] == "http.response.body":
-                message["body"] = message.get("body", b"").replace(b"<head>", _SCRIPT, 1)
-            await send(message)
-
-        is_page = scope.get("path") == "/"
-        await self._app(scope, receive, send_framed)
+    said: str
+    reason: str
 
 
 class _Chat(gr.ChatInterface):
-    """gradio's, but a question's pictures and its text are messages of their own.
+    """gradio's, but a question's pictures, its text, and a failure are messages of their own.
 
     QUIRK: in the browser, gradio cannot edit a text that shares a message with files.
     """
 
     def _message_as_message_dict(self, message: Any, role: Any) -> Any:
+        if isinstance(message, _Failure):
+            said = [{"role": role, "content": message.said}] if message.said else []
+            return [*said, {"role": role, "content": message.reason, "metadata": _FAILED}]
         turns = cast(list[Any], super()._message_as_message_dict(message, role))  # pyright: ignore[reportUnknownMemberType]
         parts = [(turn, turn["content"]) for turn in turns]
         return [{**turn, "content": part} for turn, all_of in parts for part in _as_list(all_of)]
@@ -92,6 +86,7 @@ class Page:
         self._model = model
         self._code_url = code_url
         self._policy = ImagePolicy(allowed_local_media_path=get_upload_folder())
+        self._looking = threading.Lock()
         self._facts: dict[str, Any] | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -142,20 +137,20 @@ class Page:
                 "top_k": int(top_k),
                 "skip_special_tokens": False,
             }
-            pictures = await asyncio.to_thread(self._load, body["messages"])
-            tiles = await asyncio.to_thread(views.show_tiles, pictures, tiling, cut.get("tokens_per_tile", 256))
+            tokens_per_tile = cut.get("tokens_per_tile", 256)
+            tiles, last = await asyncio.to_thread(self._show_tiles, body["messages"], tiling, tokens_per_tile)
             url = self._code_url
             code = (views.write_curl(url, body), views.write_sdk(url, body), views.write_pipeline(self._model, body))
             look = views.panel(tiles)
             yield "", look, *code
             async for text, seen in self._follow(body):
-                boxes = views.show_boxes(pictures[-1] if pictures else None, text) if seen else ""
+                boxes = views.show_boxes(last, text) if seen else ""
                 look = views.panel(boxes, seen, tiles)
                 yield views.without_marks(text), look, *code
         except TilewiseError as error:
             # NOTE: an error of gradio's own would leave the text box locked.
             kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _WORDS["en"])
-            yield f"{views.without_marks(text)}{_FAILED} {' '.join(_say(kind))}\n\n{error}", look, *code
+            yield _Failure(views.without_marks(text), f"⚠️ {' '.join(_say(kind))}\n\n{error}"), look, *code
 
     async def _follow(self, body: Mapping[str, Any]) -> AsyncGenerator[tuple[str, str], None]:
         """Yield the text so far; at last also what the answer took."""
@@ -176,11 +171,36 @@ class Page:
         first_at = first_at or ended_at
         yield text, views.show_facts(first_at - started_at, ended_at - first_at, usage, is_cut_off=end == "length")
 
-    def _load(self, messages: Sequence[Mapping[str, Any]]) -> list[Image.Image]:
-        """The conversation's pictures, each from the page's own folder or the bundled one."""
+    def _show_tiles(
+        self, messages: Sequence[Mapping[str, Any]], tiling: TilingParameters, tokens_per_tile: int
+    ) -> tuple[str, Image.Image | None]:
+        """The tiles of the conversation's pictures, and a small copy of the last one.
+
+        Raises:
+            InputError: the API would take fewer pictures, or fewer pixels.
+        """
         parts = [part for message in messages if message["role"] == "user" for part in message["content"]]
         paths = [Path(part["image_url"]["url"]) for part in parts if part["type"] == "image_url"]
-        return [load_image(path, ImagePolicy() if path == picture_path() else self._policy) for path in paths]
+        small: list[Image.Image] = []
+        with self._looking:  # however many visitors there are, one picture is there in full at a time
+            return views.show_tiles(self._load(paths, small), tiling, tokens_per_tile), small[-1] if small else None
+
+    def _load(self, paths: Sequence[Path], small: list[Image.Image]) -> Iterator[Image.Image]:
+        """Give one picture after another, each from the page's own folder or the bundled one; `small` gets the last."""
+        limits = self._policy.limits
+        if len(paths) > limits.max_request_images:
+            raise InputError(f"The chat has {len(paths)} pictures; at most {limits.max_request_images} are allowed.")
+        num_pixels = 0
+        for path in paths:
+            picture = load_image(path, ImagePolicy() if path == picture_path() else self._policy)
+            num_pixels += picture.width * picture.height
+            if num_pixels > limits.max_request_pixels:
+                raise ImageTooLargeError(
+                    f"The chat's pictures have more than {limits.max_request_pixels} pixels together; scale them down."
+                )
+            yield picture
+            picture.thumbnail((views.BOXED_SIDE, views.BOXED_SIDE))
+            small[:] = [picture]
 
 
 async def _pulse(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[dict[str, Any], None]:
@@ -220,7 +240,8 @@ def read_turns(
     for turn in (*history, {"role": "user", "content": [*files, new.get("text") or ""]}, {"role": "assistant"}):
         if turn["role"] == "assistant":
             said = "".join(_read_text(item) for item in _as_list(turn.get("content", "")))
-            answer = said.partition(_FAILED)[0]
+            metadata = cast(dict[str, Any], turn.get("metadata") or {})
+            answer = "" if metadata.get("id") == _FAILED["id"] else said
             pictures = [{"type": "image_url", "image_url": {"url": path, **cut}} for path in paths]
             question = [*pictures, *({"type": "text", "text": text} for text in texts if text)]
             if answer or "content" not in turn:
@@ -342,8 +363,18 @@ def _refuse_addresses(store: Any) -> Any:
     return store_file
 
 
-def launch_page(blocks: gr.Blocks, server_name: str, server_port: int, *, is_shared: bool = False) -> str:
-    """Open a page of `create_page` and return its address; `blocks.close()` ends it."""
+def launch_page(
+    blocks: gr.Blocks,
+    server_name: str,
+    server_port: int,
+    *,
+    is_shared: bool = False,
+    allowed_hosts: Sequence[str] = (),
+) -> str:
+    """Open a page of `create_page` and return its address; `blocks.close()` ends it.
+
+    Over loopback it answers this machine's own names alone, and `allowed_hosts`, which a proxy may pass on.
+    """
     theme = Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     words = {language: {f"tilewise_{key}": text for key, text in _WORDS[language].items()} for language in _WORDS}
     _, address, _ = blocks.launch(
@@ -362,6 +393,6 @@ def launch_page(blocks: gr.Blocks, server_name: str, server_port: int, *, is_sha
         theme=theme,
         css_paths=_FOLDER / "page.css",
         i18n=gr.I18n(**words),
-        app_kwargs={"middleware": [Middleware(_Frame)], "docs_url": None, "redoc_url": None},
+        _app=FramedApp([*allowed_hosts, *(SHARED_HOSTS if is_shared else ())]),
     )
     return address

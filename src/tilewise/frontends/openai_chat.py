@@ -1,17 +1,18 @@
 """Chat completions and plain ones: pieces of answers as OpenAI's objects and events."""
 
 import asyncio
+import codecs
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from itertools import accumulate
 from typing import Any
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 
 from tilewise.frontends.async_engine import Stream
-from tilewise.frontends.door import EventStream, encode_event, json_response
+from tilewise.frontends.door import EventStream, encode_event
 from tilewise.frontends.openai_schema import ChatRequest, CompletionRequest, Sampling
 from tilewise.frontends.service import Service, service_of
 from tilewise.frontends.tools import ToolCallDelta, ToolSplitter
@@ -30,7 +31,8 @@ class Choice:
         self.text: str = ""
         self.finish_reason: str | None = None
         self.usage = Usage(0, 0)
-        self._tokenizer, self._wants_logprobs = tokenizer, wants_logprobs
+        self.wants_logprobs = wants_logprobs
+        self._tokenizer = tokenizer
         self._logprobs: list[TokenLogprob] = []
 
     def take(self, piece: Response) -> list[dict[str, Any]]:
@@ -62,28 +64,48 @@ class Choice:
 class TextChoice(Choice):
     """A plain completion."""
 
+    def __init__(self, tokenizer: Tokenizer, *, wants_logprobs: bool, skip_special_tokens: bool) -> None:
+        """Start with nothing; a token that is skipped takes no place in the text."""
+        super().__init__(tokenizer, wants_logprobs=wants_logprobs)
+        self._skip_special_tokens = skip_special_tokens
+        self._offsets, self._num_characters = list[int](), 0
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
     def _take_text(self, piece: Response) -> list[dict[str, Any]]:
-        start = len(self.text)
+        entries = piece.logprobs or []
         self.text += piece.text
-        told = self._tell(piece.logprobs or [], start)
+        told = self._tell(entries, self._place(entries))
         says: list[dict[str, Any]] = [{"text": piece.text, "logprobs": told}] if piece.text or told else []
         return [*says, {"text": "", "finish_reason": self.finish_reason}] if self.finish_reason else says
 
     def whole(self) -> dict[str, Any]:
         """See `Choice.whole`."""
-        return {"text": self.text, "logprobs": self._tell(self._logprobs, 0), "finish_reason": self.finish_reason}
+        return {
+            "text": self.text,
+            "logprobs": self._tell(self._logprobs, self._offsets),
+            "finish_reason": self.finish_reason,
+        }
 
-    def _tell(self, entries: Sequence[TokenLogprob], start: int) -> dict[str, Any] | None:
-        if not self._wants_logprobs or not entries:
+    def _place(self, entries: Sequence[TokenLogprob]) -> list[int]:
+        """Where in the text the newest tokens begin; one that goes on with a character, where that begins."""
+        assert self._tokenizer is not None
+        num_placed = len(self._offsets)
+        for entry in entries:
+            self._offsets.append(self._num_characters)
+            shown = self._tokenizer.token_bytes(entry.token_id, self._skip_special_tokens)
+            self._num_characters += len(self._utf8.decode(shown))
+        return self._offsets[num_placed:]
+
+    def _tell(self, entries: Sequence[TokenLogprob], offsets: list[int]) -> dict[str, Any] | None:
+        if not self.wants_logprobs or not entries:
             return None
         tokens = [self._describe(entry.token_id, entry.logprob) for entry in entries]
         tops = [[self._describe(*pair) for pair in entry.top] for entry in entries]
-        lengths = [len(token["token"]) for token in tokens]
         return {
             "tokens": [token["token"] for token in tokens],
             "token_logprobs": [token["logprob"] for token in tokens],
             "top_logprobs": [{token["token"]: token["logprob"] for token in top} for top in tops],
-            "text_offset": list(accumulate(lengths[:-1], initial=start)),
+            "text_offset": list(offsets),
         }
 
 
@@ -107,7 +129,7 @@ class ChatChoice(Choice):
             if self.finish_reason == "stop" and self._splitter.has_calls:
                 self.finish_reason = "tool_calls"
         says: list[dict[str, Any]] = [{"delta": self._take_part(part)} for part in parts]
-        if self._wants_logprobs and piece.logprobs:
+        if self.wants_logprobs and piece.logprobs:
             says = says or [{"delta": {"content": ""}}]
             says[0]["logprobs"] = self._tell(piece.logprobs)
         return [*says, {"delta": {}, "finish_reason": self.finish_reason}] if self.finish_reason else says
@@ -129,7 +151,7 @@ class ChatChoice(Choice):
         content = self.text if self.text or not calls else None
         return {
             "message": {"role": "assistant", "content": content, "refusal": None, **calls},
-            "logprobs": self._tell(self._logprobs) if self._wants_logprobs else None,
+            "logprobs": self._tell(self._logprobs) if self.wants_logprobs else None,
             "finish_reason": self.finish_reason,
         }
 
@@ -160,7 +182,8 @@ async def create_completion(request: Request, body: CompletionRequest) -> HttpRe
     """Go on from a text."""
     service = service_of(request)
     stream = await _open(request, service, body)
-    choices = [TextChoice(service.tokenizer, wants_logprobs=body.logprobs is not None) for _ in range(body.n)]
+    options = {"wants_logprobs": body.logprobs is not None, "skip_special_tokens": body.skip_special_tokens}
+    choices = [TextChoice(service.tokenizer, **options) for _ in range(body.n)]
     return await _answer(body, stream, choices, "cmpl", "text_completion")
 
 
@@ -178,19 +201,32 @@ async def _answer(body: Sampling, stream: Stream, choices: Sequence[Choice], nam
     with stream:
         async for index, piece in stream:
             choices[index].take(piece)
-    entries = [{"index": index, **choice.whole()} for index, choice in enumerate(choices)]
-    return json_response({**head, "choices": entries, "usage": _count(choices)})
+    # With the most choices and likely tokens that may be asked for it takes seconds.
+    data = (
+        await asyncio.to_thread(_encode_whole, choices, head)
+        if choices[0].wants_logprobs
+        else _encode_whole(choices, head)
+    )
+    return HttpResponse(data, media_type="application/json")
+
+
+def _encode_whole(choices: Sequence[Choice], head: dict[str, Any]) -> bytes:
+    """Encode choice by choice: no other thread runs while the encoder does."""
+    entries = [orjson.dumps({"index": index, **choice.whole()}) for index, choice in enumerate(choices)]
+    start, end = orjson.dumps({**head, "choices": [0], "usage": _count(choices)}).rsplit(b"[0]", 1)
+    return b"%b[%b]%b" % (start, b",".join(entries), end)
 
 
 async def _stream_events(
     body: Sampling, stream: Stream, choices: Sequence[Choice], head: dict[str, Any]
 ) -> AsyncIterator[bytes]:
     wants_usage = body.stream_options is not None and body.stream_options.include_usage
-    tail = {"usage": None} if wants_usage else {}
+    # What every event of this stream begins and ends with is encoded once.
+    start, end = encode_event({**head, "choices": [0], **({"usage": None} if wants_usage else {})}).rsplit(b"0", 1)
 
     def event(index: int, says: dict[str, Any]) -> bytes:
         entry = {"index": index, "logprobs": None, "finish_reason": None, **says}
-        return encode_event({**head, "choices": [entry], **tail})
+        return b"%b%b%b" % (start, orjson.dumps(entry), end)
 
     for index, choice in enumerate(choices):
         for says in choice.opening():

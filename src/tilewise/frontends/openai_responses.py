@@ -44,7 +44,7 @@ class _Answer:
             "model": body.model,
             "error": None,
             "metadata": body.metadata or {},
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": False,
             "temperature": body.temperature,
             "tool_choice": "none",
             "tools": [],

@@ -4,9 +4,17 @@ A field is honoured, or accepted because it asks for nothing that this server do
 Every number is bounded here. `null` is a field left out. What messages hold is for `inputs.conversation` to judge.
 """
 
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, PrivateAttr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PrivateAttr,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -23,6 +31,8 @@ from tilewise.types import (
 
 _MAX_COUNT = 2**31 - 1
 _TOP_K = 40
+# More keys than any object among the fields may have, its own bounds apart.
+_MAX_KEYS = 1024
 # Where OpenAI's names differ from ours, which errors of deeper layers speak of.
 API_NAMES = {
     "max_new_tokens": "max_tokens",
@@ -50,15 +60,16 @@ def _check_bool(value: object) -> object:
     return value
 
 
-Yes = Annotated[Literal[True], BeforeValidator(_check_bool)]
 No = Annotated[Literal[False], BeforeValidator(_check_bool)]
 _PART = {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["text", "image_url"]}}}
 _CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}, {"type": "null"}]}
-_ROLE = {"enum": ["system", "developer", "user", "assistant", "tool"]}
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_ROLE = {"enum": list(_ROLES)}
 _MESSAGE: dict[str, Any] = {"type": "object", "required": ["role"], "properties": {"role": _ROLE, "content": _CONTENT}}
 Messages = Annotated[
     list[dict[str, Any]],
     Field(
+        fail_fast=True,
         min_length=1,
         max_length=4096,
         json_schema_extra={"items": _MESSAGE},
@@ -71,6 +82,8 @@ class Body(BaseModel):
     """A request's body: unknown fields are refused, types are not converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    # Fields that deeper layers call otherwise; their errors are told in these names.
+    api_names: ClassVar[dict[str, str]] = {}
 
     # Read when a body is checked, which happens off the event loop.
     _messages: tuple[Message, ...] = PrivateAttr(default=())
@@ -83,10 +96,17 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, data: Any) -> Any:
+        """Drop them, and refuse at once what the validator would refuse key by key, without a pause for others."""
         if not isinstance(data, dict):
             return data
-        given = cast(dict[Any, Any], data).items()
-        return {key: value for key, value in given if value is not None or key not in cls.model_fields}
+        given, known = cast(dict[str, Any], data), cls.model_fields
+        if len(given) > len(known):
+            unknown = f"{next(key for key in given if key not in known):.80}"
+            raise InputError(f"Field {unknown!r} is not supported here; leave it out.", param=unknown)
+        for key, value in given.items():
+            if isinstance(value, dict) and len(cast(dict[str, Any], value)) > _MAX_KEYS:
+                raise InputError(f"{key:.80} has more than {_MAX_KEYS} keys.", param=f"{key:.80}")
+        return {key: value for key, value in given.items() if value is not None or key not in known}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -124,13 +144,15 @@ class Sampling(Generating):
 
     max_tokens: Count | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
-    stop: Word | Annotated[list[Word], Field(max_length=MAX_STOP_WORDS)] = Field(default_factory=list[str])
+    stop: Word | Annotated[list[Word], Field(fail_fast=True, max_length=MAX_STOP_WORDS)] = Field(
+        default_factory=list[str]
+    )
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     logit_bias: Annotated[
         dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
-        Field(max_length=1024),
+        Field(max_length=_MAX_KEYS),
     ] = Field(default_factory=dict)
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = None
@@ -140,7 +162,7 @@ class Sampling(Generating):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     min_tokens: Annotated[int, Field(ge=0, le=_MAX_COUNT)] = 0
     ignore_eos: bool = False
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] = Field(default_factory=list[int])
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=256)] = Field(default_factory=list[int])
     skip_special_tokens: bool = True
 
     @model_validator(mode="after")
@@ -173,11 +195,13 @@ class ChatRequest(Sampling):
     max_completion_tokens: Count | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)] = Field(default_factory=list[dict[str, Any]])
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_TOOLS)] = Field(
+        default_factory=list[dict[str, Any]]
+    )
     tool_choice: str | dict[str, Any] | None = None
-    # The model decides how many calls it makes, and answers with text; nothing is kept.
-    parallel_tool_calls: Yes | None = None
-    modalities: list[Literal["text"]] | None = None
+    # An answer holds one call at most, and is text; nothing is kept.
+    parallel_tool_calls: No | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True, max_length=1)] | None = None
     store: No | None = None
 
     _more: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -191,11 +215,11 @@ class ChatRequest(Sampling):
         if not self.tools and self.tool_choice not in (None, "none", "auto"):
             raise InputError("tool_choice needs tools; give some, or leave it out.", param="tool_choice")
         messages = [_read_role(message) for message in self.messages]
-        if self.has_tools:
+        if self.tools:
             messages, form = add_tools(messages, self.tools, self.tool_choice or "auto")
-            if self.response_format is not None:
+            if form is not None and self.response_format not in (None, {"type": "text"}):
                 raise InputError("tools and response_format exclude each other; give one.", param="response_format")
-            self._more = {"skip_special_tokens": False, "response_format": form}
+            self._more = {} if form is None else {"response_format": form}
         self._messages = parse_prompt(messages)
 
     @property
@@ -214,7 +238,11 @@ class ChatRequest(Sampling):
 class CompletionRequest(Sampling):
     """POST /v1/completions: text goes on from text, without the chat template."""
 
-    prompt: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1, max_length=1)]
+    api_names: ClassVar[dict[str, str]] = {"messages": "prompt"}
+
+    prompt: (
+        Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=1)]
+    )
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: No = False
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
@@ -237,14 +265,23 @@ class TextFormat(Body):
 class ResponsesRequest(Generating):
     """POST /v1/responses: nothing is stored, so every request holds the whole conversation."""
 
-    input: Annotated[str, Field(min_length=1)] | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
+    api_names: ClassVar[dict[str, str]] = {
+        "messages": "input",
+        "max_new_tokens": "max_output_tokens",
+        "response_format": "text.format",
+    }
+
+    input: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[dict[str, Any]], Field(fail_fast=True, min_length=1, max_length=4096)]
+    )
     instructions: str | None = None
     max_output_tokens: Count | None = None
     text: TextFormat | None = None
     store: No | None = None
     background: No | None = None
     truncation: Literal["disabled"] | None = None
-    parallel_tool_calls: Yes | None = None
+    parallel_tool_calls: No | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=0)] | None = None
 
     def model_post_init(self, _: Any, /) -> None:
@@ -295,15 +332,21 @@ def _read_item(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_role(message: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's newer name for the system."""
-    return {**message, "role": "system"} if message.get("role") == "developer" else message
+    """A client's role as ours: `developer` is OpenAI's newer name for the system, and `tools` comes from `tools`."""
+    role = message.get("role")
+    if isinstance(role, str) and role not in _ROLES:
+        raise InputError(f"Role {role[:80]!r} is unknown; use {', '.join(_ROLES)}.", param="role")
+    return {**message, "role": "system"} if role == "developer" else message
 
 
 def _read_part(part: Any) -> dict[str, Any]:
     given = cast(dict[str, Any], part) if isinstance(part, dict) else {}
     kind = given.get("type")
     if kind in ("input_text", "output_text"):
-        return {"type": "text", "text": given.get("text")}
+        # An answer that comes back has these, and they say nothing.
+        empty = [key for key in ("annotations", "logprobs") if kind == "output_text" and not given.get(key)]
+        more = {key: given[key] for key in given if key not in ("type", "text", *empty)}
+        return {"type": "text", "text": given.get("text"), **more}
     if kind == "input_image":
         more = {key: given[key] for key in given if key not in ("type", "image_url")}
         return {"type": "image_url", "image_url": {"url": given.get("image_url"), **more}}
@@ -323,12 +366,12 @@ class TokenizeRequest(Body):
         """Read the messages, off the event loop."""
         if (self.prompt is None) == (self.messages is None):
             raise InputError("Give prompt or messages, one of them.", param="prompt")
-        self._messages = parse_prompt(self.messages) if self.messages is not None else ()
+        self._messages = parse_prompt([_read_role(message) for message in self.messages]) if self.messages else ()
 
 
 class DetokenizeRequest(Body):
     """POST /detokenize: the text of ids."""
 
     model: str | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=1 << 20)]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True, max_length=1 << 20)]
     skip_special_tokens: bool = False

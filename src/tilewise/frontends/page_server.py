@@ -67,14 +67,17 @@ def run_page(
 @contextmanager
 def _serve_model(flags: Sequence[str]) -> Generator[tuple[APIClient, "subprocess.Popen[bytes]"], None, None]:
     """An API server for this page alone: a port of loopback, and a key that nobody else has."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
     key = secrets.token_urlsafe(24)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tilewise.frontends.page_child", "serve", "api_server", *flags, f"--server-port={port}"],
-        env={**os.environ, "TILEWISE_API_KEYS": key},
-        stdin=subprocess.PIPE,  # held open: its end tells the child that this process is gone
-    )
+    # The socket itself is handed over: a port that is free for a moment may be taken by whoever wants the key.
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        port, descriptor = listener.getsockname()[1], listener.fileno()
+        command = [sys.executable, "-m", "tilewise.frontends.page_child", "serve", "api_server"]
+        process = subprocess.Popen(
+            [*command, *flags, f"--server-fd={descriptor}"],
+            env={**os.environ, "TILEWISE_API_KEYS": key},
+            stdin=subprocess.PIPE,  # held open: its end tells the child that this process is gone
+            pass_fds=(descriptor,),
+        )
     client = APIClient(f"http://127.0.0.1:{port}", key)
     try:
         while not client.is_ready():

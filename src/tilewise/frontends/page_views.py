@@ -9,7 +9,7 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from pprint import pformat
@@ -22,7 +22,7 @@ from tilewise.inputs.tiling import choose_grid, has_thumbnail
 from tilewise.types import TilingParameters
 
 _CELL = 112
-_BOXED_SIDE = 640
+BOXED_SIDE = 640
 _MIDDLE = 500
 _MARKS = re.compile(r"</?(?:ref|box)>")
 
@@ -48,8 +48,8 @@ def _section(title: str, content: str) -> str:
     return f"<section><h4>{title}</h4>{content}</section>"
 
 
-def show_tiles(pictures: Sequence[Image.Image], tiling: TilingParameters, tokens_per_tile: int) -> str:
-    """The pictures cut as the tower sees them, with what that costs."""
+def show_tiles(pictures: Iterable[Image.Image], tiling: TilingParameters, tokens_per_tile: int) -> str:
+    """The pictures cut as the tower sees them, with what that costs; one after the other is taken."""
     return "".join(_show_picture(number, one, tiling, tokens_per_tile) for number, one in enumerate(pictures, 1))
 
 
@@ -76,7 +76,7 @@ def show_boxes(picture: Image.Image | None, answer: str) -> str:
     if picture is None or not boxes:
         return ""
     small = picture.copy()
-    small.thumbnail((_BOXED_SIDE, _BOXED_SIDE))
+    small.thumbnail((BOXED_SIDE, BOXED_SIDE))
     drawn = "".join(
         f'<div class="tw-box" style="left:{box.x1 / 10}%;top:{box.y1 / 10}%;width:{(box.x2 - box.x1) / 10}%;'
         f'height:{(box.y2 - box.y1) / 10}%"><span style="{"left" if box.x1 < _MIDDLE else "right"}:-2px">'

@@ -1,7 +1,8 @@
 """`tilewise serve api_server`: an engine in its own process, and the application in front of it.
 
 The socket is bound before anything is loaded, so that /health and /ready answer meanwhile. SIGTERM and Ctrl-C take
-no more requests, let running ones finish, and end with status 0; a second one ends at once.
+no more requests, let running ones finish, and end with status 0; a second one ends at once. Without its engine the
+server ends with status 1, once clients are told, so that whoever watches it can start it again.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from tilewise.config import ChatTemplateConfig, EngineConfig
 from tilewise.demo import model_folder
 from tilewise.engine.launch import Checkpoint, Engine, find_checkpoint, launch_engine
-from tilewise.errors import ConfigError
+from tilewise.errors import ConfigError, EngineError
 from tilewise.frontends.server_config import ServerConfig
 from tilewise.frontends.terminal import UNPRINTABLE
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _DRAIN_S = 30.0
+_POLL_S = 0.1
 _LAST_WORDS_S = 5
 _KEEP_ALIVE_S = 30
 
@@ -49,6 +51,7 @@ def run_server(
     """Serve until told to end. What is wrong with settings or folder is told before any weight is read.
 
     Raises:
+        EngineError: the engine ended by itself.
         ConfigError: a setting is refused, or the address cannot be bound.
         CheckpointError: the model cannot be found or served.
         CapacityError: the device is too small.
@@ -112,8 +115,14 @@ async def _serve(
             loop.call_soon_threadsafe(settle)
 
     async def attach() -> None:
-        engine.attach(await loaded)
+        launched = await loaded
+        engine.attach(launched)
         logger.info("ready")
+        while launched.client.is_alive():
+            await asyncio.sleep(_POLL_S)
+        if not engine.is_draining:
+            await engine.drain(_LAST_WORDS_S)  # open answers have got their error by then
+            raise EngineError("The engine's process ended, and the server with it; start it again.")
 
     async def end() -> None:
         logger.info("shutting down: running answers may finish")
@@ -156,8 +165,10 @@ def bind(server: ServerConfig) -> socket.socket:
     """A socket that listens where the server is to answer.
 
     Raises:
-        ConfigError: the address cannot be bound.
+        ConfigError: the address cannot be bound, or what was handed over does not listen.
     """
+    if server.server_fd is not None:
+        return _take(server.server_fd)
     try:
         family = socket.getaddrinfo(server.server_name, server.server_port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((server.server_name, server.server_port), family=family, backlog=1024)
@@ -167,6 +178,20 @@ def bind(server: ServerConfig) -> socket.socket:
             "--server-port, or --server-name.",
             param="server_port",
         ) from None
+    return _without_delay(listener)
+
+
+def _take(descriptor: int) -> socket.socket:
+    with contextlib.suppress(OSError):
+        listener = socket.socket(fileno=descriptor)
+        is_listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if is_listening and listener.family in (socket.AF_INET, socket.AF_INET6):
+            return _without_delay(listener)
+        listener.detach()  # not ours to close
+    raise ConfigError(f"server_fd={descriptor} is no TCP socket that listens.", param="server_fd")
+
+
+def _without_delay(listener: socket.socket) -> socket.socket:
     # NOTE: asyncio does so for sockets that it made itself; without it each event waits for the last one's receipt,
     # which a client may hold back for 40 ms. What is accepted inherits it.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -187,7 +212,10 @@ def _tell_address(server: ServerConfig, listener: socket.socket, name: str, *, h
 
 
 class LineFormatter(logging.Formatter):
-    """One line a record, whatever a message holds; the facts of an access line as fields of their own."""
+    """One line a record, whatever a message holds; the facts of an access line as fields of their own.
+
+    For people a traceback follows, its lines set in, so that none of them looks like a record.
+    """
 
     def __init__(self, *, is_json: bool) -> None:
         """As JSON objects, or for people."""
@@ -203,7 +231,8 @@ class LineFormatter(logging.Formatter):
             head = {"time": stamp, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
             return json.dumps({**head, **facts, **({"exception": trace} if trace else {})}, default=str)
         message = record.getMessage().translate(UNPRINTABLE).replace("\n", " ")
-        return f"{stamp} {record.levelname:7} {record.name}: {message}" + (f"\n{trace}" if trace else "")
+        lines = ("", *trace.translate(UNPRINTABLE).splitlines()) if trace else ()
+        return f"{stamp} {record.levelname:7} {record.name}: {message}" + "\n    ".join(lines)
 
 
 def _set_up_logging(level: str, log_format: str) -> None:

@@ -22,6 +22,7 @@ class ServerConfig:
 
     server_name: str = "127.0.0.1"
     server_port: int = 23333
+    server_fd: int | None = None
     model_name: str | None = None
     api_keys: tuple[str, ...] = ()
     api_keys_file: str | None = None
@@ -38,6 +39,8 @@ class ServerConfig:
         """Check every field."""
         if not 0 <= self.server_port <= 65535:
             raise ConfigError(f"server_port={self.server_port} must be in [0, 65535].", param="server_port")
+        if self.server_fd is not None and self.server_fd < 3:
+            raise ConfigError(f"server_fd={self.server_fd} must be 3 or more.", param="server_fd")
         if self.max_queued < 0:
             raise ConfigError(f"max_queued={self.max_queued} must be 0 or more.", param="max_queued")
         if self.max_connections < MIN_CONNECTIONS:

@@ -1,7 +1,8 @@
 """What the routes of a server share: its settings, its engine, and how a route gets its body."""
 
+import reprlib
 import typing
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,6 +16,10 @@ from tilewise.frontends.async_engine import AsyncEngine
 from tilewise.frontends.door import RequestError, read_json, while_connected
 from tilewise.frontends.openai_schema import Body, Generating
 from tilewise.inputs.tokenizer import Tokenizer
+
+# Of a value of any size it spells out no more than is shown.
+_GIVEN = reprlib.Repr()
+_GIVEN.maxstring = _GIVEN.maxlong = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +81,21 @@ class BodyRoute(APIRoute):
         async def handle(request: Request) -> Response:
             if issubclass(kind, Generating):
                 service_of(request).engine.check_room()
-            body = await read_json(request, lambda data: check_body(kind, data))
-            return await while_connected(request.receive, self.endpoint(request, body))
+            try:
+                body = await read_json(request, lambda data: check_body(kind, data))
+                return await while_connected(request.receive, self.endpoint(request, body))
+            except InputError as error:
+                raise _with_names(error, kind.api_names) from None
 
         return handle
+
+
+def _with_names(error: InputError, names: Mapping[str, str]) -> InputError:
+    """An error of a deeper layer in the words of a route; a name that is no common word is one in its text too."""
+    text = str(error)
+    for ours, theirs in names.items():
+        text = text.replace(ours, theirs) if "_" in ours else text
+    return type(error)(text, param=names.get(error.param or "", error.param))
 
 
 def check_body(kind: type[Body], data: object) -> Body:
@@ -98,5 +114,5 @@ def check_body(kind: type[Body], data: object) -> Body:
     name = f"{path:.80}" or "body"
     if first["type"] == "extra_forbidden":
         raise InputError(f"Field {name!r} is not supported here; leave it out.", param=name)
-    given = "" if first["type"] == "missing" else f", got {first['input']!r:.80}"
+    given = "" if first["type"] == "missing" else f", got {_GIVEN.repr(first['input']):.80}"
     raise InputError(f"{name}: {first['msg']}{given}.", param=name)

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from tilewise.errors import InputError
-from tilewise.inputs.tokenizer import SPECIAL_NAMES
+from tilewise.inputs.tokenizer import Tokenizer
+from tilewise.types import GenerationConfig
 
 MAX_TOOLS = 128
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-_START = "<|action_start|><|plugin|>\n"
+_OPENING = "<|action_start|>"
+_START = f"{_OPENING}<|plugin|>\n"
 _HEAD = re.compile(r'\{"name": "([\w-]+)", "parameters": ')
-_MARKS = re.compile("|".join(map(re.escape, SPECIAL_NAMES)))
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -61,6 +62,12 @@ def add_tools(
     return copied, json.dumps(form, ensure_ascii=False)
 
 
+def find_call_id(generation: GenerationConfig, tokenizer: Tokenizer) -> int | None:
+    """The special token that opens a call, where the answer may hold one."""
+    form = json.loads(generation.response_format or "{}")
+    return tokenizer.special_id(_OPENING) if form.get("type") == "tool_calls" else None
+
+
 def _check_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     """One tool's function, with its parameters and whether it is strict."""
     function: Any = tool.get("function")
@@ -92,10 +99,7 @@ class ToolCallDelta:
 
 
 class ToolSplitter:
-    """Tells the content of an answer from its calls, as its text comes: made with `skip_special_tokens=False`.
-
-    Names of special tokens are taken out of the content, as they are in an answer without tools.
-    """
+    """Tells the content of an answer from its calls, as the text of an `Answer` comes."""
 
     def __init__(self) -> None:
         """Start with nothing."""
@@ -120,14 +124,14 @@ class ToolSplitter:
 
     def finish(self) -> list[str | ToolCallDelta]:
         """End the answer: give the content that was held back. A call that was cut within its name is lost."""
-        rest = self._held if self._advance == self._read_content else ""
+        rest = self._held.partition(_OPENING)[0] if self._advance == self._read_content else ""
         self._held = ""
-        return [text] if (text := _MARKS.sub("", rest)) else []
+        return [rest] if rest else []
 
     def _read_content(self) -> str | None:
         at = self._held.find(_START)
         end = at if at >= 0 else len(self._held) - _count_held(self._held)
-        content, self._held = _MARKS.sub("", self._held[:end]), self._held[end:]
+        content, self._held = self._held[:end], self._held[end:]
         if at < 0:
             return content or None
         self._held = self._held[len(_START) :]
@@ -170,6 +174,5 @@ class ToolSplitter:
 
 
 def _count_held(text: str) -> int:
-    """Length of the longest end of `text` that a mark begins with."""
-    lengths = (n for mark in (_START, *SPECIAL_NAMES) for n in range(1, len(mark)) if text.endswith(mark[:n]))
-    return max(lengths, default=0)
+    """Length of the longest end of `text` that a call may begin with."""
+    return max((length for length in range(1, len(_START)) if text.endswith(_START[:length])), default=0)

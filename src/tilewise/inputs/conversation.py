@@ -31,7 +31,7 @@ class ImagePart:
     def __post_init__(self) -> None:
         """Refuse two answers to the same question."""
         if self.detail not in ("auto", "low", "high"):
-            raise InputError(f"detail {self.detail!r} is unknown; use 'auto', 'low' or 'high'.", param="detail")
+            raise InputError(f"detail {self.detail!r:.80} is unknown; use 'auto', 'low' or 'high'.", param="detail")
         if self.detail != "auto" and self.max_dynamic_patch is not None:
             raise InputError("Give either detail or max_dynamic_patch, not both.", param="detail")
 
@@ -67,7 +67,7 @@ class Message:
     def __post_init__(self) -> None:
         """Refuse unknown roles, and pictures that are not the user's."""
         if self.role not in ROLES:
-            raise InputError(f"Role {self.role!r} is unknown; use {', '.join(ROLES)}.", param="role")
+            raise InputError(f"Role {self.role!r:.80} is unknown; use {', '.join(ROLES)}.", param="role")
         if self.role != "user" and self.images:
             raise InputError(f"A {self.role} message holds a picture; only user messages may.", param="messages")
 

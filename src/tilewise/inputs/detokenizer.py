@@ -31,10 +31,14 @@ class Detokenizer:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
 
-    def push(self, token_ids: Iterable[int]) -> str:
-        """Take new tokens, give the text that they complete; nothing after a stop word."""
+    def push(self, token_ids: Iterable[int], *, may_stop: bool = True) -> str:
+        """Take new tokens, give the text that they complete; nothing after a stop word.
+
+        What is told while it may not stop is part of no stop word.
+        """
         new_bytes = b"".join(self._tokenizer.token_bytes(i, self._skip_special_tokens) for i in token_ids)
-        return self._advance(self._utf8.decode(new_bytes))
+        new_text = self._utf8.decode(new_bytes)
+        return self._advance(new_text) if may_stop else new_text
 
     def finish(self) -> str:
         """End the answer: give what was held back, half a character as U+FFFD."""

@@ -15,7 +15,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urljoin, urlsplit
@@ -35,6 +37,7 @@ _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]*:[0-9a-f:.]*")
 _MAX_URL_CHARACTERS = 8192
 _CHUNK_BYTES = 1 << 16
 _OVERHEAD_BYTES = 1 << 20
+_POLL_S = 0.25
 
 _GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -44,6 +47,39 @@ _CLOSED_NETWORKS = tuple(
     ipaddress.ip_network(text)
     for text in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "2001::/23", "3fff::/20")
 )
+
+
+@dataclass(slots=True)
+class _Errand:
+    left_s: float
+    is_wanted: Callable[[], bool]
+
+
+_errand: ContextVar[_Errand | None] = ContextVar("tilewise_errand", default=None)
+
+
+@contextmanager
+def on_errand(timeout_s: float, is_wanted: Callable[[], bool]) -> Generator[None]:
+    """Give all that is fetched inside, in this thread, `timeout_s` together, and up once it is not wanted any more.
+
+    A context variable, since whoever knows of a client is three calls above a fetch.
+    """
+    token = _errand.set(_Errand(timeout_s, is_wanted))
+    try:
+        yield
+    finally:
+        _errand.reset(token)
+
+
+def check_wanted() -> None:
+    """Give up a picture that nobody waits for.
+
+    Raises:
+        ImageFetchError: nobody does.
+    """
+    errand = _errand.get()
+    if errand is not None and not errand.is_wanted():
+        raise ImageFetchError("The picture is no longer wanted: whoever asked for it has left.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +159,25 @@ def resolve_host(host: str, port: int) -> list[str]:
 def fetch(url: str, policy: ImagePolicy, resolve: Resolver = resolve_host) -> bytes:
     """Return the body behind an http(s) URL.
 
-    Units: at most `limits.max_bytes` bytes and, redirects included, `limits.fetch_timeout_s` seconds.
+    Units: at most `limits.max_bytes` bytes and, redirects included, `limits.fetch_timeout_s` seconds, or what is left
+    of its errand's.
 
     Raises:
         ImageFetchError: the URL is refused, unreachable, too slow, or answers with anything but 200.
         ImageTooLargeError: the body is longer than the limit.
     """
+    most_s, errand, started_at = policy.limits.fetch_timeout_s, _errand.get(), time.monotonic()
+    if errand is not None and errand.left_s <= 0:
+        raise ImageFetchError("The hosts of the request's pictures together took too long; send fewer, or their data.")
+    try:
+        return _follow(parse_url(url), policy, resolve, started_at + min(most_s, errand.left_s if errand else most_s))
+    finally:
+        if errand is not None:
+            errand.left_s -= time.monotonic() - started_at
+
+
+def _follow(target: Target, policy: ImagePolicy, resolve: Resolver, deadline: float) -> bytes:
     limits = policy.limits
-    deadline = time.monotonic() + limits.fetch_timeout_s
-    target = parse_url(url)
     for _ in range(limits.max_redirects + 1):
         addresses = _checked_addresses(target, policy, resolve, deadline)
         try:
@@ -178,8 +224,7 @@ class _PacedReader(io.RawIOBase):
             slowest_s = limits.rate_grace_s + self._num_bytes / limits.min_bytes_per_s
             deadline = min(deadline, self._first_byte_s + slowest_s)
         try:
-            self._connection.settimeout(_seconds_left(deadline))
-            count = self._connection.recv_into(buffer)
+            count = self._receive(buffer, deadline)
         except TimeoutError:
             if deadline == self._deadline:
                 raise
@@ -189,6 +234,13 @@ class _PacedReader(io.RawIOBase):
         self._num_bytes += count
         limits.check_bytes((self._num_bytes - _OVERHEAD_BYTES) // 2)
         return count
+
+    def _receive(self, buffer: "WriteableBuffer", deadline: float) -> int:
+        while True:
+            check_wanted()
+            self._connection.settimeout(min(_seconds_left(deadline), _POLL_S))
+            with suppress(TimeoutError):
+                return self._connection.recv_into(buffer)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         """What http.client asks of a socket."""
@@ -208,7 +260,9 @@ def _checked_addresses(target: Target, policy: ImagePolicy, resolve: Resolver, d
     thread = threading.Thread(target=look_up, daemon=True)  # getaddrinfo has no time-out of its own
     thread.start()
     try:
-        thread.join(_seconds_left(deadline))
+        while thread.is_alive():
+            check_wanted()
+            thread.join(min(_seconds_left(deadline), _POLL_S))
     except TimeoutError:
         answers.clear()
     addresses = list(dict.fromkeys(answers))

@@ -4,16 +4,16 @@ The one place that knows llguidance. Special tokens are never part of an answer'
 tool call; a stop token may come where the answer is complete, and nowhere else.
 
 llguidance bounds most of its work, but its compiler is native code that nothing can interrupt, and some small inputs
-(multiples of four numbers at once) keep it busy for minutes. So whatever is not plain is compiled first in a process
-of its own, `python -m tilewise.inputs.grammar`, which is killed when it is slow.
+(multiples of four numbers at once, a chain of references) keep it busy for minutes. So whatever is not plain is
+compiled first in a process of its own, `python -m tilewise.inputs.grammar`, which is killed when it is slow.
 """
 
 import contextlib
 import json
 import re
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewise.errors import EngineError, InputError
+from tilewise.errors import CapacityError, EngineError, InputError
 from tilewise.inputs.decoder import child_environment
 from tilewise.inputs.tokenizer import Tokenizer
 from tilewise.types import GenerationConfig
@@ -29,12 +29,14 @@ from tilewise.types import GenerationConfig
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-# Seconds of a core, and by the clock, where a busy machine starts a process slowly.
-_MAX_CPU_S, _TIMEOUT_S = 1, 5.0
-_MAX_COMPILE_S = 0.3
+# Seconds of a core, from when all is imported, and by the clock, where a busy machine starts a process slowly.
+_MAX_COMPILE_S, _TIMEOUT_S = 0.3, 5.0
 _MAX_MEMORY_BYTES = 1 << 30
-# What these need grows with products of numbers and with nesting, not with the length of the text.
-_COSTLY = re.compile(r'"(?:multipleOf|allOf|pattern\w*)\\?"|start: /')
+# What these need grows with products of numbers, of parts or with nesting, not with the length of the text.
+_COSTLY = re.compile(r'"(?:\$ref|allOf|anyOf|oneOf|multipleOf|pattern\w*)\\?"|start: /')
+_TOO_COSTLY = "it takes too long, or too much memory, to compile; make it simpler."
+# By its time, by its memory, by its nesting; SIGKILL is not among them, which a machine short of memory sends.
+_ENDS_OF_COSTLY = tuple(-number for number in (signal.SIGPROF, signal.SIGABRT, signal.SIGSEGV))
 _MAX_PLAIN_CHARS = 8 << 10
 # PERF: a step of the worst regex found takes 60 ms with this much initial fuel, 930 ms with the default (one core of
 # an x86 server, 2026-11). A lexer state is 1 to 2 kB, and every running answer may have as many.
@@ -60,6 +62,7 @@ def check_format(generation: GenerationConfig) -> None:
 
     Raises:
         InputError: the message names what is not supported.
+        CapacityError: the machine is too busy to tell.
     """
     if generation.response_format is None:
         return
@@ -214,22 +217,26 @@ def _quote(text: str) -> str:
 
 @lru_cache(maxsize=256)
 def _find_fault(grammar: str) -> str:
-    """Say why a grammar cannot be used; nothing if it can."""
+    """Say why a grammar cannot be used; nothing if it can.
+
+    Raises:
+        CapacityError: the machine was too busy to tell. This is not kept, as the answers are.
+    """
     if len(grammar) <= _MAX_PLAIN_CHARS and not _COSTLY.search(grammar):
         return _validate(grammar)
     command = [sys.executable, "-P", "-m", "tilewise.inputs.grammar"]
     try:
         done = subprocess.run(
-            command,
-            input=grammar.encode(),
-            capture_output=True,
-            timeout=_TIMEOUT_S,
-            env=child_environment(),
-            check=True,
+            command, input=grammar.encode(), capture_output=True, timeout=_TIMEOUT_S, env=child_environment()
         )
     except (subprocess.SubprocessError, OSError):
-        return "it takes too long, or too much memory, to compile; make it simpler."
-    return done.stdout.decode(errors="replace")
+        done = None
+    if done is None or done.returncode not in (0, *_ENDS_OF_COSTLY):
+        raise CapacityError(
+            "response_format could not be checked: this machine is too busy; try again in a moment.",
+            param="response_format",
+        )
+    return _TOO_COSTLY if done.returncode else done.stdout.decode(errors="replace")
 
 
 def _validate(grammar: str) -> str:
@@ -254,17 +261,20 @@ def _shorten(error: str) -> str:
 
 def main() -> None:
     """Compile the grammar on stdin within bounds of memory and time, and print what is wrong with it."""
-    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has none of them, macOS not RLIMIT_AS
+    grammar = sys.stdin.buffer.read().decode()
+    _wrap(None)  # imports what is needed, at no form's cost
+    with contextlib.suppress(ImportError, OSError, ValueError):  # macOS has no RLIMIT_AS
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (_MAX_CPU_S, _MAX_CPU_S))
         resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY_BYTES, _MAX_MEMORY_BYTES))
-    grammar = sys.stdin.buffer.read().decode()
-    started = time.perf_counter()
-    fault = _validate(grammar)
-    is_slow = time.perf_counter() - started > _MAX_COMPILE_S
-    sys.stdout.write("it takes too long to compile; make it simpler." if is_slow and not fault else fault)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, _MAX_COMPILE_S)
+    try:
+        fault = _validate(grammar)
+    except MemoryError:
+        fault = _TOO_COSTLY
+    sys.stdout.write(fault)
 
 
 if __name__ == "__main__":

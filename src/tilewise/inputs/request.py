@@ -11,6 +11,7 @@ from tilewise.config import ModelConfig
 from tilewise.errors import CheckpointError, ImageTooLargeError, InputError, PromptTooLongError
 from tilewise.inputs.conversation import ImagePart, Message
 from tilewise.inputs.detokenizer import Detokenizer
+from tilewise.inputs.fetch import check_wanted
 from tilewise.inputs.grammar import check_format
 from tilewise.inputs.images import load_image, prepare_image
 from tilewise.inputs.policy import ImagePolicy
@@ -101,6 +102,7 @@ class RequestBuilder:
         most = self.policy.limits.max_request_pixels
         images, num_pixels = list[PreparedImage](), 0
         for number, part in enumerate(parts, start=1):
+            check_wanted()
             try:
                 image = prepare_image(load_image(part.source, self.policy), self._choose_tiling(part))
                 num_pixels += image.width * image.height
