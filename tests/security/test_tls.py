@@ -137,7 +137,6 @@ def test_our_own_client_trusts_what_ssl_cert_file_names(
     assert APIClient(server.url, KEYS[0]).available_models
 
 
-
 def test_a_client_that_leaves_over_tls_takes_its_answer_with_it(
     server: RunningServer, trusting: ssl.SSLContext
 ) -> None:
