@@ -32,21 +32,25 @@ MIXTURES: dict[str, dict[int, float]] = {
     "start": {0: 0.01, 1: 0.84, 2: 0.08, 3: 0.04, 5: 0.03},
     "full": {
         0: 0.01,
-        1: 0.4,
-        2: 0.14,
+        1: 0.34,
+        2: 0.18,
         3: 0.05,
-        4: 0.02,
-        5: 0.05,
+        4: 0.01,
+        5: 0.04,
         6: 0.02,
-        7: 0.17,
+        7: 0.18,
         9: 0.07,
-        10: 0.03,
+        10: 0.02,
         13: 0.07,
         14: 0.01,
     },
 }
-# What is learnt last is asked for more often.
-EMPHASIS = {"colour": 1.5, "count": 1.8, "box": 1.6, "relation": 1.6, "table": 1.3, "background": 1.2}
+# What is learnt last is asked for more often, what is known by then less.
+EMPHASIS = {
+    **{"shapes": 1.5, "small": 1.6, "chart": 0.6, "table": 0.8},
+    **{"colour": 3.0, "count": 2.5, "box": 2.0, "position": 1.5, "relation": 1.2, "describe": 0.8},
+    **{"shape": 0.5, "size": 0.5, "absent": 0.5, "background": 0.5},
+}
 _MARKS = re.compile("(" + "|".join(("<ref>", "</ref>", "<box>", "</box>")) + ")")
 _PROFILE, _OTHER_PROFILE = PROFILES["internvl-internlm2"], PROFILES["internvl-official"]
 _NUM_TALKS = 64
