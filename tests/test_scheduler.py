@@ -270,8 +270,11 @@ def test_integrity_notices_a_request_in_two_places_and_blocks_of_nobody() -> Non
         scheduler.check_integrity()
 
 
-def test_where_somebody_decodes_a_picture_is_taken_a_tile_at_a_time() -> None:
-    simulation = make(max_step_tokens=64, max_step_tiles=8, max_busy_work=6, tile_work=4, num_tile_rows=16)
+BUSY = {"max_step_tokens": 64, "max_step_tiles": 8, "max_busy_work": 6, "tile_work": 4}
+
+
+def test_where_a_streamed_answer_decodes_a_picture_is_taken_a_tile_at_a_time() -> None:
+    simulation = make(**BUSY)
     simulation.add(ask("a", 1, 2, max_new_tokens=20))
     step(simulation)
     simulation.add(ask("b", 1, LARGE, *[3] * 12))
@@ -279,6 +282,28 @@ def test_where_somebody_decodes_a_picture_is_taken_a_tile_at_a_time() -> None:
     assert all(len(plan.decodes) >= 1 for plan in plans)
     busy = [plan for plan in plans if plan.prefills]
     assert [len(plan.tiles) for plan in busy[: LARGE.num_tiles]] == [1] * LARGE.num_tiles
-    alone = make(max_step_tokens=64, max_step_tiles=8, max_busy_work=6, tile_work=4)
+    alone = make(**BUSY)
     alone.add(ask("b", 1, LARGE, *[3] * 12))
     assert len(step(alone).tiles) == LARGE.num_tiles, "nobody waits"
+
+
+@pytest.mark.parametrize(("are_streamed", "num_tiles"), [((False, False), LARGE.num_tiles), ((False, True), 1)])
+def test_answers_that_are_asked_for_whole_wait_for_a_picture_and_one_stream_among_them_does_not(
+    are_streamed: tuple[bool, ...], num_tiles: int
+) -> None:
+    simulation = make(**BUSY)
+    for number, is_streamed in enumerate(are_streamed):
+        simulation.add(ask(str(number), number, 2, max_new_tokens=20, is_streamed=is_streamed))
+    step(simulation)
+    simulation.add(ask("picture", 1, LARGE, *[3] * 12))
+    plan = step(simulation)
+    assert (len(plan.decodes), len(plan.tiles)) == (2, num_tiles)
+
+
+def test_when_the_last_stream_ends_the_bound_ends_with_it() -> None:
+    simulation = make(**BUSY)
+    simulation.add(ask("whole", 1, 2, max_new_tokens=20, is_streamed=False))
+    simulation.add(ask("stream", 2, 2, max_new_tokens=2))
+    step(simulation)
+    simulation.add(ask("picture", 1, LARGE, *[3] * 12, is_streamed=False))
+    assert [len(step(simulation).tiles) for _ in range(2)] == [1, LARGE.num_tiles - 1]

@@ -173,8 +173,9 @@ class EngineConfig:
     The first block keeps LMDeploy's names. `cache_max_entry_count` is the share of the memory left after
     weights, tower workspace and graphs that KV blocks may take; on the CPU the budget is `kv_cache_bytes`.
     `max_prefill_tiles` bounds the tiles that the tower sees at once. `session_len` counts prompt and answer.
-    `max_busy_token_num` bounds the work of a step in which answers are decoded, in prompt tokens, of which a tile
-    counts as many as its arithmetic: smaller steps hold answers up less, larger ones waste less.
+    `max_busy_token_num` bounds the work of a step in which streamed answers are decoded, in prompt tokens, of which a
+    tile counts as many as its arithmetic: smaller steps hold their readers up less, larger ones waste less. Answers
+    that are asked for whole bound nothing.
     `use_cuda_graphs` captures the decode step at the start; without a GPU there is nothing to capture.
 
     Raises:

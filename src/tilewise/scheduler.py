@@ -5,7 +5,7 @@ Pure bookkeeping, no clock and no torch: a step is a function of the state and f
     budget   | spent on
     tokens   | first one a running decode, then prefill chunks, oldest request first
     tiles    | pictures of those chunks that no cache holds; a chunk ends where its tiles run out
-    work     | both of them, where somebody decodes: no answer waits long for another's picture
+    work     | both of them, where a streamed answer decodes: no reader waits long for another's picture
     blocks   | a prompt's blocks when it is admitted, one more whenever an answer outgrows its last
 
 When blocks run out the youngest request gives its own back and is computed again later. A step may be
@@ -135,7 +135,7 @@ class Scheduler:
         for sequence in list(self.running):
             if sequence.is_decoding:  # one that was preempted meanwhile is not
                 self._schedule_decode(sequence, step)
-        if step.decodes and self.budgets.max_busy_work is not None:
+        if step.has_streams and self.budgets.max_busy_work is not None:
             least = self.budgets.tokens_per_tile  # however many decode, prompts go on
             step.work_left = max(least, self.budgets.max_busy_work - len(step.decodes))
         for sequence in self.running:
@@ -220,6 +220,7 @@ class Scheduler:
             Chunk(sequence.id, position, position + 1, token_ids, tuple(sequence.blocks), is_sampled=True)
         )
         step.tokens_left -= 1
+        step.has_streams |= sequence.request.is_streamed
         sequence.num_scheduled += 1
         sequence.num_pending += 1
 

@@ -10,8 +10,8 @@ from tilewise.types import PreparedImage, Request, TokenLogprob
 class Budgets:
     """Upper bounds of one step and of one sequence, in tokens, tiles and sequences.
 
-    A step in which somebody decodes does at most `max_busy_work`, in prompt tokens, of which a tile to encode counts
-    `tile_work`; one tile is always allowed.
+    A step in which an answer is decoded that somebody reads as it comes does at most `max_busy_work`, in prompt tokens,
+    of which a tile to encode counts `tile_work`; one tile is always allowed.
     """
 
     max_step_tokens: int
@@ -83,7 +83,7 @@ class StepDraft:
     """A step while the scheduler fills it."""
 
     def __init__(self, tokens_left: int, tiles_left: int) -> None:
-        """Start with nothing but the budgets; `work_left` is for who shares the step with decodes."""
+        """Start with nothing but the budgets; `work_left` is for who shares the step with streams."""
         self.tokens_left = tokens_left
         self.tiles_left = tiles_left
         self.work_left = math.inf
@@ -92,6 +92,7 @@ class StepDraft:
         self.prefills: list[Chunk] = []
         self.admitted: list[tuple[int, Request]] = []
         self.has_preempted = False
+        self.has_streams = False
 
     @property
     def token_room(self) -> int:

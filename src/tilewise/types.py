@@ -257,6 +257,7 @@ class Request:
 
     `token_ids` holds the image-context id at every position of a span. `stop_token_ids` is complete: the
     template's stops and the caller's, empty where the caller ignores them. `namespace` separates caches.
+    `is_streamed` says that somebody reads the tokens as they come, so that none should wait for others' pictures.
     """
 
     request_id: str
@@ -266,6 +267,7 @@ class Request:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     stop_token_ids: tuple[int, ...] = ()
     namespace: str = ""
+    is_streamed: bool = True
 
     def __post_init__(self) -> None:
         """Hold the spans to the ids: in order, disjoint, inside the prompt, one a picture."""

@@ -58,7 +58,8 @@ def requests(draw: st.DrawFn) -> Request:
     spans = tuple(ImageSpan(2 * number, 2 * number + 2, number) for number in range(len(images)))
     token_ids = (0,) * (2 * len(images)) + tuple(draw(st.lists(ids, min_size=1, max_size=9)))
     stops = tuple(draw(st.lists(ids, max_size=3)))
-    return Request(draw(st.text(st.characters(codec="utf-8"))), token_ids, spans, images, draw(generations), stops, "n")
+    name, is_streamed = draw(st.text(st.characters(codec="utf-8"))), draw(st.booleans())
+    return Request(name, token_ids, spans, images, draw(generations), stops, "n", is_streamed)
 
 
 @given(requests())

@@ -283,6 +283,22 @@ def test_a_schema_reaches_the_engine(make_app: MakeApp, path: str, more: dict[st
     assert form["json_schema"]["schema"] == SCHEMA
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {**ASK, "n": 2}),
+        ("/v1/completions", {"model": "m", "prompt": "x"}),
+        ("/v1/responses", {"model": "m", "input": "x"}),
+    ],
+)
+def test_the_engine_learns_whether_an_answer_is_streamed(make_app: MakeApp, path: str, body: dict[str, Any]) -> None:
+    app = make_app(lambda _: say([5]))
+    for is_streamed in (False, True):
+        app.client.submitted.clear()
+        assert app.send(path, {**body, "stream": is_streamed}).status_code == 200
+        assert {request.is_streamed for request in app.client.submitted} == {is_streamed}
+
+
 @pytest.mark.parametrize("form", [{"type": "tool_calls", "tools": []}, {"type": "xml"}, {}])
 def test_a_form_that_is_no_clients_to_ask_for_is_refused(make_app: MakeApp, form: dict[str, Any]) -> None:
     app = make_app(lambda _: say([5]))

@@ -109,6 +109,21 @@ def test_a_streamed_batch_numbers_its_prompts(make_pipeline: MakePipeline, token
     assert texts == {n: "yes " * len(client.submitted[n].token_ids) for n in texts}
 
 
+def test_only_what_is_streamed_is_said_to_be_read_as_it_comes(make_pipeline: MakePipeline, ids: list[int]) -> None:
+    pipe, client = make_pipeline(lambda _: say(ids))
+    for ask, is_streamed in (
+        (lambda: pipe("hi"), False),
+        (lambda: pipe(["hi", "ho"], GenerationConfig(n=2)), False),
+        (lambda: pipe.batch_infer(["hi"]), False),
+        (lambda: pipe.chat("hi"), False),
+        (lambda: [*pipe.stream_infer(["hi", "ho"])], True),
+        (lambda: [*pipe.stream_chat("hi")], True),
+    ):
+        client.submitted.clear()
+        ask()
+        assert {request.is_streamed for request in client.submitted} == {is_streamed}
+
+
 def test_leaving_a_stream_aborts_what_runs(make_pipeline: MakePipeline, ids: list[int]) -> None:
     pipe, client = make_pipeline(lambda _: say(ids)[:3])
     stream = pipe.stream_infer(["a", "b"])

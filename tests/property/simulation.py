@@ -31,6 +31,7 @@ def make_request(
     namespace: str = "",
     max_new_tokens: int = 4,
     stop_token_ids: tuple[int, ...] = (STOP_ID,),
+    is_streamed: bool = True,
 ) -> Request:
     """A prompt of ids and pictures, in order."""
     token_ids: list[int] = []
@@ -44,7 +45,9 @@ def make_request(
         token_ids += [IMAGE_ID] * (part.num_tiles * PER_TILE)
         spans.append(ImageSpan(start, len(token_ids), len(spans)))
     generation = GenerationConfig(max_new_tokens=max_new_tokens)
-    return Request(request_id, tuple(token_ids), tuple(spans), images, generation, stop_token_ids, namespace)
+    return Request(
+        request_id, tuple(token_ids), tuple(spans), images, generation, stop_token_ids, namespace, is_streamed
+    )
 
 
 def read_inputs(request: Request) -> list[int | tuple[bytes, int, int]]:
@@ -196,7 +199,8 @@ class Simulation:
         assert len({chunk.sequence_id for chunk in plan.chunks}) == len(plan.chunks) <= self.budgets.max_sequences
         assert all(chunk.num_tokens == 1 and chunk.is_sampled for chunk in plan.decodes)
         assert all(chunk.num_tokens > 0 and chunk.token_ids is not None for chunk in plan.prefills)
-        if plan.decodes and self.budgets.max_busy_work is not None:
+        is_watched = any(self._requests[chunk.sequence_id].is_streamed for chunk in plan.decodes)
+        if is_watched and self.budgets.max_busy_work is not None:
             bound = max(self.budgets.tokens_per_tile, self.budgets.max_busy_work - len(plan.decodes))
             num_tokens = sum(chunk.num_tokens for chunk in plan.prefills)
             assert num_tokens <= bound

@@ -52,6 +52,7 @@ class Histories(RuleBasedStateMachine):
         namespace=st.sampled_from(("", "", "b")),
         max_new_tokens=st.integers(1, 20),
         ignores_stops=st.booleans(),
+        is_streamed=st.booleans(),
     )
     def add(
         self,
@@ -60,6 +61,7 @@ class Histories(RuleBasedStateMachine):
         namespace: str,
         max_new_tokens: int,
         ignores_stops: bool,
+        is_streamed: bool,
     ) -> None:
         request = make_request(
             f"r{len(self.simulation.told)}",
@@ -67,6 +69,7 @@ class Histories(RuleBasedStateMachine):
             namespace=namespace,
             max_new_tokens=max_new_tokens,
             stop_token_ids=() if ignores_stops else (STOP_ID,),
+            is_streamed=is_streamed,
         )
         self.simulation.add(request)
 

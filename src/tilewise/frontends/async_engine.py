@@ -196,9 +196,17 @@ class AsyncEngine:
         self.engine = engine
 
     async def open(
-        self, messages: tuple[Message, ...], generation: GenerationConfig, namespace: str = "", *, is_raw: bool = False
+        self,
+        messages: tuple[Message, ...],
+        generation: GenerationConfig,
+        namespace: str = "",
+        *,
+        is_raw: bool = False,
+        is_streamed: bool = True,
     ) -> Stream:
         """Build and submit `generation.n` choices; `is_raw` leaves the chat template out.
+
+        `is_streamed` is for who reads the pieces as they come, and not only their sum.
 
         Raises:
             InputError: the request is refused.
@@ -213,7 +221,7 @@ class AsyncEngine:
 
         def build() -> Request:
             with self.metrics.build_s.time():
-                return builder.build(messages, generation, "", namespace)
+                return replace(builder.build(messages, generation, "", namespace), is_streamed=is_streamed)
 
         await self._run(stream, messages, lambda: self._start(stream, builder, build))
         return stream

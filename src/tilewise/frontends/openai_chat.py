@@ -191,7 +191,9 @@ async def _open(request: Request, service: Service, body: ChatRequest | Completi
     service.check_model(body.model)
     generation = await asyncio.to_thread(body.generation, service.session_len)  # a schema in it may be large
     is_raw = isinstance(body, CompletionRequest)
-    return await service.engine.open(body.conversation, generation, request.state.namespace, is_raw=is_raw)
+    return await service.engine.open(
+        body.conversation, generation, request.state.namespace, is_raw=is_raw, is_streamed=body.stream
+    )
 
 
 async def _answer(body: Sampling, stream: Stream, choices: Sequence[Choice], name: str, kind: str) -> HttpResponse:

@@ -21,7 +21,7 @@ async def create_response(request: Request, body: ResponsesRequest) -> HttpRespo
     service = service_of(request)
     service.check_model(body.model)
     generation = await asyncio.to_thread(body.generation, service.session_len)  # a schema in it may be large
-    stream = await service.engine.open(body.conversation, generation, request.state.namespace)
+    stream = await service.engine.open(body.conversation, generation, request.state.namespace, is_streamed=body.stream)
     answer = _Answer(body)
     if body.stream:
         return EventStream(stream, _stream_events(stream, answer))

@@ -198,8 +198,9 @@ class Pipeline:
         """Answer several prompts, in order."""
         generations = _spread(gen_config, len(prompts))
         groups: list[list[Answer]] = []
-        with show_progress(len(prompts), use_tqdm) as advance, closing(self._run(prompts, generations, groups)) as run:
-            for answer, _ in run:
+        running = self._run(prompts, generations, groups, is_streamed=False)
+        with show_progress(len(prompts), use_tqdm) as advance, closing(running):
+            for answer, _ in running:
                 if all(choice.finish_reason is not None for choice in groups[answer.session_id]):
                     advance()
         answered = ([choice.response() for choice in choices] for choices in groups)
@@ -219,7 +220,7 @@ class Pipeline:
 
     def _stream(self, batch: Sequence[Any], generations: Sequence[GenerationConfig]) -> Iterator[Response]:
         num_shown = [0] * len(batch)
-        with closing(self._run(batch, generations, [])) as steps:
+        with closing(self._run(batch, generations, [], is_streamed=True)) as steps:
             for answer, delta in steps:
                 number = answer.session_id
                 yield answer.step_response(delta, num_shown[number])
@@ -231,7 +232,7 @@ class Pipeline:
         A turn that fails leaves the session as it was; one that is interrupted keeps what was said until then.
         """
         session = Session() if session is None else session
-        with closing(self.stream_chat(prompt, session, gen_config)) as pieces:
+        with closing(self._open_turn(prompt, session, gen_config, is_streamed=False)) as pieces:
             for _ in pieces:
                 pass
         return session
@@ -244,18 +245,23 @@ class Pipeline:
         A turn that fails leaves the session as it was. Leaving the loop, or an interrupt, aborts the answer: the
         session keeps what was said until then, with `abort` as its reason, or stays as it was if that is nothing.
         """
+        return self._open_turn(prompt, session, gen_config, is_streamed=True)
+
+    def _open_turn(
+        self, prompt: Any, session: Session | None, gen_config: GenerationConfig | None, *, is_streamed: bool
+    ) -> Generator[Response, None, None]:
         _check_type("session", session, Session, "a Session, or None for a new one", InputError)
         _check_type("gen_config", gen_config, GenerationConfig, "one GenerationConfig", InputError)
         generation = gen_config or GenerationConfig()
         if generation.n > 1:
             raise InputError("n > 1 has no place in a chat; a session continues one answer.", param="n")
-        return self._stream_turn(prompt, Session() if session is None else session, generation)
+        return self._stream_turn(prompt, Session() if session is None else session, generation, is_streamed)
 
     def _stream_turn(
-        self, prompt: Any, session: Session, generation: GenerationConfig
+        self, prompt: Any, session: Session, generation: GenerationConfig, is_streamed: bool
     ) -> Generator[Response, None, None]:
         messages = (*session.messages, *parse_prompt(prompt))
-        jobs = self._create_jobs(messages, generation, 0)
+        jobs = self._create_jobs(messages, generation, 0, is_streamed)
         answer = jobs[0][1]
         num_shown = 0
         try:
@@ -285,20 +291,29 @@ class Pipeline:
         self.close()
 
     def _run(
-        self, prompts: Sequence[Any], generations: Sequence[GenerationConfig], groups: list[list[Answer]]
+        self,
+        prompts: Sequence[Any],
+        generations: Sequence[GenerationConfig],
+        groups: list[list[Answer]],
+        *,
+        is_streamed: bool,
     ) -> Generator[tuple[Answer, str], None, None]:
         """Follow all prompts; `groups` receives each prompt's answers, in order."""
         # Twice what runs at once: the next ones are prepared while these run, and a long list's pictures never all
         # lie in memory.
         max_running = 2 * self.engine.resolved.max_batch_size
-        return follow(self.engine.client, self._prepare(prompts, generations, groups), max_running)
+        return follow(self.engine.client, self._prepare(prompts, generations, groups, is_streamed), max_running)
 
     def _prepare(
-        self, prompts: Sequence[Any], generations: Sequence[GenerationConfig], groups: list[list[Answer]]
+        self,
+        prompts: Sequence[Any],
+        generations: Sequence[GenerationConfig],
+        groups: list[list[Answer]],
+        is_streamed: bool,
     ) -> Iterator[tuple[Request, Answer]]:
         for number, (prompt, generation) in enumerate(zip(prompts, generations, strict=True)):
             try:
-                jobs = self._create_jobs(parse_prompt(prompt), generation, number)
+                jobs = self._create_jobs(parse_prompt(prompt), generation, number, is_streamed)
             except InputError as error:
                 if len(prompts) > 1:
                     error.args = (f"Prompt {number} of {len(prompts)}, counted from 0: {error}",)
@@ -307,12 +322,13 @@ class Pipeline:
             yield from jobs
 
     def _create_jobs(
-        self, messages: Sequence[Message], generation: GenerationConfig, session_id: int
+        self, messages: Sequence[Message], generation: GenerationConfig, session_id: int, is_streamed: bool
     ) -> list[tuple[Request, Answer]]:
         """One request and answer for each of `n` choices; the pictures are prepared once."""
         if not self._finalizer.alive:
             raise EngineError("This pipeline is closed; make a new one with pipeline(...).")
-        return create_jobs(self.builder.build(messages, generation, ""), self.builder, session_id)
+        request = replace(self.builder.build(messages, generation, ""), is_streamed=is_streamed)
+        return create_jobs(request, self.builder, session_id)
 
 
 def _as_batch(prompts: object) -> tuple[Sequence[Any], bool]:
