@@ -21,7 +21,7 @@ from tilewise.errors import EngineError, InputError
 from tilewise.frontends.async_engine import AsyncEngine, Stream
 from tilewise.frontends.door import EventStream
 from tilewise.frontends.openai_app import create_app
-from tilewise.frontends.openai_chat import ChatChoice
+from tilewise.frontends.openai_chat import MAX_LOGPROBS, ChatChoice
 from tilewise.frontends.openai_schema import Body, ChatRequest, DetokenizeRequest, ResponsesRequest
 from tilewise.frontends.pipeline import create_builder
 from tilewise.frontends.service import ServerSettings, check_body
@@ -297,6 +297,31 @@ def test_the_engine_learns_whether_an_answer_is_streamed(make_app: MakeApp, path
         app.client.submitted.clear()
         assert app.send(path, {**body, "stream": is_streamed}).status_code == 200
         assert {request.is_streamed for request in app.client.submitted} == {is_streamed}
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "name"),
+    [
+        ("/v1/chat/completions", {"logprobs": True, "top_logprobs": 15}, "top_logprobs"),
+        ("/v1/completions", {"messages": None, "prompt": "x", "logprobs": 15}, "logprobs"),
+    ],
+)
+def test_logprobs_of_all_choices_and_tokens_together_are_bounded(
+    make_app: MakeApp, path: str, more: dict[str, Any], name: str
+) -> None:
+    app = make_app(lambda _: say([5]))
+    ask = {key: value for key, value in {**ASK, **more, "n": 16}.items() if value is not None}
+    most = MAX_LOGPROBS // 16 // 16
+    assert most < app.engine.builder.session_len
+    assert app.send(path, {**ask, "max_tokens": most}).status_code == 200
+    for max_tokens, number in ((most + 1, MAX_LOGPROBS + 256), (None, 256 * app.engine.builder.session_len)):
+        response = app.send(path, {**ask, "max_tokens": max_tokens})
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, name)
+        for told in ("n=16", f"{name}=15", f"{number} logprobs", str(MAX_LOGPROBS), f"Lower n, {name} or max_tokens"):
+            assert told in error["message"]
+    assert app.send(path, {**ask, "n": 1}).status_code == 200, "one answer may be as long as the session"
+    assert len(app.client.submitted) == 16 + 1
 
 
 @pytest.mark.parametrize("form", [{"type": "tool_calls", "tools": []}, {"type": "xml"}, {}])
