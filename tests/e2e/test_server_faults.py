@@ -134,6 +134,29 @@ def test_sigterm_lets_running_streams_finish_and_ends_with_zero() -> None:
     assert not Path(f"/proc/{engine_pid}").exists()
 
 
+def test_a_body_on_its_way_when_the_server_ends_is_waited_for_and_told_to_come_back() -> None:
+    data = json.dumps(LONG).encode()
+    with run_server() as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            head += f"Content-Length: {len(data)}\r\nExpect: 100-continue\r\n\r\n"
+            connection.sendall(head.encode())
+            assert connection.recv(4096).startswith(b"HTTP/1.1 100 "), "its body is awaited"
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_for("shutting down")
+            for _ in range(20):  # longer than it takes to end where nothing runs
+                with server.http() as http:
+                    assert http.get("/ready").status_code == 503
+                time.sleep(0.1)
+            connection.sendall(data)
+            with connection.makefile("rb") as answer:
+                told = answer.read().lower()
+        assert told.startswith(b"http/1.1 503 ")
+        assert b"retry-after: " in told
+        assert server.stop() == 0
+
+
 def test_without_its_engine_it_fails_what_runs_and_ends_with_status_one() -> None:
     with run_server() as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
         failed: list[Exception] = []

@@ -196,6 +196,28 @@ def test_what_is_being_built_when_the_drain_ends_is_told_to_come_back(
     assert client.submitted == []
 
 
+def test_a_drain_waits_for_bodies_on_their_way_and_gives_them_up_at_its_end(make_engine: MakeEngine) -> None:
+    engine, _ = make_engine(lambda _: say([5]))
+
+    async def run() -> None:
+        body: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        reader = asyncio.create_task(engine.until_drained(body))
+        await asyncio.sleep(0)
+        drain = asyncio.create_task(engine.drain(60.0))
+        await asyncio.sleep(0.1)
+        assert not drain.done()
+        body.set_result(b"whole")
+        await drain
+        assert await reader == b"whole"
+        reader = asyncio.create_task(engine.until_drained(asyncio.get_running_loop().create_future()))
+        await asyncio.sleep(0)
+        await engine.drain(0.05)
+        with pytest.raises(CapacityError, match="shutting down"):
+            await reader
+
+    asyncio.run(run())
+
+
 def test_the_choices_of_a_request_and_their_pictures_are_sent_at_once(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

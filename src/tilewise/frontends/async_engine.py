@@ -181,7 +181,7 @@ class AsyncEngine:
         self._lock = threading.Lock()
         self._text_threads = DaemonThreads(_NUM_BUILDERS, "tilewise-build")
         self._picture_threads = DaemonThreads(_NUM_PICTURE_BUILDERS, "tilewise-pictures")
-        self._builds: set[asyncio.Future[Any]] = set()
+        self._preparing: set[asyncio.Future[Any]] = set()
         self._posted: deque[tuple[_Choice, StepOutput]] = deque()
         self._is_woken = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -262,18 +262,28 @@ class AsyncEngine:
         running = (self._picture_threads if has_pictures else self._text_threads).submit(run)
         # What is cancelled before a thread took it never runs.
         running.add_done_callback(lambda future: self.end(stream, num_choices) if future.cancelled() else None)
-        waiting = asyncio.wrap_future(running)
-        self._builds.add(waiting)
         try:
-            return await waiting
-        except BaseException as error:
+            return await self.until_drained(asyncio.wrap_future(running))
+        except BaseException:
             stream.close()
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and not (task and task.cancelling()):  # not by who waits
-                raise CapacityError("The server is shutting down and could not build the request; ask again.") from None
             raise
+
+    async def until_drained(self, work: asyncio.Future[T]) -> T:
+        """Wait for what a request needs before it can be asked; a drain waits for it too, and gives it up at its end.
+
+        Raises:
+            CapacityError: the drain has ended.
+        """
+        self._preparing.add(work)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task and task.cancelling():  # by who waits, not by the drain
+                raise
+            raise CapacityError("The server is shutting down and could not take the request; ask again.") from None
         finally:
-            self._builds.discard(waiting)
+            self._preparing.discard(work)
 
     def check_room(self, num_choices: int = 1) -> None:
         """Refuse what cannot be taken now.
@@ -310,13 +320,13 @@ class AsyncEngine:
         return self.engine is not None and not self.is_draining and self.is_healthy
 
     async def drain(self, timeout_s: float) -> None:
-        """Take nothing more, and wait until what runs has ended or the time is up; then give up what is being built."""
+        """Take nothing more, and wait until all is quiet or the time is up; then give up what has not begun to run."""
         self.is_draining = True
         deadline = time.monotonic() + timeout_s
-        while self.num_open and time.monotonic() < deadline:
+        while (self.num_open or self._preparing) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
-        for build in self._builds:
-            build.cancel()
+        for work in self._preparing:
+            work.cancel()
 
     def close(self) -> None:
         """End the engine, and with it what runs."""

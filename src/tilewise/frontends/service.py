@@ -1,5 +1,6 @@
 """What the routes of a server share: its settings, its engine, and how a route gets its body."""
 
+import asyncio
 import reprlib
 import typing
 from collections.abc import Callable, Coroutine, Mapping
@@ -71,7 +72,8 @@ class BodyRoute(APIRoute):
     """A route whose endpoint takes (request, body): the body is read, parsed and checked off the event loop.
 
     FastAPI itself, which documents the body, would do all that on the loop. The endpoint is cancelled when the
-    client leaves, and what asks for an answer is refused before its body is read where there is no room.
+    client leaves, and what asks for an answer is refused before its body is read where there is no room. A body that is
+    on its way while the server ends is waited for, as answers are: who is told something amid sending may not hear it.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -79,10 +81,12 @@ class BodyRoute(APIRoute):
         kind: type[Body] = typing.get_type_hints(self.endpoint)["body"]
 
         async def handle(request: Request) -> Response:
+            engine = service_of(request).engine
             if issubclass(kind, Generating):
-                service_of(request).engine.check_room()
+                engine.check_room()
             try:
-                body = await read_json(request, lambda data: check_body(kind, data))
+                reading = asyncio.ensure_future(read_json(request, lambda data: check_body(kind, data)))
+                body = await engine.until_drained(reading)
                 return await while_connected(request.receive, self.endpoint(request, body))
             except InputError as error:
                 raise _with_names(error, kind.api_names) from None
