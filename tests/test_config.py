@@ -172,9 +172,12 @@ def test_a_factor_that_would_change_nothing_is_refused() -> None:
 
 def test_graphs_are_captured_on_a_gpu_alone_and_up_to_the_largest_batch() -> None:
     gpu = DeviceConfig("cuda", 0, (9, 0))
-    assert resolve(EngineConfig(use_cuda_graphs=True), MODEL, DeviceConfig("cpu")).graph_sizes == ()
-    assert resolve(EngineConfig(), MODEL, gpu).graph_sizes == ()
+    assert resolve(EngineConfig(), MODEL, DeviceConfig("cpu")).graphs is None
+    assert resolve(EngineConfig(use_cuda_graphs=False), MODEL, gpu).graphs is None
     for largest in (1, 5, 16, 100, 128):
-        sizes = resolve(EngineConfig(max_batch_size=largest, use_cuda_graphs=True), MODEL, gpu).graph_sizes
-        assert sizes[-1] == largest
-        assert sorted(set(sizes)) == list(sizes)
+        graphs = resolve(EngineConfig(max_batch_size=largest, max_busy_token_num=700), MODEL, gpu).graphs
+        assert graphs is not None
+        assert graphs.decodes[-1] == largest
+        assert graphs.mixed[-1] >= 700 + largest, "whatever a busy step holds"
+        for sizes in (graphs.decodes, graphs.mixed, graphs.tiles):
+            assert sorted(set(sizes)) == list(sizes)

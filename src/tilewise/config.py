@@ -122,6 +122,7 @@ class DeviceConfig:
 
 # Work of a step beside decodes, in prompt tokens: a tile and its tokens. Computed: 33 ms of a 26B on an H100.
 BUSY_TOKENS = 800
+_MIXED_STEP = 128  # a captured number of tokens fills whole tiles of the matrix products
 
 
 def _is_count(value: object, low: int = 1) -> bool:
@@ -176,7 +177,7 @@ class EngineConfig:
     `max_busy_token_num` bounds the work of a step in which streamed answers are decoded, in prompt tokens, of which a
     tile counts as many as its arithmetic: smaller steps hold their readers up less, larger ones waste less. Answers
     that are asked for whole bound nothing.
-    `use_cuda_graphs` captures the decode step at the start; without a GPU there is nothing to capture.
+    `use_cuda_graphs` captures small steps at the start; without a GPU there is nothing to capture.
 
     Raises:
         ConfigError: a field is outside its range or not available; `param` names it.
@@ -202,7 +203,7 @@ class EngineConfig:
     image_cache_bytes: int | None = None
     max_prefill_tiles: int | None = None
     max_busy_token_num: int | None = None
-    use_cuda_graphs: bool = False
+    use_cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without a model."""
@@ -243,6 +244,20 @@ class ChatTemplateConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class GraphSizes:
+    """Which steps are captured: numbers of decodes, of tokens where prompts take part, and of tiles."""
+
+    decodes: tuple[int, ...]
+    mixed: tuple[int, ...]
+    tiles: tuple[int, ...]
+
+    @property
+    def number(self) -> int:
+        """Graphs in all."""
+        return len(self.decodes) + len(self.mixed) + len(self.tiles)
+
+
+@dataclass(frozen=True, slots=True)
 class ResolvedConfig:
     """An `EngineConfig` with every choice made for one model on one device: nothing is `None` or `auto`."""
 
@@ -262,13 +277,13 @@ class ResolvedConfig:
     kv_cache_bytes: int | None
     image_cache_bytes: int
     max_busy_work: int | None = None
-    graph_sizes: tuple[int, ...] = ()
+    graphs: GraphSizes | None = None
     tensor_parallel_size: int = 1
 
     @property
     def use_cuda_graphs(self) -> bool:
-        """Decode steps are captured."""
-        return bool(self.graph_sizes)
+        """Small steps are captured."""
+        return self.graphs is not None
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -329,6 +344,11 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
             "running sequence takes a token of a step; raise the one or lower the other.",
             param="max_prefill_token_num",
         )
+    busy_work = config.max_busy_token_num or (None if on_cpu else BUSY_TOKENS)
+    graphs = None
+    if config.use_cuda_graphs and not on_cpu:
+        most = min(max_step_tokens, (busy_work or 0) + config.max_batch_size)
+        graphs = _choose_graph_sizes(config.max_batch_size, most, config.max_prefill_tiles or most)
     return ResolvedConfig(
         model=replace(model, is_random=True) if config.load_format == "dummy" else model,
         device=device,
@@ -345,13 +365,18 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
         cache_share=config.cache_max_entry_count,
         kv_cache_bytes=config.kv_cache_bytes or (CPU_KV_CACHE_BYTES if on_cpu else None),
         image_cache_bytes=image_cache_bytes,
-        max_busy_work=config.max_busy_token_num or (None if on_cpu else BUSY_TOKENS),
-        graph_sizes=_choose_graph_sizes(config.max_batch_size) if config.use_cuda_graphs and not on_cpu else (),
+        max_busy_work=busy_work,
+        graphs=graphs,
         tensor_parallel_size=config.tp,
     )
 
 
-def _choose_graph_sizes(max_batch_size: int) -> tuple[int, ...]:
-    """Batch sizes worth a graph; a batch between two of them is padded, which costs little where weights are read."""
+def _choose_graph_sizes(max_batch_size: int, max_tokens: int, max_tiles: int) -> GraphSizes:
+    """Sizes worth a graph; what lies between two of them is padded, which costs little where weights are read.
+
+    Larger steps, and more tiles, keep the device busy for longer than they take to launch.
+    """
     sizes = (1, 2, 4, 8, *range(16, max_batch_size, 16))
-    return (*(size for size in sizes if size < max_batch_size), max_batch_size)
+    decodes = (*(size for size in sizes if size < max_batch_size), max_batch_size)
+    mixed = (64, *range(_MIXED_STEP, max_tokens + _MIXED_STEP, _MIXED_STEP))
+    return GraphSizes(decodes, mixed, tiles=(1, 2)[:max_tiles])

@@ -129,7 +129,12 @@ def plan_memory(config: ResolvedConfig) -> MemoryPlan:
     decoder_token += _FP32_TEMPORARIES * decoder.hidden_size
     context_token = 4 * item * decoder.num_heads * decoder.head_dim  # keys and values, gathered and repeated
     sampler = config.max_batch_size * decoder.vocab_size * _SAMPLER_BYTES
-    captured_token = decoder_token + (4 + item) * decoder.vocab_size if config.graph_sizes else 0
+    logits_row = (4 + item) * decoder.vocab_size
+    graphs = 0
+    if config.graphs is not None:  # they share the largest one's memory, and one place for logits
+        step = config.graphs.mixed[-1] * decoder_token + config.max_batch_size * logits_row
+        tower = config.graphs.tiles[-1] * (1 + vision.num_patches) * tower_token
+        graphs = config.graphs.number * _GRAPH_BYTES + max(step, tower) + config.max_batch_size * 4 * decoder.vocab_size
     tile_bytes = model.tokens_per_tile * decoder.hidden_size * item
     num_tile_rows = max(config.max_step_tiles, config.image_cache_bytes // tile_bytes)
     counts = count_weights(model)
@@ -139,7 +144,7 @@ def plan_memory(config: ResolvedConfig) -> MemoryPlan:
         decoder=counts.decoder * item,
         tower_workspace=tile_tokens * tower_token + _RESAMPLE_BYTES,
         decoder_workspace=config.max_step_tokens * decoder_token + config.session_len * context_token + sampler,
-        graphs=len(config.graph_sizes) * _GRAPH_BYTES + config.max_batch_size * captured_token,
+        graphs=graphs,
         image_cache=num_tile_rows * tile_bytes,
         kv_block=config.kv_bytes_per_token * config.block_size,
         num_tile_rows=num_tile_rows,
@@ -183,6 +188,7 @@ _SAVINGS: tuple[dict[str, int], ...] = (
     {"session_len": 8192},
     {"max_prefill_tiles": 1, "max_prefill_token_num": 512, "max_batch_size": 8, "image_cache_bytes": 0},
     {"session_len": SMALLEST_SESSION},
+    {"use_cuda_graphs": False},
 )
 
 

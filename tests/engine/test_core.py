@@ -44,7 +44,7 @@ def break_once(core: EngineCore, monkeypatch: pytest.MonkeyPatch, part: str, ste
     monkeypatch.setattr(core.runner, part, broken)
 
 
-@pytest.mark.parametrize(("part", "step"), [("_encode", 1), ("_forward", 1), ("_forward", 4), ("_sample", 3)])
+@pytest.mark.parametrize(("part", "step"), [("_encode", 1), ("_sample", 1), ("_sample", 3), ("_sample", 4)])
 def test_a_step_that_raises_fails_its_requests_only_and_the_next_one_is_answered(
     part: str, step: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from tests.kernels.paged import LENGTHS, attend_densely, measure_error, poison, scatter
 from tilewise import kernels
 from tilewise.kernels import AttentionBatch, PrefillChunk, reference
+from tilewise.kernels.prefill import list_items
 
 TOLERANCE = 1e-5
 BLOCK = 16
@@ -29,30 +30,41 @@ class Sequence:
 Part = tuple[Sequence, int, int]
 
 
-def run_step(caches: tuple[Tensor, Tensor], decodes: list[Part], prefills: list[Part]) -> Tensor:
+def run_step(
+    caches: tuple[Tensor, Tensor], decodes: list[Part], prefills: list[Part], *, as_captured: bool = False
+) -> Tensor:
     device = caches[0].device
     parts = [*decodes, *prefills]
     positions = [position for _, start, end in parts for position in range(start, end)]
     slots = [s.blocks[p // BLOCK] * BLOCK + p % BLOCK for s, start, end in parts for p in range(start, end)]
     chunks: list[PrefillChunk] = []
     offset = len(decodes)
-    for sequence, start, end in prefills:
-        blocks = torch.tensor(sequence.blocks[: -(-end // BLOCK)], device=device)
-        chunks.append(PrefillChunk(offset, start, end, blocks))
+    for _, start, end in prefills:
+        chunks.append(PrefillChunk(offset, start, end))
         offset += end - start
-    width = max((len(sequence.blocks) for sequence, _, _ in decodes), default=0)
-    table = [[*sequence.blocks, *[-1] * (width - len(sequence.blocks))] for sequence, _, _ in decodes]
+    items = list_items((row, c.offset, c.start, c.end) for row, c in enumerate(chunks) if c.start or as_captured)
     batch = AttentionBatch(
         positions=torch.tensor(positions, device=device),
         slots=torch.tensor(slots, device=device),
         num_decodes=len(decodes),
-        block_table=torch.tensor(table, dtype=torch.int32, device=device).reshape(len(decodes), width),
+        block_table=block_table(decodes).to(device),
         lengths=torch.tensor([end for _, _, end in decodes], dtype=torch.int32, device=device),
-        chunks=tuple(chunks),
+        chunks=() if as_captured else tuple(chunks),
+        chunk_table=block_table(prefills).to(device),
+        items=torch.tensor(list(items), dtype=torch.int32, device=device).reshape(-1, 4),
     )
     dtype = caches[0].dtype
     q, k, v = (torch.cat([getattr(s, name)[start:end] for s, start, end in parts]).to(device, dtype) for name in "qkv")
+    if as_captured:
+        kernels.write_kv(k, v, *caches, batch.slots)
+        return kernels.attend_cached(q, None, *caches, batch)
     return kernels.attend(q, k, v, *caches, batch)
+
+
+def block_table(parts: list[Part]) -> Tensor:
+    width = max((len(sequence.blocks) for sequence, _, _ in parts), default=0)
+    table = [[*sequence.blocks, *[-1] * (width - len(sequence.blocks))] for sequence, _, _ in parts]
+    return torch.tensor(table, dtype=torch.int32).reshape(len(parts), width)
 
 
 def empty_caches(num_blocks: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -77,14 +89,14 @@ def test_token_by_token_equals_one_shot() -> None:
     assert measure_error(torch.cat(outputs), sequence.expected(0, 40)) < TOLERANCE
 
 
-def mixed_step(device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
+def mixed_step(device: str = "cpu", dtype: torch.dtype = torch.float32, *, as_captured: bool = False) -> float:
     """Two decodes, a fresh chunk and a continued one in one step, among poisoned free blocks."""
     a, b = Sequence(17, blocks=(8, 1), seed=1), Sequence(50, blocks=(4, 9, 2, 11), seed=2)
     fresh, continued = Sequence(20, blocks=(6, 3), seed=3), Sequence(45, blocks=(10, 5, 7), seed=4)
     caches = empty_caches(13, device, dtype)
     run_step(caches, [], [(a, 0, 16), (b, 0, 49), (continued, 0, 21)])
     parts = [(a, 16, 17), (b, 49, 50), (fresh, 0, 20), (continued, 21, 45)]
-    out = run_step(caches, parts[:2], parts[2:])
+    out = run_step(caches, parts[:2], parts[2:], as_captured=as_captured)
     return measure_error(out.cpu(), torch.cat([s.expected(start, end) for s, start, end in parts]))
 
 
@@ -93,9 +105,12 @@ def test_decodes_and_chunks_of_one_step_do_not_see_each_other() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 5e-3), ("bfloat16", 3e-2)])
-def test_decodes_and_chunks_of_one_step_equal_the_textbook_on_the_gpu(dtype: str, tolerance: float) -> None:
-    assert mixed_step("cuda", getattr(torch, dtype)) < tolerance
+@pytest.mark.parametrize("as_captured", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 5e-3), ("bfloat16", 3e-2)])
+def test_decodes_and_chunks_of_one_step_equal_the_textbook_on_the_gpu(
+    dtype: str, tolerance: float, as_captured: bool
+) -> None:
+    assert mixed_step("cuda", getattr(torch, dtype), as_captured=as_captured) < tolerance
 
 
 @pytest.mark.parametrize("group", [1, 4, 6, 8])

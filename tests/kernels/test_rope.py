@@ -162,8 +162,8 @@ def test_a_first_chunk_sees_the_same_from_the_cache_as_from_its_fresh_keys() -> 
     slots = torch.arange(20)
     q, fresh = kernels.rope_and_write_kv(*ours.arguments()[:-1], slots, 6, returns_fresh=True)
     empty = torch.empty(0, dtype=torch.int32)
-    chunk = PrefillChunk(0, 0, 20, torch.tensor([0, 1]))
-    batch = AttentionBatch(torch.arange(20), slots, 0, empty.reshape(0, 0), empty, (chunk,))
+    chunk, table = PrefillChunk(0, 0, 20), torch.tensor([[0, 1]], dtype=torch.int32)
+    batch = AttentionBatch(torch.arange(20), slots, 0, empty.reshape(0, 0), empty, (chunk,), table)
     cached = kernels.attend_cached(q, None, ours.k_cache, ours.v_cache, batch)
     torch.testing.assert_close(kernels.attend_cached(q, fresh, ours.k_cache, ours.v_cache, batch), cached)
 

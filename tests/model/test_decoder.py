@@ -68,7 +68,8 @@ def run_rank(group: Group, x: Tensor, tensors: dict[str, Tensor] | None = None) 
         num_decodes=0,
         block_table=torch.empty(0, 0, dtype=torch.int32),
         lengths=torch.empty(0, dtype=torch.int32),
-        chunks=(PrefillChunk(0, 0, LENGTH, torch.tensor([0, 1])),),
+        chunks=(PrefillChunk(0, 0, LENGTH),),
+        chunk_table=torch.tensor([[0, 1]], dtype=torch.int32),
     )
     return decoder.logits(decoder(x, *cache, batch)), tensors
 

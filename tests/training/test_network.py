@@ -115,9 +115,9 @@ def engine_logits(model, ids: list[int], tiles: torch.Tensor, context_id: int) -
     blocks = -(-number // 64)
     cache = torch.zeros(config.num_layers, blocks, 64, config.num_kv_heads, config.head_dim)
     positions = torch.arange(number)
-    chunk = PrefillChunk(0, 0, number, torch.arange(blocks))
+    chunk, table = PrefillChunk(0, 0, number), torch.arange(blocks, dtype=torch.int32)[None]
     none, lengths = torch.zeros(0, 0, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
-    batch = AttentionBatch(positions, positions, 0, none, lengths, (chunk,))
+    batch = AttentionBatch(positions, positions, 0, none, lengths, (chunk,), table)
     x = model.decoder.embedding(torch.tensor(ids))
     x[torch.tensor(ids) == context_id] = model.encode_tiles(tiles).flatten(0, 1)
     return model.decoder.logits(model.decoder(x, cache, cache.clone(), batch))

@@ -182,11 +182,11 @@ def build_core(folder: Path, model_config: ModelConfig, config: EngineConfig) ->
     free_bytes = _count_free_bytes(device)
     num_blocks = plan.count_blocks(resolved, free_bytes)
     resolved = _fit_session(resolved, num_blocks, is_explicit=config.session_len is not None)
-    needed = plan.image_cache + (num_blocks + 1) * plan.kv_block  # one more to scratch in
+    needed = plan.image_cache + num_blocks * plan.kv_block
     try:
         if device.type == "cuda" and needed + plan.workspace + plan.graphs > free_bytes:
             raise torch.OutOfMemoryError
-        caches = create_caches(resolved, num_blocks + 1, plan.num_tile_rows, DTYPES[resolved.dtype], device)
+        caches = create_caches(resolved, num_blocks, plan.num_tile_rows, DTYPES[resolved.dtype], device)
     except RuntimeError:
         raise CapacityError(
             f"KV and picture caches take {needed / _GIB:.1f} GiB, more than the device has left beside the model; "

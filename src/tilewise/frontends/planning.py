@@ -90,7 +90,7 @@ def _create_table(fit: Fit, device_bytes: int) -> "Table":
         ("projector", memory.projector, "weights"),
         ("language model", memory.decoder, "weights"),
         ("workspace", memory.workspace, f"{config.max_step_tiles} tiles or {config.max_step_tokens} tokens a step"),
-        ("graphs", memory.graphs, f"decode steps of {len(config.graph_sizes)} sizes"),
+        ("graphs", memory.graphs, f"{config.graphs.number if config.graphs else 0} captured steps"),
         ("picture cache", memory.image_cache, f"{memory.num_tile_rows} tiles"),
         ("KV cache", fit.num_blocks * memory.kv_block, kv_tokens),
         ("driver and libraries", CONTEXT_BYTES, "measured on an H100"),

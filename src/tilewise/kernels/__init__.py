@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tilewise.kernels import activation, attention, norm, reference, rope
+from tilewise.kernels import activation, attention, norm, prefill, reference, rope
 from tilewise.kernels.batch import AttentionBatch, PrefillChunk
 from tilewise.kernels.reference import apply_rope, pixel_shuffle, write_kv
 from tilewise.kernels.resample import cut_tiles, normalize_tiles, resize_bicubic
@@ -24,6 +24,7 @@ __all__ = [
     "attend_tiles",
     "cut_tiles",
     "decline",
+    "decline_capture",
     "gelu",
     "normalize_tiles",
     "pixel_shuffle",
@@ -134,13 +135,20 @@ def attend_tiles(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return reference.attend_tiles(q, k, v)
 
 
-def _attend_decodes(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
+def decline_capture(k_cache: Tensor) -> str | None:
+    """Say why steps over this cache cannot be captured, or None if they can: a captured one has Triton's attention."""
+    return attention.decline_decodes(k_cache, k_cache)
+
+
+def _attend_decodes(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, out: Tensor) -> None:
     if attention.decline_decodes(q, k_cache) is None:
-        return attention.attend_decodes(q, k_cache, v_cache, batch.block_table, batch.lengths)
-    rows = zip(q.split(1), batch.block_table.split(1), batch.lengths.split(1), strict=True)
-    if q.device.type == "cuda":  # one at a time: the twin copies contexts, and the plan has no room for all of them
-        return torch.cat([reference.attend_decodes(row, k_cache, v_cache, table, n) for row, table, n in rows])
-    return reference.attend_decodes(q, k_cache, v_cache, batch.block_table, batch.lengths)
+        attention.attend_decodes(q, k_cache, v_cache, batch.block_table, batch.lengths, out)
+        return
+    # On a GPU one at a time: the twin copies contexts, and the plan has no room for all of them.
+    size = 1 if q.device.type == "cuda" else len(q)
+    parts = (x.split(size) for x in (out, q, batch.block_table, batch.lengths))
+    for rows, queries, table, lengths in zip(*parts, strict=True):
+        rows.copy_(reference.attend_decodes(queries, k_cache, v_cache, table, lengths))
 
 
 def _attend_fresh(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -164,32 +172,24 @@ def attend_cached(
 ) -> Tensor:
     """Let every token of the step see its own context, whose keys and values are all stored already.
 
-    Chunks that start their sequence attend to `fresh` where it is given, and so spare themselves the gathering.
+    Chunks that start their sequence attend to `fresh`, which the step has where it has such chunks.
 
     Shapes: q: (T, Hq, D) · fresh: two (T, Hkv, D) · k_cache, v_cache: (num_blocks, block_size, Hkv, D) -> (T, Hq, D)
     """
-    outputs: list[Tensor] = []
+    if fresh is not None and not batch.num_decodes and [chunk.start for chunk in batch.chunks] == [0]:
+        return _attend_fresh(q, *fresh)
+    out = torch.empty_like(q)
     if batch.num_decodes:
-        outputs.append(_attend_decodes(q[: batch.num_decodes], k_cache, v_cache, batch))
-    for chunk in batch.chunks:
+        _attend_decodes(q[: batch.num_decodes], k_cache, v_cache, batch, out[: batch.num_decodes])
+    uses_items = batch.items is not None and attention.decline_decodes(q, k_cache) is None
+    if batch.items is not None and batch.chunk_table is not None and uses_items:
+        prefill.attend_items(q, k_cache, v_cache, batch.chunk_table, batch.items, out)
+    for number, chunk in enumerate(batch.chunks):
         tokens = slice(chunk.offset, chunk.offset + chunk.num_tokens)
         if chunk.start == 0 and fresh is not None:
-            outputs.append(_attend_fresh(q[tokens], *(part[tokens] for part in fresh)))
-        else:
-            context = reference.gather_context(k_cache, v_cache, chunk)
-            outputs.append(_attend_continued(q[tokens], *context, chunk))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def _attend_continued(q: Tensor, k: Tensor, v: Tensor, chunk: PrefillChunk) -> Tensor:
-    """Attention of a chunk that continues its sequence; see `reference.attend_prefill`."""
-    if q.device.type != "cuda":
-        return reference.attend_prefill(q, k, v, chunk)
-    from torch.nn.attention.bias import causal_lower_right  # 1.4 s: it imports torch's compiler
-
-    # The flash backend aligns a lower-right causal mask without building it; it wants equal head counts here.
-    group = q.shape[1] // k.shape[1]
-    k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    mask = causal_lower_right(q.shape[2], k.shape[2])
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)[0].transpose(0, 1)
+            out[tokens] = _attend_fresh(q[tokens], *(part[tokens] for part in fresh))
+        elif not uses_items:
+            assert batch.chunk_table is not None
+            k, v = reference.gather_context(k_cache, v_cache, batch.chunk_table[number], chunk.end)
+            out[tokens] = reference.attend_prefill(q[tokens], k, v, chunk)
+    return out

@@ -1,7 +1,7 @@
 """The attention side of one step: which tokens see which blocks. Decodes come first, then prefill chunks.
 
-tokens of a step   | d0 | d1 | … | chunk 0 ………… | chunk 1 ……… |
-0            num_decodes                     T
+tokens of a step   | d0 | d1 | … | chunk 0 ………… | chunk 1 ……… | padding |
+0            num_decodes                                    T
 """
 
 from dataclasses import dataclass
@@ -11,15 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
-    """Positions [start, end) of one sequence, held by the step's tokens from `offset` on.
-
-    Shapes: blocks: (ceil(end / block_size),) int64
-    """
+    """Positions [start, end) of one sequence, held by the step's tokens from `offset` on."""
 
     offset: int
     start: int
     end: int
-    blocks: Tensor
 
     @property
     def num_tokens(self) -> int:
@@ -29,9 +25,15 @@ class PrefillChunk:
 
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
-    """Shapes: positions: (T,) int64 · slots: (T,) int64 · block_table: (num_decodes, max_blocks) int32, -1 padded
-    · lengths: (num_decodes,) int32, counting the new token.
-    """  # noqa: D205
+    """Padding has slot -1 and, among the decodes, length 0: it stores nothing, and what is said of it means nothing.
+
+    A captured step knows its chunks by `items` alone; elsewhere they are those of the chunks that continue their
+    sequence.
+
+    Shapes: positions: (T,) int64 · slots: (T,) int64 · block_table: (num_decodes, max_blocks) int32, -1 padded ·
+        lengths: (num_decodes,) int32, counting the new token · chunk_table: (chunks, max_blocks) int32, -1 padded ·
+        items: (I, 4) int32, see `prefill.list_items`
+    """
 
     positions: Tensor
     slots: Tensor
@@ -39,3 +41,5 @@ class AttentionBatch:
     block_table: Tensor
     lengths: Tensor
     chunks: tuple[PrefillChunk, ...] = ()
+    chunk_table: Tensor | None = None
+    items: Tensor | None = None

@@ -139,11 +139,10 @@ def attend_prefill(q: Tensor, k: Tensor, v: Tensor, chunk: PrefillChunk) -> Tens
     return out[0].transpose(0, 1)
 
 
-def gather_context(k_cache: Tensor, v_cache: Tensor, chunk: PrefillChunk) -> tuple[Tensor, Tensor]:
-    """Copy one chunk's whole context out of its blocks: two (chunk.end, Hkv, D)."""
-    k = k_cache[chunk.blocks].flatten(0, 1)[: chunk.end]
-    v = v_cache[chunk.blocks].flatten(0, 1)[: chunk.end]
-    return k, v
+def gather_context(k_cache: Tensor, v_cache: Tensor, blocks: Tensor, end: int) -> tuple[Tensor, Tensor]:
+    """Copy the first `end` positions out of a sequence's blocks (max_blocks,): two (end, Hkv, D)."""
+    blocks = blocks[: -(-end // k_cache.shape[1])].long()
+    return k_cache[blocks].flatten(0, 1)[:end], v_cache[blocks].flatten(0, 1)[:end]
 
 
 def pixel_shuffle(x: Tensor, ratio: float, version: str) -> Tensor:

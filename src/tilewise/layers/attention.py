@@ -51,9 +51,18 @@ class CachedAttention(nn.Module):
         self.num_heads = self.qkv.shares["q"] // self.head_dim  # this rank's
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor], batch: AttentionBatch
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, Tensor],
+        batch: AttentionBatch,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """(T, C) -> (T, C); `cache` holds this layer's keys and values, (num_blocks, block_size, Hkv, D) each."""
+        """(T, C) -> (T, C), or the `rows` (B,) of it: (B, C).
+
+        `cache` holds this layer's keys and values, (num_blocks, block_size, Hkv, D) each.
+        """
         starts = any(chunk.start == 0 for chunk in batch.chunks)
         q, fresh = kernels.rope_and_write_kv(self.qkv(x), *angles, *cache, batch.slots, self.num_heads, starts)
-        return self.output(kernels.attend_cached(q, fresh, *cache, batch).flatten(1))
+        attended = kernels.attend_cached(q, fresh, *cache, batch).flatten(1)
+        return self.output(attended if rows is None else attended[rows])

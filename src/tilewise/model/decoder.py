@@ -62,13 +62,16 @@ class DecoderLayer(nn.Module):
         angles: tuple[Tensor, Tensor],
         cache: tuple[Tensor, Tensor],
         batch: AttentionBatch,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Take the stream with the last branch of the layer before, and return the same of this layer: (T, C) each.
 
-        A branch is added in one operation with the norm that follows it.
+        A branch is added in one operation with the norm that follows it. With `rows` (B,) only those go on behind the
+        attention: (B, C) each.
         """
         normed, x = self.attention_norm.add(x, branch)
-        normed, x = self.mlp_norm.add(x, self.attention(normed, angles, cache, batch))
+        x = x if rows is None else x[rows]
+        normed, x = self.mlp_norm.add(x, self.attention(normed, angles, cache, batch, rows))
         return x, self.mlp(normed)
 
 
@@ -85,15 +88,20 @@ class Decoder(nn.Module):
         self.head = Head(config.vocab_size, config.hidden_size, dtype)
         self.rope = rope
 
-    def forward(self, x: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
-        """Run all layers.
+    def forward(
+        self, x: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, rows: Tensor | None = None
+    ) -> Tensor:
+        """Run all layers; with `rows` only those tokens are wanted, and the last layer computes no more of the others.
 
-        Shapes: x: (T, C) embeddings · k_cache, v_cache: (layers, num_blocks, block_size, Hkv, D) -> (T, C)
+        Shapes: x: (T, C) embeddings · k_cache, v_cache: (layers, num_blocks, block_size, Hkv, D) · rows: (B,) int64
+            -> (T, C), or (B, C)
         """
         angles = self.rope(batch.positions)
         branch: Tensor | None = None
+        last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
-            x, branch = layer(x, branch, angles, (k_cache[number], v_cache[number]), batch)
+            wanted = rows if number == last else None
+            x, branch = layer(x, branch, angles, (k_cache[number], v_cache[number]), batch, wanted)
         return x if branch is None else x + branch
 
     def logits(self, x: Tensor) -> Tensor:

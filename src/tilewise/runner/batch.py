@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tilewise.kernels import AttentionBatch, PrefillChunk
+from tilewise.kernels.prefill import list_items
 from tilewise.kernels.transfer import upload
 from tilewise.steps import Chunk, StepPlan
 
@@ -20,8 +21,9 @@ class StepLayout:
 
     Shapes:
         token_ids, positions, slots: (T,) int64 · sources: (T,) int64, the row of the last step's samples that a
-        token is, or -1 where it is known · image_positions, image_rows: (I,) int64 · last: (B,) int64, the places
-        of the tokens behind which is sampled · lengths: (D,) int32 · block_table: (D, max_blocks) int32, -1 padded
+        token is, or -1 where it is known · image_rows: (T,) int64, the row of the flattened embedding pool that stands
+        in a token's place, or -1 · last: (B,) int64, the places of the tokens behind which is sampled ·
+        lengths: (D,) int32 · block_table: (D, max_blocks), chunk_table: (C, max_blocks) int32, -1 padded
 
     `sampled_ids` names the sequence of each row of `last`.
     """
@@ -30,21 +32,27 @@ class StepLayout:
     positions: np.ndarray
     slots: np.ndarray
     sources: np.ndarray
-    image_positions: np.ndarray
     image_rows: np.ndarray
     last: np.ndarray
     lengths: np.ndarray
     block_table: np.ndarray
-    prefills: tuple[Chunk, ...]
+    chunk_table: np.ndarray
+    chunks: tuple[PrefillChunk, ...]
     sampled_ids: tuple[int, ...]
+
+    def list_items(self, *, continued_only: bool = False) -> np.ndarray:
+        """The chunks as `kernels.prefill` takes them: (I, 4) int32."""
+        chunks = enumerate(self.chunks)
+        items = list_items((n, c.offset, c.start, c.end) for n, c in chunks if c.start or not continued_only)
+        return np.array(list(items), np.int32).reshape(-1, 4)
 
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """The same on the device; `token_ids` are all known there."""
+    """The same on the device."""
 
     token_ids: Tensor
-    image_positions: Tensor
+    sources: Tensor
     image_rows: Tensor
     last: Tensor
     attention: AttentionBatch
@@ -57,10 +65,8 @@ def lay_out(plan: StepPlan, block_size: int, sampled_rows: Mapping[int, int] = _
     """
     chunks = plan.chunks
     offsets = np.cumsum([0, *(chunk.num_tokens for chunk in chunks)])
-    token_ids, sources = np.zeros(offsets[-1], np.int64), np.full(offsets[-1], -1, np.int64)
-    positions, slots = np.empty(offsets[-1], np.int64), np.empty(offsets[-1], np.int64)
-    image_positions: list[np.ndarray] = []
-    image_rows: list[np.ndarray] = []
+    token_ids, positions, slots = (np.zeros(offsets[-1], np.int64) for _ in range(3))
+    sources, image_rows = (np.full(offsets[-1], -1, np.int64) for _ in range(2))
     for chunk, start, end in zip(chunks, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         if chunk.token_ids is None:
             sources[start] = sampled_rows[chunk.sequence_id]
@@ -72,20 +78,23 @@ def lay_out(plan: StepPlan, block_size: int, sampled_rows: Mapping[int, int] = _
         blocks = np.array(chunk.blocks[first_block : (chunk.end - 1) // block_size + 1])
         slots[start:end] = blocks[own // block_size - first_block] * block_size + own % block_size
         for piece in chunk.image_rows:
-            image_positions.append(np.arange(piece.start, piece.end) + (start - chunk.start))
-            image_rows.append(np.arange(piece.end - piece.start) + piece.first_row)
+            first = start + piece.start - chunk.start
+            rows = np.arange(piece.first_row, piece.first_row + piece.end - piece.start)
+            image_rows[first : first + len(rows)] = rows
     sampled = [number for number, chunk in enumerate(chunks) if chunk.is_sampled]
+    first_prefill = len(plan.decodes)
+    starts = offsets[first_prefill:-1].tolist()
     return StepLayout(
         token_ids,
         positions,
         slots,
         sources,
-        _join(image_positions),
-        _join(image_rows),
+        image_rows,
         last=offsets[1:][sampled] - 1,
         lengths=np.array([chunk.end for chunk in plan.decodes], np.int32),
         block_table=_build_block_table(plan.decodes),
-        prefills=plan.prefills,
+        chunk_table=_build_block_table(plan.prefills),
+        chunks=tuple(PrefillChunk(start, c.start, c.end) for start, c in zip(starts, plan.prefills, strict=True)),
         sampled_ids=tuple(chunks[number].sequence_id for number in sampled),
     )
 
@@ -98,38 +107,20 @@ def _build_block_table(chunks: Sequence[Chunk]) -> np.ndarray:
     return table
 
 
-def build_batch(layout: StepLayout, device: torch.device, latest: Tensor) -> StepBatch:
-    """Copy a layout to the device, and take from `latest`, the last step's samples, what the host does not know.
-
-    Shapes: latest: (rows,) int64
-    """
-    blocks = [np.array(chunk.blocks, np.int64) for chunk in layout.prefills]
-    is_pending = layout.sources >= 0
-    places, rows = is_pending.nonzero()[0], layout.sources[is_pending]
-    wide = (layout.token_ids, layout.positions, layout.slots, layout.image_positions, layout.image_rows, layout.last)
-    parts = _upload([*wide, places, rows, *blocks], device)
-    token_ids, positions, slots, image_positions, image_rows, last, places, rows, *blocks = parts
-    token_ids[places] = latest[rows]
-    lengths, table = _upload([layout.lengths, layout.block_table.ravel()], device)
-    chunks: list[PrefillChunk] = []
-    offset = len(layout.lengths)
-    for chunk, own in zip(layout.prefills, blocks, strict=True):
-        chunks.append(PrefillChunk(offset, chunk.start, chunk.end, own))
-        offset += chunk.num_tokens
+def build_batch(layout: StepLayout, device: torch.device) -> StepBatch:
+    """Copy a layout to the device."""
+    own = layout
+    wide = _upload((own.token_ids, own.sources, own.image_rows, own.last, own.positions, own.slots), device)
+    token_ids, sources, image_rows, last, positions, slots = wide
+    items = layout.list_items(continued_only=True)
+    tables = own.block_table, own.chunk_table, items
+    lengths, *narrow = _upload((own.lengths, *(table.ravel() for table in tables)), device)
+    block_table, chunk_table, items = (part.view(table.shape) for part, table in zip(narrow, tables, strict=True))
     attention = AttentionBatch(
-        positions=positions,
-        slots=slots,
-        num_decodes=len(layout.lengths),
-        block_table=table.view(layout.block_table.shape),
-        lengths=lengths,
-        chunks=tuple(chunks),
+        positions, slots, len(lengths), block_table, lengths, own.chunks, chunk_table, items if len(items) else None
     )
-    return StepBatch(token_ids, image_positions, image_rows, last, attention)
+    return StepBatch(token_ids, sources, image_rows, last, attention)
 
 
 def _upload(arrays: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:
     return upload(np.concatenate(arrays), device).split([len(array) for array in arrays])
-
-
-def _join(arrays: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)

@@ -1,105 +1,187 @@
-"""CUDA graphs of whole decode steps: the CPU launches one thing instead of a thousand.
+"""CUDA graphs of whole steps: the CPU launches one thing instead of a thousand.
 
-One graph for each of a few batch sizes; a smaller batch is padded with rows that decode into a scratch block,
-which no sequence holds. Inputs and outputs have fixed places; a replay reads the samples of the step before it
-where the host does not know them yet.
+Captured are decode steps of a few batch sizes, steps that mix decodes with pieces of prompts up to a few numbers of
+tokens, and the tower over one and two tiles: where the device is done sooner than the CPU could launch. A smaller step
+is padded with tokens that are stored nowhere. Inputs and outputs have fixed places; a replay reads the samples of the
+step before it where the host does not know them yet.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tilewise.cache.kv import CacheTensors
-from tilewise.kernels import AttentionBatch
+from tilewise.config import GraphSizes
+from tilewise.kernels import AttentionBatch, normalize_tiles
+from tilewise.kernels.prefill import count_items
 from tilewise.kernels.transfer import fill
 from tilewise.model.internvl import InternVL
-from tilewise.runner.batch import StepLayout
+from tilewise.runner.batch import StepBatch, StepLayout
+from tilewise.runner.forward import compute_logits
+
+_MAX_CHUNKS = 16  # of a captured step; a step has more only where many short prompts meet
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What a captured step has room for; `num_rows` are logits."""
+
+    num_tokens: int
+    num_decodes: int
+    num_rows: int
+    num_chunks: int = 0
+
+    @property
+    def num_items(self) -> int:
+        return count_items(self.num_tokens, self.num_chunks) if self.num_chunks else 0
+
+    def holds(self, layout: StepLayout) -> bool:
+        """Chunks are no question of room alone: a step without any is not run by a graph for them."""
+        counts = len(layout.token_ids), len(layout.lengths), len(layout.last), len(layout.chunks)
+        room = self.num_tokens, self.num_decodes, self.num_rows, self.num_chunks
+        return bool(layout.chunks) == bool(self.num_chunks) and all(map(int.__le__, counts, room))
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """A step's two buffers, and the views that make them a batch.
+
+    Shapes: wide: int64, five fields of T and `last` · narrow: int32, lengths, both block tables, items.
+    """
+
+    shape: _Shape
+    wide: Tensor
+    narrow: Tensor
+    batch: StepBatch
 
 
 @dataclass(frozen=True, slots=True)
 class _Captured:
-    """Shapes: wide: (4, B) int64, token ids, positions, slots, sources · narrow: (B * (1 + max_blocks),) int32,
-    lengths, then the block table · logits: (B, V) fp32.
-    """  # noqa: D205
-
-    graph: torch.cuda.CUDAGraph
-    wide: Tensor
-    narrow: Tensor
-    logits: Tensor
+    graph: Any
+    inputs: _Inputs
 
 
-class DecodeGraphs:
+class StepGraphs:
     """Captured once, before the first request."""
 
     def __init__(self, model: InternVL, caches: CacheTensors, max_blocks: int, latest: Tensor) -> None:
         """Name what every graph works on; `latest` (rows,) int64 holds the samples of the last step.
 
-        The caches' last block is the scratch block. `max_blocks` bounds the blocks of a sequence.
+        `max_blocks` bounds the blocks of a sequence.
         """
         self._model, self._caches, self._latest = model, caches, latest
         self._max_blocks = max_blocks
-        self._block_size = caches.k.shape[2]
-        self._scratch_block = caches.k.shape[1] - 1
-        self._captured: dict[int, _Captured] = {}
+        self._logits = torch.empty(len(latest), model.config.decoder.vocab_size, device=latest.device)
+        self._captured: list[_Captured] = []
+        self._towers: dict[int, tuple[Any, Tensor, Tensor]] = {}
 
     @torch.inference_mode()
-    def capture(self, sizes: tuple[int, ...]) -> None:
-        """Capture a graph for every batch size, the largest first: the others find room in its memory."""
+    def capture(self, sizes: GraphSizes) -> None:
+        """Capture a graph for each size; they share their memory, as no two of them run at once."""
         pool = torch.cuda.graph_pool_handle()
-        for size in sorted(sizes, reverse=True):
-            wide = torch.zeros(4, size, dtype=torch.int64, device=self._latest.device)
-            narrow = torch.zeros(size * (1 + self._max_blocks), dtype=torch.int32, device=self._latest.device)
-            self._fill(wide, narrow, None)
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # kernels are compiled and chosen outside of the capture
-                self._step(wide, narrow)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                logits = self._step(wide, narrow)
-            self._captured[size] = _Captured(graph, wide, narrow, logits)
+        for count in sorted(sizes.tiles, reverse=True):
+            self._towers[count] = self._capture_tower(count, pool)
+        most = len(self._latest)
+        shapes = [_Shape(size, min(size, most), min(size, most), _MAX_CHUNKS) for size in sizes.mixed]
+        shapes += [_Shape(size, size, size) for size in sizes.decodes]
+        for shape in sorted(shapes, key=lambda shape: -shape.num_tokens):  # the others find room in the largest's
+            inputs = self.create_inputs(shape)
+            self._captured.append(_Captured(_capture(lambda inputs=inputs: self.step(inputs.batch), pool), inputs))
+        self._captured.reverse()
 
-    def find_size(self, layout: StepLayout) -> int | None:
-        """Return the batch size whose graph can run a step; None if there is none, or if it is no pure decode."""
-        number = len(layout.lengths)
-        if layout.prefills or not number:
-            return None
-        return min((size for size in self._captured if size >= number), default=None)
+    def find(self, layout: StepLayout) -> _Captured | None:
+        """Return the smallest captured step that can run this one, if there is any."""
+        return next((captured for captured in self._captured if captured.inputs.shape.holds(layout)), None)
 
-    def replay(self, size: int, layout: StepLayout) -> Tensor:
+    def replay(self, captured: _Captured, layout: StepLayout) -> Tensor:
         """Run a step: logits (B, V) fp32, valid until the next replay. `latest` then has the likeliest tokens."""
-        captured = self._captured[size]
-        self._fill(captured.wide, captured.narrow, layout)
+        self.fill(captured.inputs, layout)
         captured.graph.replay()
-        return captured.logits[: len(layout.lengths)]
+        return self._logits[: len(layout.last)]
 
-    def _fill(self, wide: Tensor, narrow: Tensor, layout: StepLayout | None) -> None:
-        """Copy a layout, padded, to a graph's inputs."""
-        size = wide.shape[1]
-        ids = np.zeros((4, size), np.int64)
-        ids[2] = self._scratch_block * self._block_size
-        ids[3] = -1
-        lengths = np.ones(size, np.int32)
-        table = np.full((size, self._max_blocks), self._scratch_block, np.int32)
+    def encode(self, tiles: Tensor, rows: np.ndarray) -> bool:
+        """Encode uint8 tiles (N, S, S, 3) into the pool's rows if so many are captured; say whether they were."""
+        if len(tiles) not in self._towers:
+            return False
+        graph, own_tiles, own_rows = self._towers[len(tiles)]
+        own_tiles.copy_(tiles)
+        fill(own_rows, rows)
+        graph.replay()
+        return True
+
+    def create_inputs(self, shape: _Shape) -> _Inputs:
+        """Allocate a step's inputs, which hold nothing but padding yet."""
+        device, width = self._latest.device, self._max_blocks
+        fields = [shape.num_tokens] * 5 + [shape.num_rows]
+        tables = [shape.num_decodes, shape.num_decodes * width, shape.num_chunks * width, shape.num_items * 4]
+        wide = torch.zeros(sum(fields), dtype=torch.int64, device=device)
+        narrow = torch.zeros(sum(tables), dtype=torch.int32, device=device)
+        token_ids, sources, image_rows, positions, slots, last = wide.split(fields)
+        lengths, block_table, chunk_table, items = narrow.split(tables)
+        attention = AttentionBatch(
+            positions,
+            slots,
+            shape.num_decodes,
+            block_table.view(shape.num_decodes, width),
+            lengths,
+            chunk_table=chunk_table.view(shape.num_chunks, width),
+            items=items.view(-1, 4) if shape.num_chunks else None,
+        )
+        inputs = _Inputs(shape, wide, narrow, StepBatch(token_ids, sources, image_rows, last, attention))
+        self.fill(inputs, None)
+        return inputs
+
+    def fill(self, inputs: _Inputs, layout: StepLayout | None) -> None:
+        """Copy a layout, padded, to a step's inputs."""
+        shape = inputs.shape
+        ids = np.full((5, shape.num_tokens), -1, np.int64)  # no source, no picture, no slot
+        ids[0] = ids[3] = 0
+        last = np.zeros(shape.num_rows, np.int64)
+        lengths = np.zeros(shape.num_decodes, np.int32)
+        tables = [np.zeros((rows, self._max_blocks), np.int32) for rows in (shape.num_decodes, shape.num_chunks)]
+        items = np.zeros((shape.num_items, 4), np.int32)
         if layout is not None:
-            number = len(layout.lengths)
-            ids[:, :number] = layout.token_ids, layout.positions, layout.slots, layout.sources
-            lengths[:number] = layout.lengths
-            table[:number, : layout.block_table.shape[1]] = layout.block_table
-        fill(wide, ids)
-        fill(narrow, np.concatenate((lengths, table.ravel())))
+            fields = layout.token_ids, layout.sources, layout.image_rows, layout.positions, layout.slots
+            ids[:, : len(layout.token_ids)] = fields
+            last[: len(layout.last)] = layout.last
+            lengths[: len(layout.lengths)] = layout.lengths
+            for table, own in zip(tables, (layout.block_table, layout.chunk_table), strict=True):
+                table[: own.shape[0], : own.shape[1]] = own
+            own_items = layout.list_items()
+            items[: len(own_items)] = own_items
+        fill(inputs.wide, np.concatenate((ids.ravel(), last)))
+        fill(inputs.narrow, np.concatenate((lengths, tables[0].ravel(), tables[1].ravel(), items.ravel())))
 
-    def _step(self, wide: Tensor, narrow: Tensor) -> Tensor:
-        token_ids, positions, slots, sources = wide.unbind()
-        size = len(token_ids)
-        lengths, table = narrow.split([size, size * self._max_blocks])
-        token_ids = torch.where(sources < 0, token_ids, self._latest[sources.clamp(min=0)])
-        attention = AttentionBatch(positions, slots, size, table.view(size, self._max_blocks), lengths)
-        decoder = self._model.decoder
-        hidden = decoder(decoder.embedding(token_ids), self._caches.k, self._caches.v, attention)
-        logits = decoder.logits(hidden)
-        self._latest[:size] = logits.argmax(dim=-1)
+    def step(self, batch: StepBatch) -> Tensor:
+        """What is captured: logits (rows, V) go to one place for all graphs, and the likeliest tokens to `latest`."""
+        logits = self._logits[: len(batch.last)]
+        logits.copy_(compute_logits(self._model, self._caches, batch, self._latest))
+        self._latest[: len(logits)] = logits.argmax(dim=-1)
         return logits
+
+    def _capture_tower(self, count: int, pool: Any) -> tuple[Any, Tensor, Tensor]:
+        size, device = self._model.config.vision.image_size, self._latest.device
+        tiles = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=device)
+        rows = torch.arange(count, device=device)
+
+        def encode() -> None:
+            self._caches.tiles[rows] = self._model.encode_tiles(normalize_tiles(tiles, self._model.dtype))
+
+        return _capture(encode, pool), tiles, rows
+
+
+def _capture(work: Callable[[], object], pool: Any) -> Any:
+    """Run once, so that kernels are compiled and chosen outside of the capture, and then capture."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        work()
+    return graph

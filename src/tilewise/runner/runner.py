@@ -24,8 +24,9 @@ from tilewise.inputs.grammar import Guide, create_guide
 from tilewise.inputs.tokenizer import Tokenizer, load_tokenizer
 from tilewise.kernels.transfer import upload
 from tilewise.model.internvl import InternVL
-from tilewise.runner.batch import StepBatch, StepLayout, build_batch, lay_out
-from tilewise.runner.graphs import DecodeGraphs
+from tilewise.runner.batch import StepLayout, build_batch, lay_out
+from tilewise.runner.forward import compute_logits
+from tilewise.runner.graphs import StepGraphs
 from tilewise.runner.sampler import Samples, SamplingState, sample
 from tilewise.steps import Sampled, StepPlan, TileJob
 from tilewise.types import PreparedImage, Request
@@ -78,10 +79,11 @@ class Runner:
         self._seeds = random.Random()
         self._folder = folder
         self._compiler = ThreadPoolExecutor(1, "tilewise-grammar")
-        self._graphs = DecodeGraphs(model, caches, -(-config.session_len // config.block_size), self._latest)
-        if config.graph_sizes:
+        self._graphs: StepGraphs | None = None
+        if config.graphs is not None and kernels.decline_capture(caches.k) is None:
             with self._on_device():
-                self._graphs.capture(config.graph_sizes)
+                self._graphs = StepGraphs(model, caches, -(-config.session_len // config.block_size), self._latest)
+                self._graphs.capture(config.graphs)
 
     def run(self, plan: StepPlan) -> dict[int, Sampled]:
         """Run one step to its end."""
@@ -141,8 +143,10 @@ class Runner:
         tiles = torch.empty(len(jobs), size, size, 3, dtype=torch.uint8, device=self.device)
         for place, job in zip(tiles, jobs, strict=True):
             place.copy_(self._cut(job.image)[job.tile])
-        rows = upload(np.array([job.row for job in jobs]), self.device)
-        self.caches.tiles[rows] = self.model.encode_tiles(kernels.normalize_tiles(tiles, self.model.dtype))
+        rows = np.array([job.row for job in jobs])
+        if self._graphs is None or not self._graphs.encode(tiles, rows):
+            embeddings = self.model.encode_tiles(kernels.normalize_tiles(tiles, self.model.dtype))
+            self.caches.tiles[upload(rows, self.device)] = embeddings
 
     def _cut(self, image: PreparedImage) -> Tensor:
         """All tiles of a picture; the last one cut is kept, since a picture's tiles may be spread over steps."""
@@ -156,16 +160,14 @@ class Runner:
 
     def _sample(self, layout: StepLayout, states: Sequence[SamplingState]) -> Samples | None:
         """Run the tokens of a step and choose the next ones, which `_latest` has then."""
-        size = self._graphs.find_size(layout)
-        if size is None:
-            batch = build_batch(layout, self.device, self._latest)
-            hidden = self._forward(batch)
-            if not states:
-                return None
-            logits = self.model.decoder.logits(hidden[batch.last])
+        captured = None if self._graphs is None else self._graphs.find(layout)
+        if self._graphs is None or captured is None:
+            logits = compute_logits(self.model, self.caches, build_batch(layout, self.device), self._latest)
         else:
-            logits = self._graphs.replay(size, layout)
-        if size is not None and all(state.is_plain for state in states):
+            logits = self._graphs.replay(captured, layout)
+        if not states:
+            return None
+        if captured is not None and all(state.is_plain for state in states):
             samples = Samples(self._latest[: len(states)], (None,) * len(states))
         else:
             samples = sample(logits, states)
@@ -173,10 +175,3 @@ class Runner:
         for state in states:
             state.num_pending += 1
         return samples.download()
-
-    def _forward(self, batch: StepBatch) -> Tensor:
-        """Embed tokens and picture slots and run the decoder: (T, C)."""
-        x = self.model.decoder.embedding(batch.token_ids)
-        if batch.image_positions.numel():
-            x[batch.image_positions] = self.caches.tiles.flatten(0, 1)[batch.image_rows]
-        return self.model.decoder(x, self.caches.k, self.caches.v, batch.attention)
