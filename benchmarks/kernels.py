@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from tilewise import kernels
-from tilewise.kernels import reference
+from tilewise.kernels import reference, resample
 
 WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM = 6144, 16384, 48, 8, 128
 TOWER_WIDTH, TOWER_INNER, TOWER_ROWS = 3200, 12800, 7 * 1025
 DECODER_ROWS = (1, 16, 64, 2048)
 BLOCK_SIZE = 64
+TILE_SIZE = 448
 EPS = 1e-5
 MEBIBYTE = 1 << 20
 
@@ -70,7 +71,31 @@ def make_rope(rows: int, draw: Draw) -> tuple[Any, ...]:
     return qkv, angles.cos(), angles.sin(), *caches, slots, HEADS
 
 
+def make_picture(height: int, draw: Draw) -> tuple[Any, ...]:
+    """A picture of 3:2 and its layout: of 600x400 in 3 x 2 tiles and a thumbnail for a height of 400."""
+    return draw_pixels(draw, height, 3 * height // 2, 3), 3, 2, True, TILE_SIZE
+
+
+def make_tiles(num_tiles: int, draw: Draw) -> tuple[Any, ...]:
+    return draw_pixels(draw, num_tiles, TILE_SIZE, TILE_SIZE, 3), draw(1).dtype
+
+
+def draw_pixels(draw: Draw, *shape: int) -> Tensor:
+    return torch.randint(256, shape, dtype=torch.uint8, device=draw(1).device)
+
+
 KERNELS: list[Kernel] = [
+    *(
+        Kernel(
+            "resize, cut", height, make_picture, kernels.cut_tiles, resample.cut_plainly,
+            lambda image, *_: size(image) + 7 * TILE_SIZE**2 * 3,
+        )
+        for height in (400, 2000)
+    ),
+    Kernel(
+        "normalize tiles", 7, make_tiles, kernels.normalize_tiles, resample.normalize_plainly,
+        lambda tiles, dtype: (1 + dtype.itemsize) * size(tiles),
+    ),
     Kernel(
         "tower add, scale, norm", TOWER_ROWS, make_add(TOWER_WIDTH, has_scale=True),
         kernels.add_rms_norm, reference.add_rms_norm, lambda residual, x, *_: 2 * size(residual, x),

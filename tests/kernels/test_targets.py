@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tilewise.kernels import attention, skinny
+from tilewise.kernels import attention, resample, skinny
 
 # Bytes of shared memory that one program may take, by compute capability. Source: CUDA C++ Programming Guide, table of
 # technical specifications.
@@ -23,7 +23,7 @@ class Case:
     name: str
     kernel: Any
     types: Mapping[str, str]
-    constants: Mapping[str, int | bool]
+    constants: Mapping[str, Any]
     options: Mapping[str, int]
 
 
@@ -63,9 +63,27 @@ def skinny_cases(capability: int) -> list[Case]:
     return cases
 
 
+def pixel_cases() -> list[Case]:
+    one_pass, normalize = resample._kernels()
+    sizes = ("source", "target", "num_taps", "row_size", "tile_height", "tile_row_size")
+    types = {"image_ptr": "*u8", "table_ptr": "*i32", "out_ptr": "*u8", **dict.fromkeys(sizes, "i32")}
+    constants = {"BITS": 22, "HALF": 1 << 21, "BLOCK": 512}
+    cases = [
+        Case(
+            f"resample, horizontal: {is_horizontal}", one_pass, types, {**constants, "IS_HORIZONTAL": is_horizontal}, {}
+        )
+        for is_horizontal in (False, True)
+    ]
+    constants = {"MEAN": (0.485, 0.456, 0.406), "STD": (0.229, 0.224, 0.225), "PIXELS": 448 * 448, "BLOCK": 512}
+    for dtype in ("bf16", "fp16", "fp32"):
+        types = {"tiles_ptr": "*u8", "out_ptr": f"*{dtype}"}
+        cases.append(Case(f"normalize to {dtype}", normalize, types, constants, {}))
+    return cases
+
+
 def all_cases(capability: int) -> list[Case]:
     pytest.importorskip("triton")
-    return attention_cases() + skinny_cases(capability)
+    return attention_cases() + skinny_cases(capability) + pixel_cases()
 
 
 @pytest.mark.parametrize("capability", SHARED_BYTES)
