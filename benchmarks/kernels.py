@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from tilewise import kernels
-from tilewise.kernels import reference, resample
+from tilewise.kernels import AttentionBatch, reference, resample
 
 WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM = 6144, 16384, 48, 8, 128
 TOWER_WIDTH, TOWER_INNER, TOWER_ROWS = 3200, 12800, 7 * 1025
 DECODER_ROWS = (1, 16, 64, 2048)
 BLOCK_SIZE = 64
+CONTEXT_BLOCKS = 30  # of a request with one picture
 TILE_SIZE = 448
 EPS = 1e-5
 MEBIBYTE = 1 << 20
@@ -69,6 +70,20 @@ def make_rope(rows: int, draw: Draw) -> tuple[Any, ...]:
     caches = (draw(2 * rows // BLOCK_SIZE + 1, BLOCK_SIZE, KV_HEADS, HEAD_DIM) for _ in range(2))
     slots = torch.randperm(2 * rows, device=qkv.device)[:rows]
     return qkv, angles.cos(), angles.sin(), *caches, slots, HEADS
+
+
+def make_decodes(rows: int, draw: Draw) -> tuple[Any, ...]:
+    """Queries that each see a context of their own, in blocks that lie anywhere."""
+    num_blocks = rows * CONTEXT_BLOCKS
+    q = draw(rows, HEADS, HEAD_DIM)
+    caches = (draw(num_blocks, BLOCK_SIZE, KV_HEADS, HEAD_DIM) for _ in range(2))
+    table = torch.randperm(num_blocks, device=q.device).int().view(rows, CONTEXT_BLOCKS)
+    lengths = torch.full((rows,), CONTEXT_BLOCKS * BLOCK_SIZE, dtype=torch.int32, device=q.device)
+    return q, None, *caches, AttentionBatch(lengths.long() - 1, lengths.long() - 1, rows, table, lengths)
+
+
+def attend_plainly(q: Tensor, _: None, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
+    return reference.attend_decodes(q, k_cache, v_cache, batch.block_table, batch.lengths)
 
 
 def make_picture(height: int, draw: Draw) -> tuple[Any, ...]:
@@ -113,6 +128,13 @@ KERNELS: list[Kernel] = [
     Kernel(
         "tower bias, gelu", TOWER_ROWS, lambda rows, draw: (draw(rows, TOWER_INNER), draw(TOWER_INNER)),
         kernels.gelu, reference.gelu, lambda x, _: 2 * size(x),
+    ),
+    *(
+        Kernel(
+            "attend decodes", rows, make_decodes, kernels.attend_cached, attend_plainly,
+            lambda q, _, k_cache, v_cache, batch: size(k_cache, v_cache, batch.block_table) + 2 * size(q),
+        )
+        for rows in DECODER_ROWS[:-1]
     ),
     *(
         kernel

@@ -1,7 +1,7 @@
 """Paged contexts on random blocks, every slot that nobody wrote poisoned with NaN; and the comparison of decode twins.
 
 Run as a program it compares under Triton's interpreter, which must be chosen before Triton is imported, and prints
-one JSON object: case -> error.
+one JSON object: case -> error. What kernels leave unwritten between them is NaN there.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LENGTHS = (1, 63, 64, 65, 300)
@@ -22,10 +23,12 @@ class DecodeCase:
     dtype: str
     num_kv_heads: int = 2
     head_dim: int = 32
+    num_padding: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.dtype}-group{self.group}-block{self.block_size}-dim{self.head_dim}"
+        sizes = f"group{self.group}-block{self.block_size}-dim{self.head_dim}"
+        return f"{self.dtype}-{sizes}{f'-padding{self.num_padding}' if self.num_padding else ''}"
 
 
 @dataclass(frozen=True)
@@ -76,29 +79,42 @@ def measure_error(ours: Tensor, expected: Tensor) -> float:
 
 
 def compare_decodes(case: DecodeCase, device: str) -> float:
-    """Triton's kernel against its plain twin in fp32, on the same rounded inputs."""
+    """Triton's kernel against its plain twin in fp32, on the same rounded inputs, for rows of a larger tensor.
+
+    Rows of length 0 follow those that are compared, and another row follows them: none of them may be written.
+    """
     from tilewise.kernels import attention, reference
 
     dtype = getattr(torch, case.dtype)
     paged = scatter(LENGTHS, case.block_size, case.num_kv_heads, case.head_dim)
-    q = torch.randn(len(LENGTHS), case.num_kv_heads * case.group, case.head_dim)
+    number, size = len(LENGTHS), len(LENGTHS) + case.num_padding
+    q = torch.randn(size, case.num_kv_heads * case.group, case.head_dim)
     q, k_cache, v_cache = (x.to(dtype).to(device) for x in (q, paged.k_cache, paged.v_cache))
-    table, lengths = paged.table.to(device), paged.lengths.to(device)
-    ours = attention.attend_decodes(q, k_cache, v_cache, table, lengths)
-    assert ours.dtype == dtype
-    return measure_error(
-        ours.cpu(), reference.attend_decodes(q.float(), k_cache.float(), v_cache.float(), table, lengths).cpu()
-    )
+    table, lengths = (F.pad(x.mT, (0, case.num_padding)).mT.to(device) for x in (paged.table, paged.lengths[:, None]))
+    out = torch.full((size + 1, 2, *q.shape[1:]), 7.0, dtype=dtype, device=device)
+    for _ in range(2):  # what the first launch leaves behind is what the second one finds
+        out[:number, 1] = math.nan
+        returned = attention.attend_decodes(q, k_cache, v_cache, table.contiguous(), lengths[:, 0], out[:size, 1])
+        assert returned.data_ptr() == out[0, 1].data_ptr()
+        assert not attention._create_arrivals(q.device).any()
+        assert (out[:, 0] == 7).all()
+        assert (out[number:] == 7).all()
+    wide = q[:number].float(), k_cache.float(), v_cache.float(), table[:number], lengths[:number, 0]
+    return measure_error(out[:number, 1].cpu(), reference.attend_decodes(*wide).cpu())
 
 
-# The model's group is 6; 1, 4 and 8 are its kin's. One KV head but once: every program of the grid costs 5 ms.
+# The model's group is 6; 1, 4 and 8 are its kin's. One KV head but once: every program of the grid costs 5 ms. A wide
+# batch has one program a context.
 INTERPRETED = tuple(
-    DecodeCase(group, block_size, dtype, num_kv_heads)
+    DecodeCase(group, block_size, dtype, num_kv_heads, num_padding=num_padding)
     for dtype in ("float32", "float16")
-    for group, block_size, num_kv_heads in ((1, 64, 1), (4, 16, 1), (6, 64, 2), (6, 16, 1), (8, 64, 1))
-)
+    for group, block_size, num_kv_heads, num_padding in (
+        (1, 64, 1, 0), (4, 16, 1, 3), (6, 64, 2, 1), (6, 16, 1, 60), (8, 64, 1, 0), (6, 16, 1, 300),
+    )
+)  # fmt: skip
 
 if __name__ == "__main__":
     assert os.environ["TRITON_INTERPRET"] == "1"
     torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)  # so that new tensors are NaN until they are written
     print(json.dumps({case.name: compare_decodes(case, "cpu") for case in INTERPRETED}))

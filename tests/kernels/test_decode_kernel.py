@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kernels.paged import INTERPRETED, DecodeCase, compare_decodes
-from tilewise.kernels import attention
+from tests.kernels.paged import INTERPRETED, DecodeCase, compare_decodes, measure_error
+from tilewise.kernels import attention, reference
 
 TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 COMPILED = [
-    DecodeCase(group, block_size, dtype, num_kv_heads=8, head_dim=128)
+    DecodeCase(group, block_size, dtype, num_kv_heads=8, head_dim=128, num_padding=num_padding)
     for dtype in ("bfloat16", "float16")
     for group in (1, 4, 6, 8)
     for block_size in (16, 64)
+    for num_padding in (0, 3, 11, 27, 60)  # 8, 8, 4, 2 and 1 programs a context
 ]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
@@ -47,6 +48,41 @@ def test_interpreted_kernel_equals_its_twin_and_no_poison_leaks(repository: Path
 @pytest.mark.parametrize("case", COMPILED, ids=lambda case: case.name)
 def test_compiled_kernel_equals_its_twin_and_no_poison_leaks(case: DecodeCase) -> None:
     assert compare_decodes(case, "cuda") < TOLERANCES[case.dtype]
+
+
+@pytest.mark.gpu
+@needs_triton
+def test_the_last_of_many_programs_finds_what_all_others_wrote_and_repeats_its_bits() -> None:
+    length, group, num_kv_heads = 64 * 64, 6, 8
+    q = torch.randn(2, num_kv_heads * group, 128, device="cuda").bfloat16()
+    k_cache, v_cache = (torch.randn(128, 64, num_kv_heads, 128, device="cuda").bfloat16() for _ in range(2))
+    table = torch.randperm(128, device="cuda", dtype=torch.int32).view(2, 64)
+    lengths = torch.tensor([length, 0], dtype=torch.int32, device="cuda")
+    out = torch.zeros_like(q)
+    expected = attention.attend_decodes(q, k_cache, v_cache, table, lengths, out).clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        attention.attend_decodes(q, k_cache, v_cache, table, lengths, out)
+    for _ in range(2000):
+        out[0] = torch.nan
+        graph.replay()
+        assert torch.equal(out, expected)
+    for number in (1, 60, 64, 65, 64 * 17, length):  # the grid stays, the number of shares does not
+        lengths[0] = number
+        graph.replay()
+        wide = q[:1].float(), k_cache.float(), v_cache.float(), table[:1], lengths[:1]
+        assert measure_error(out[:1], reference.attend_decodes(*wide)) < TOLERANCES["bfloat16"]
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 8])
+def test_a_grid_fills_a_large_gpu_and_every_shared_context_has_a_counter(num_kv_heads: int) -> None:
+    counters = len(attention._create_arrivals(torch.device("cpu")))
+    for num_sequences in range(1, 600):
+        num_splits = attention.choose_num_splits(num_sequences, num_kv_heads)
+        num_programs = num_sequences * num_kv_heads * num_splits
+        assert num_splits in (1, 2, 4, 8, 16)
+        assert num_programs > 256 or num_splits == 16
+        assert num_splits == 1 or num_sequences * num_kv_heads <= counters
 
 
 @pytest.mark.parametrize("head_dim", [8, 80, 96])

@@ -28,21 +28,23 @@ class Case:
 
 
 def attention_cases() -> list[Case]:
-    split, merge = attention._kernels()
-    strides = ("q_stride", "table_stride", "kv_block_stride", "kv_token_stride", "kv_head_stride")
+    strides = ("q_stride", "out_stride", "table_stride", "kv_block_stride", "kv_token_stride", "kv_head_stride")
     types = {
-        **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), "*bf16"),
+        **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), "*bf16"),
         **dict.fromkeys(("table_ptr", "lengths_ptr"), "*i32"),
-        **dict.fromkeys(("partial_ptr", "stats_ptr"), "*fp32"),
         "scale": "fp32",
         **dict.fromkeys(strides, "i32"),
     }
-    merged = {"partial_ptr": "*fp32", "stats_ptr": "*fp32", "out_ptr": "*bf16"}
+    shared = {"partial_ptr": "*fp32", "stats_ptr": "*fp32", "arrivals_ptr": "*i32"}
     cases: list[Case] = []
-    for splits, group, dim in ((16, 6, 128), (1, 2, 32)):
-        own = {"NUM_SPLITS": splits, "GROUP": group, "ROWS": 16, "DIM": dim}
-        cases.append(Case(f"attend_split {own}", split, types, {**own, "BLOCK": 64}, {"num_stages": 2}))
-        cases.append(Case(f"merge_splits {own}", merge, merged, own, {}))
+    for splits, group, dim, block_size in ((16, 6, 128, 64), (2, 7, 128, 128), (16, 1, 64, 64), (1, 6, 128, 64)):
+        own = {"NUM_SPLITS": splits, "GROUP": group, "DIM": dim, "BLOCK": block_size}
+        constants = {**own, "ROWS": 16, "MERGED_ROWS": 1 << (group - 1).bit_length()}
+        options = {"num_stages": attention.choose_num_stages(torch.empty(0, block_size, 8, dim, dtype=torch.bfloat16))}
+        absent = dict.fromkeys(shared) if splits == 1 else {}
+        given = types if splits == 1 else {**types, **shared}
+        constants |= absent
+        cases.append(Case(f"attend_split {own}", attention._kernel(), given, constants, options))
     return cases
 
 
