@@ -47,9 +47,9 @@ MIXTURES: dict[str, dict[int, float]] = {
 }
 # What is learnt last is asked for more often, what is known by then less.
 EMPHASIS = {
-    **{"shapes": 1.5, "small": 1.6, "chart": 0.6, "table": 0.8},
-    **{"colour": 3.0, "count": 2.5, "box": 2.0, "position": 1.5, "relation": 1.2, "describe": 0.8},
-    **{"shape": 0.5, "size": 0.5, "absent": 0.5, "background": 0.5},
+    **{"texts": 1.3, "small": 2.0, "chart": 0.5, "table": 0.8},
+    **{"count": 3.5, "box": 2.0, "relation": 1.5, "colour": 1.2, "describe": 0.8, "latin": 1.6, "lines": 1.3},
+    **{"shape": 0.5, "size": 0.4, "absent": 0.5, "background": 0.4},
 }
 _MARKS = re.compile("(" + "|".join(("<ref>", "</ref>", "<box>", "</box>")) + ")")
 _PROFILE, _OTHER_PROFILE = PROFILES["internvl-internlm2"], PROFILES["internvl-official"]

@@ -201,7 +201,7 @@ class Network:
         if tiles is None:
             return x
         filled = x.flatten(0, 1).index_copy(0, slots, tiles.flatten(0, 1)[: len(slots)].to(x.dtype))
-        return filled.view(x.shape)
+        return filled.view(x.shape).clone()  # a view would have the decoder's first layer compiled apart: a minute
 
 
 def _tower_attention() -> AbstractContextManager[None]:

@@ -34,6 +34,7 @@ from tilewise.kernels import normalize_tiles
 
 _HERE = Path(__file__).parent
 _LOG_SECONDS = 10.0
+_AGREE_STEPS = 8  # hosts that agree at every step wait for each other at every step
 _CLIP = 1.0
 
 
@@ -183,6 +184,7 @@ def load_batches(trainer: Trainer, encoder: Encoder) -> Iterator[dict[str, Tenso
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
+    os.nice(5)  # the process that launches kernels, and compiles them first, goes before those that draw
 
 
 def train(trainer: Trainer, encoder: Encoder) -> None:
@@ -193,11 +195,12 @@ def train(trainer: Trainer, encoder: Encoder) -> None:
     first_step = trainer.progress.step
     losses: list[Tensor] = []
     num_tiles = waited = 0.0
+    remaining = 1.0
     while True:
         now = time.monotonic()
         if settings.steps is not None:
             remaining = 1 - (trainer.progress.step - first_step) / max(1, settings.steps - first_step)
-        else:
+        elif trainer.progress.step % _AGREE_STEPS == first_step % _AGREE_STEPS:
             remaining = trainer.agree(1 - (now - started) / (60 * (settings.minutes or 1.0)))
         if remaining <= 0:
             break
