@@ -47,10 +47,10 @@ MIXTURES: dict[str, dict[int, float]] = {
 }
 # What is learnt last is asked for more often, what is known by then less.
 EMPHASIS = {
-    **{"texts": 1.3, "small": 2.0, "chart": 0.5, "table": 0.8},
-    **{"count": 3.5, "box": 2.0, "relation": 1.5, "colour": 1.2, "describe": 0.8, "latin": 1.6, "lines": 1.3},
-    **{"shape": 0.5, "size": 0.4, "absent": 0.5, "background": 0.4},
-}
+    "texts": 1.3, "small": 2.0, "chart": 0.5, "table": 0.8,
+    "count": 3.5, "box": 2.0, "relation": 1.5, "colour": 1.2, "describe": 0.8, "latin": 1.6, "lines": 1.3,
+    "shape": 0.5, "size": 0.4, "absent": 0.5, "background": 0.4,
+}  # fmt: skip
 _MARKS = re.compile("(" + "|".join(("<ref>", "</ref>", "<box>", "</box>")) + ")")
 _PROFILE, _OTHER_PROFILE = PROFILES["internvl-internlm2"], PROFILES["internvl-official"]
 _NUM_TALKS = 64
