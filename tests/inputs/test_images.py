@@ -11,7 +11,9 @@ from PIL import Image
 
 from tilewise import vl
 from tilewise.errors import ConfigError, ImageError, ImageTooLargeError, InputError
+from tilewise.inputs import pixels
 from tilewise.inputs.images import load_image, prepare_image
+from tilewise.inputs.pixels import to_bytes
 from tilewise.inputs.policy import ImageLimits, ImagePolicy
 from tilewise.types import TilingParameters
 
@@ -188,6 +190,28 @@ def test_any_size_of_at_least_one_pixel_is_prepared(size):
 def test_the_published_picture_size_prepares_to_seven_tiles():
     prepared = prepare_image(Image.new("RGB", (600, 400)), TILING)
     assert (prepared.columns, prepared.rows, prepared.has_thumbnail, prepared.num_tiles) == (3, 2, True, 7)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (30_000, 2), (333, 777)])
+def test_pixels_are_those_of_pillows_tobytes(size, monkeypatch):
+    image = gradient(*size)
+    assert to_bytes(image) == image.tobytes() == to_bytes(image.crop((0, 0, *size)))
+    monkeypatch.setattr(pixels, "Image", object())  # as if what is used of it were gone
+    assert to_bytes(image) == image.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "La", "RGBa"])
+def test_an_opaque_picture_with_an_alpha_channel_keeps_its_colours_and_says_nothing_of_transparency(mode):
+    colours = gradient(40, 30).convert("L").convert("RGB") if mode in ("LA", "La") else gradient(40, 30)
+    opaque = colours.convert("LA" if mode == "La" else "RGBA" if mode == "RGBa" else mode).convert(mode)
+    opaque.info["transparency"] = 0
+    flat = load_image(opaque)
+    assert flat.mode == "RGB"
+    assert not flat.has_transparency_data
+    white = Image.new("RGB", opaque.size, "white")
+    layer = (opaque.convert("LA") if mode == "La" else opaque).convert("RGBA")
+    white.paste(layer, mask=layer)
+    assert flat.tobytes() == white.tobytes()
 
 
 def test_equal_bytes_in_another_shape_have_another_digest():

@@ -18,7 +18,7 @@ from tilewise.errors import ImageError, InputError
 from tilewise.inputs.decoder import SHARED_DECODER
 from tilewise.inputs.fetch import fetch
 from tilewise.inputs.files import NoPlainFileError, open_file
-from tilewise.inputs.pixels import to_rgb
+from tilewise.inputs.pixels import to_bytes, to_rgb
 from tilewise.inputs.policy import ImageLimits, ImagePolicy
 from tilewise.inputs.stages import timed
 from tilewise.inputs.tiling import choose_grid, has_thumbnail
@@ -28,6 +28,7 @@ ImageSource = str | Path | bytes | Image.Image
 
 _DEFAULT_POLICY = ImagePolicy()
 _DATA_URL = re.compile(r"data:[^,;]*(?:;[^,;]*)*?;base64,", re.IGNORECASE)
+_BASE64_STRIDE = 1 << 20  # of whole groups of four characters
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):(?://|\\)", re.IGNORECASE)
 _IDENTITY = struct.Struct("<3s8Q")
 
@@ -53,15 +54,16 @@ def load_image(source: ImageSource, policy: ImagePolicy = _DEFAULT_POLICY) -> Im
 def prepare_image(image: Image.Image, tiling: TilingParameters) -> PreparedImage:
     """Choose the grid and take the digest; the pixels stay uncut.
 
-    Source: the digest is BLAKE2b-256 over mode, size, pixels, every tiling parameter and what follows from them.
+    Source: the digest is SHA-256 over mode, size, pixels, every tiling parameter and what follows from them.
+        PERF: processors of our GPUs' hosts have instructions for it: 0.49 ms for 600x400 pixels where BLAKE2b took
+        0.91 (Xeon, Sapphire Rapids, OpenSSL 3.0, 2026-11-28); it is most of what a request costs before the engine.
     """
     rgb = image if image.mode == "RGB" else _convert(image, ImageLimits())
     columns, rows = choose_grid(rgb.width, rgb.height, tiling)
     thumbnail = has_thumbnail(columns, rows, tiling)
-    pixels = rgb.tobytes()
+    pixels = to_bytes(rgb)
     tiling_facts = (tiling.min_tiles, tiling.max_tiles, tiling.use_thumbnail, tiling.tile_size)
-    digest = hashlib.blake2b(digest_size=32)
-    digest.update(_IDENTITY.pack(b"RGB", rgb.width, rgb.height, columns, rows, *tiling_facts))
+    digest = hashlib.sha256(_IDENTITY.pack(b"RGB", rgb.width, rgb.height, columns, rows, *tiling_facts))
     digest.update(pixels)
     return PreparedImage(rgb.width, rgb.height, pixels, columns, rows, thumbnail, digest.digest())
 
@@ -103,9 +105,14 @@ def _read_data_url(url: str, limits: ImageLimits) -> bytes:
     header = _DATA_URL.match(url, 0, 256)
     if header is None:
         raise ImageError("A data URL must look like data:image/png;base64,… .")
-    limits.check_bytes((len(url) - header.end()) * 3 // 4 - 2)  # two characters may be padding
+    start, end = header.end(), len(url)
+    limits.check_bytes((end - start) * 3 // 4 - 2)  # two characters may be padding
     try:
-        data = base64.b64decode(url[header.end() :], validate=True)
+        if url.find("=", start, end - 2) >= 0:
+            raise ValueError("padding before the end")
+        # In pieces, between which other threads may run.
+        pieces = (url[place : place + _BASE64_STRIDE] for place in range(start, end, _BASE64_STRIDE))
+        data = b"".join(base64.b64decode(piece, validate=True) for piece in pieces)
     except ValueError:
         raise ImageError("The data URL does not hold valid base64.") from None
     limits.check_bytes(len(data))

@@ -156,7 +156,7 @@ class RequestBuilder:
                 "bad_words, bad_token_ids and min_new_tokens together ban every token; leave some for the answer.",
                 param="bad_token_ids",
             )
-        return replace(generation, bad_token_ids=banned)
+        return generation if banned == generation.bad_token_ids else replace(generation, bad_token_ids=banned)
 
     def _check_ids(self, name: str, token_ids: Sequence[int]) -> None:
         for token_id in token_ids:
