@@ -58,9 +58,13 @@ def kernel() -> Any:
         running_max = tl.full([QUERIES], float("-inf"), tl.float32)
         running_sum = tl.zeros([QUERIES], tl.float32)
         out = tl.zeros([QUERIES, DIM], tl.float32)
+        blocks_ptr = table_ptr + row * table_stride
+        head_offset = token[:, None] * kv_token_stride + (head // GROUP) * kv_head_stride
+        block = tl.load(blocks_ptr)
         for number in range(num_blocks):
-            block = tl.load(table_ptr + row * table_stride + number).to(tl.int64)
-            kv_offset = block * kv_block_stride + token[:, None] * kv_token_stride + (head // GROUP) * kv_head_stride
+            kv_offset = block.to(tl.int64) * kv_block_stride + head_offset
+            # NOTE: read a turn ahead: Triton keeps only one block in flight if its address is loaded in the same turn.
+            block = tl.load(blocks_ptr + tl.minimum(number + 1, num_blocks - 1))
             key = number * BLOCK + token
             # A freed block may hold NaN, which no weight of 0 removes.
             k = tl.load(k_ptr + kv_offset + column[None], mask=(key < end)[:, None], other=0.0)  # (BLOCK, DIM)
