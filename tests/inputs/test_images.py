@@ -11,7 +11,7 @@ from PIL import Image
 
 from tilewise import vl
 from tilewise.errors import ConfigError, ImageError, ImageTooLargeError, InputError
-from tilewise.inputs import pixels
+from tilewise.inputs import images, pixels
 from tilewise.inputs.images import load_image, prepare_image
 from tilewise.inputs.pixels import to_bytes
 from tilewise.inputs.policy import ImageLimits, ImagePolicy
@@ -71,6 +71,17 @@ def test_path_text_path_bytes_data_url_and_pillow_image_give_the_same_picture(tm
     data_url = "data:image/png;base64," + base64.b64encode(data).decode()
     for source in (file, str(file), file.as_uri(), data, data_url, gradient(), Image.open(io.BytesIO(data))):
         assert load_image(source).tobytes() == gradient().tobytes()
+
+
+def test_a_data_url_is_decoded_in_pieces_as_in_one_and_padded_at_its_end_alone(monkeypatch):
+    monkeypatch.setattr(images, "_BASE64_STRIDE", 16)
+    for width in range(20, 30):  # files of every length modulo 3
+        data = encoded(gradient(width, 9))
+        text = base64.b64encode(data).decode()
+        assert load_image("data:image/png;base64," + text).tobytes() == gradient(width, 9).tobytes()
+        for broken in (f"{text[:14]}=={text[16:]}", f"{text[:15]}={text[16:]}", f"{text[:20]}%{text[21:]}"):
+            with pytest.raises(ImageError, match="valid base64"):
+                load_image("data:image/png;base64," + broken)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
