@@ -4,17 +4,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_DTYPES = {name: getattr(torch, name) for name in ("uint8", "int32", "int64", "float32", "float64")}
+
 
 def fill(target: Tensor, array: np.ndarray) -> None:
     """Copy an array into a tensor in stream order; the array may change as soon as this returns."""
-    source = torch.from_numpy(array)
     # Pinned blocks are kept until the copy is over.
-    target.copy_(source.pin_memory() if target.is_cuda else source, non_blocking=True)
+    host = torch.empty(array.shape, dtype=target.dtype, pin_memory=target.is_cuda)
+    np.copyto(host.numpy(), array, casting="no")
+    target.copy_(host, non_blocking=True)
 
 
 def upload(array: np.ndarray, device: torch.device) -> Tensor:
     """Return an array as a tensor on the device, as `fill` copies it."""
-    tensor = torch.empty(array.shape, dtype=torch.from_numpy(array).dtype, device=device)
+    tensor = torch.empty(array.shape, dtype=_DTYPES[array.dtype.name], device=device)
     fill(tensor, array)
     return tensor
 

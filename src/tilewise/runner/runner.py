@@ -84,6 +84,8 @@ class Runner:
             with self._on_device():
                 self._graphs = StepGraphs(model, caches, -(-config.session_len // config.block_size), self._latest)
                 self._graphs.capture(config.graphs)
+                # The first picture must not wait for a compiler.
+                kernels.cut_tiles(torch.zeros(2, 3, 3, dtype=torch.uint8, device=self.device), 2, 1, True, 14)
 
     def run(self, plan: StepPlan) -> dict[int, Sampled]:
         """Run one step to its end."""
@@ -151,7 +153,7 @@ class Runner:
     def _cut(self, image: PreparedImage) -> Tensor:
         """All tiles of a picture; the last one cut is kept, since a picture's tiles may be spread over steps."""
         if self._last_cut is None or self._last_cut[0] != image.digest:
-            pixels = upload(np.frombuffer(bytearray(image.pixels), np.uint8), self.device)
+            pixels = upload(np.frombuffer(image.pixels, np.uint8), self.device)
             pixels = pixels.view(image.height, image.width, 3)
             size = self.config.model.vision.image_size
             tiles = kernels.cut_tiles(pixels, image.columns, image.rows, image.has_thumbnail, size)
