@@ -13,7 +13,6 @@ from tilewise import vl
 from tilewise.errors import ConfigError, ImageError, ImageTooLargeError, InputError
 from tilewise.inputs import images, pixels
 from tilewise.inputs.images import load_image, prepare_image
-from tilewise.inputs.pixels import to_bytes
 from tilewise.inputs.policy import ImageLimits, ImagePolicy
 from tilewise.types import TilingParameters
 
@@ -201,14 +200,6 @@ def test_any_size_of_at_least_one_pixel_is_prepared(size):
 def test_the_published_picture_size_prepares_to_seven_tiles():
     prepared = prepare_image(Image.new("RGB", (600, 400)), TILING)
     assert (prepared.columns, prepared.rows, prepared.has_thumbnail, prepared.num_tiles) == (3, 2, True, 7)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (30_000, 2), (333, 777)])
-def test_pixels_are_those_of_pillows_tobytes(size, monkeypatch):
-    image = gradient(*size)
-    assert to_bytes(image) == image.tobytes() == to_bytes(image.crop((0, 0, *size)))
-    monkeypatch.setattr(pixels, "Image", object())  # as if what is used of it were gone
-    assert to_bytes(image) == image.tobytes()
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "La", "RGBa"])

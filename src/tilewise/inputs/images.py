@@ -18,7 +18,7 @@ from tilewise.errors import ImageError, InputError
 from tilewise.inputs.decoder import SHARED_DECODER
 from tilewise.inputs.fetch import fetch
 from tilewise.inputs.files import NoPlainFileError, open_file
-from tilewise.inputs.pixels import to_bytes, to_rgb
+from tilewise.inputs.pixels import to_rgb
 from tilewise.inputs.policy import ImageLimits, ImagePolicy
 from tilewise.inputs.stages import timed
 from tilewise.inputs.tiling import choose_grid, has_thumbnail
@@ -61,7 +61,7 @@ def prepare_image(image: Image.Image, tiling: TilingParameters) -> PreparedImage
     rgb = image if image.mode == "RGB" else _convert(image, ImageLimits())
     columns, rows = choose_grid(rgb.width, rgb.height, tiling)
     thumbnail = has_thumbnail(columns, rows, tiling)
-    pixels = to_bytes(rgb)
+    pixels = rgb.tobytes()
     tiling_facts = (tiling.min_tiles, tiling.max_tiles, tiling.use_thumbnail, tiling.tile_size)
     digest = hashlib.sha256(_IDENTITY.pack(b"RGB", rgb.width, rgb.height, columns, rows, *tiling_facts))
     digest.update(pixels)
