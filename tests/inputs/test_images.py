@@ -11,7 +11,7 @@ from PIL import Image
 
 from tilewise import vl
 from tilewise.errors import ConfigError, ImageError, ImageTooLargeError, InputError
-from tilewise.inputs import images, pixels
+from tilewise.inputs import images
 from tilewise.inputs.images import load_image, prepare_image
 from tilewise.inputs.policy import ImageLimits, ImagePolicy
 from tilewise.types import TilingParameters
