@@ -49,7 +49,15 @@ class Person:
     def press(self, keys: bytes) -> None:
         # A prompt is shown a moment before readline listens to signals; a person is slower than that.
         time.sleep(REACTION_S)
+        self._wait_until_asleep()
         os.write(self.keyboard, keys)
+
+    def _wait_until_asleep(self) -> None:
+        """Until the program's main thread waits for something, however long a busy machine takes it to that."""
+        stat, deadline = Path(f"/proc/{self.process.pid}/stat"), time.monotonic() + TIMEOUT_S
+        while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "R":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def say(self, line: str) -> None:
         self.press(line.encode() + b"\n")

@@ -86,7 +86,7 @@ def test_ctrl_c_closes_the_connection(double: Double, monkeypatch: pytest.Monkey
 
     double.script, double.delay_s = go_on, 0.01
     assert chat(monkeypatch, double, "hello\n") == 130
-    assert double.left.wait(10)
+    assert double.left.wait(60)
 
 
 @pytest.mark.parametrize(
