@@ -1,12 +1,13 @@
 """Searches tiles for the skinny product of kernels/skinny.py and times them against cuBLAS.
 
-    python benchmarks/skinny.py [--shapes qkv,o,gate_up,down,head] [--rows 1,4,16,32,64] [--budget-s 85] [--dry]
+    python benchmarks/skinny.py [--shapes qkv,o,gate_up,gate_up_silu,down,head] [--rows 1,4,16,32,64] [--budget-s 100]
+                                [--dry]
 
-Every candidate is held to an fp32 product first, then timed in a CUDA graph over twelve weights, which no L2 holds,
-so that launch gaps and reuse do not count. Prints a table, the winners as lines for `_TABLE` in kernels/skinny.py, and
-one JSON line. GB/s count the bytes of the weight; the share is of the copy bandwidth measured at the start. The budget
-is for everything; what it leaves untried is counted. `--dry` runs tiny shapes on the CPU, interpreted: its times mean
-nothing.
+`gate_up_silu` is the product with SwiGLU in it, against cuBLAS and the kernel of SwiGLU. Every candidate is held to an
+fp32 product first, then timed in a CUDA graph over twelve weights, which no L2 holds, so that launch gaps and reuse do
+not count. Prints a table, the winners as lines for `_TABLE` and `_GATED_TABLE` in kernels/skinny.py, and one JSON line.
+GB/s count the bytes of the weight; the share is of the copy bandwidth measured at the start. The budget is for
+everything; what it leaves untried is counted. `--dry` runs tiny shapes on the CPU, interpreted: its times mean nothing.
 """
 
 import argparse
@@ -17,24 +18,35 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from importlib.metadata import version
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tilewise.kernels import skinny
-from tilewise.kernels.skinny import Tiles, choose_tiles, kernels, launch_options, multiply, pad_rows
+from tilewise.kernels import silu_and_multiply, skinny
+from tilewise.kernels.skinny import (
+    Tiles,
+    choose_tiles,
+    kernels,
+    launch_options,
+    multiply,
+    multiply_gated,
+    pad_rows,
+)
 
 SHAPES = {
     "qkv": (8192, 6144),
     "o": (6144, 6144),
     "gate_up": (32768, 6144),
+    "gate_up_silu": (32768, 6144),
     "down": (6144, 16384),
     "head": (92672, 6144),
 }
-DRY_SHAPES = {"narrow": (48, 256), "wide": (130, 128)}
+DRY_SHAPES = {"narrow": (48, 256), "wide": (130, 128), "gated": (260, 128)}
+GATED = {"gate_up_silu", "gated"}
+GATED_ROUNDINGS = 4  # gate, up, SiLU and their product, where a plain product has one
 MAX_CANDIDATES = 48
 NUM_FINALISTS = 4
 
@@ -72,11 +84,30 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Result:
-    shape: str
+class Product:
+    """x (m, k) times a weight (n, k), and SwiGLU over gate and up if it is gated."""
+
     m: int
     n: int
     k: int
+    is_gated: bool
+
+    def make_call(self, x: Tensor, tiles: Tiles) -> Callable[[Tensor], Tensor]:
+        """Cut one candidate's way, for any weight."""
+        if self.is_gated:
+            return lambda weight: multiply_gated(x, weight, tiles)
+        return lambda weight: multiply(x, weight, None, tiles)
+
+    def apply_plainly(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Let cuBLAS multiply, and the kernel of SwiGLU follow."""
+        out = F.linear(x, weight)
+        return silu_and_multiply(out) if self.is_gated else out
+
+
+@dataclass(frozen=True)
+class Result:
+    shape: str
+    product: Product
     tiles: Tiles
     us: float
     cublas_us: float
@@ -88,12 +119,13 @@ class Result:
     @property
     def gbs(self) -> float:
         """Bytes of the weight over the time."""
-        return self.n * self.k * 2 / self.us / 1e3
+        return self.product.n * self.product.k * 2 / self.us / 1e3
 
     def describe(self, copy_gbs: float) -> str:
         """A line of the table."""
         return (
-            f"{self.shape:>8} M={self.m:<3} {self.us:8.1f} us {self.gbs:6.0f} GB/s {self.gbs / copy_gbs:6.1%} | "
+            f"{self.shape:>12} M={self.product.m:<3} {self.us:8.1f} us "
+            f"{self.gbs:6.0f} GB/s {self.gbs / copy_gbs:6.1%} | "
             f"cuBLAS {self.cublas_us:8.1f} us, x{self.cublas_us / self.us:4.2f} | chosen now {self.rule_us:8.1f} us | "
             f"{self.num_tried} tried, {self.num_untried} not | {format_tiles(self.tiles)}"
         )
@@ -120,14 +152,15 @@ def measure_copy_gbs() -> float:
     return 2 * source.numel() / statistics.median(times_ms) / 1e6
 
 
-def list_tiles(bench: Bench, m: int, n: int, k: int) -> Iterator[Tiles]:
+def list_tiles(bench: Bench, product: Product) -> Iterator[Tiles]:
     """Candidates worth a compilation for this shape, the likeliest first.
 
     Left out: tiles that read x more than twice as much as the weight, grids that leave a third of the device idle,
     splits of what is wide already, programs that keep less than 24 KiB of the weight in flight on a multiprocessor.
     """
+    m, n, k = product.m, product.n, product.k
     rows, num_sms = pad_rows(m), bench.num_sms
-    for num_splits in (1, 2, 3, 4, 6):
+    for num_splits in (1,) if product.is_gated else (1, 2, 3, 4, 6):
         for block_n, num_warps, weight_first in (
             (16, 2, False), (32, 4, False), (64, 4, False), (64, 4, True), (128, 8, False), (128, 4, True),
         ):  # fmt: skip
@@ -148,71 +181,73 @@ def list_tiles(bench: Bench, m: int, n: int, k: int) -> Iterator[Tiles]:
                         yield tiles
 
 
-def choose_candidates(bench: Bench, m: int, n: int, k: int) -> list[Tiles]:
+def choose_candidates(bench: Bench, product: Product) -> list[Tiles]:
     """What `choose_tiles` says now, then an even sample of the rest."""
-    now = choose_tiles(m, n, k, bench.num_sms, bench.shared_bytes)
-    rest = [tiles for tiles in list_tiles(bench, m, n, k) if tiles != now]
+    m, n, k, is_gated = astuple(product)
+    now = choose_tiles(m, n, k, bench.num_sms, bench.shared_bytes, is_gated)
+    rest = [tiles for tiles in list_tiles(bench, product) if tiles != now]
     step = max(1.0, len(rest) / (MAX_CANDIDATES - 1))
     return [now, *(rest[int(i * step)] for i in range(min(len(rest), MAX_CANDIDATES - 1)))]
 
 
-def compile_all(bench: Bench, products: dict[tuple[int, int, int], list[Tiles]]) -> int:
+def compile_all(bench: Bench, products: dict[Product, list[Tiles]]) -> int:
     """Compile the candidates on all cores; what fails here fails again, alone, when it is tried."""
     import triton
 
     multiply_share, _ = kernels()
     start_s = time.perf_counter()
-    seen: set[tuple[int, Tiles, bool]] = set()
+    seen: set[tuple[int, Tiles, bool, bool]] = set()
     with (
         ThreadPoolExecutor(os.cpu_count()) as executor,
         triton.AsyncCompileMode(executor, ignore_errors=True),
     ):
-        for (m, n, k), candidates in products.items():
+        for product, candidates in products.items():
+            m, n, k, is_gated = astuple(product)
             x, weight = (torch.empty(rows, 128, dtype=bench.dtype, device=bench.device) for rows in (m, 1))
             for tiles in candidates:
                 # Neither N, K nor the number of splits is compiled in, only whether there are any.
-                kind = (pad_rows(m), replace(tiles, num_splits=1), tiles.num_splits > 1)
+                kind = (pad_rows(m), replace(tiles, num_splits=1), tiles.num_splits > 1, is_gated)
                 if kind in seen:
                     continue
                 seen.add(kind)
                 out = weight.float() if tiles.num_splits > 1 else weight
-                options = launch_options(m, tiles, None)
+                options = launch_options(m, tiles, None, is_gated)
                 multiply_share.warmup(x, weight, None, out, m, n, k, grid=(1, 1), **options)
     print(f"{len(seen)} kernels compiled in {time.perf_counter() - start_s:.1f} s on {os.cpu_count()} cores")
     return len(seen)
 
 
-def try_shape(bench: Bench, shape: str, m: int, weights: list[Tensor], todo: list[Tiles], end_s: float) -> Result:
+def try_shape(
+    bench: Bench, shape: str, product: Product, weights: list[Tensor], todo: list[Tiles], end_s: float
+) -> Result:
     """Check and time candidates until `end_s`, then the best few again, longer."""
-    n, k = weights[0].shape
-    x = torch.randn(m, k, dtype=bench.dtype, device=bench.device)
-    expected = x.float() @ weights[0].float().t()
+    x = torch.randn(product.m, product.k, dtype=bench.dtype, device=bench.device)
+    expected = product.apply_plainly(x.float(), weights[0].float())
+    tolerance = bench.tolerance * (GATED_ROUNDINGS if product.is_gated else 1)
     errors: dict[Tiles, float] = {}
     times_us: dict[Tiles, float] = {}
     for number, tiles in enumerate(todo):
         if number > NUM_FINALISTS and time.perf_counter() > end_s:
             break
-        call = make_call(x, tiles)
+        call = product.make_call(x, tiles)
         try:
             out = call(weights[0])
         except Exception as error:  # does not fit this device, or does not compile: not a candidate
-            print(f"{shape} M={m} {format_tiles(tiles)}: {error!r:.120}")
+            print(f"{shape} M={product.m} {format_tiles(tiles)}: {error!r:.120}")
             continue
         errors[tiles] = ((out.float() - expected).abs().max() / expected.abs().max()).item()
-        if not errors[tiles] < bench.tolerance:
-            raise SystemExit(f"{shape} M={m} {format_tiles(tiles)} is off by {errors[tiles]:.2e} of the largest")
+        if not errors[tiles] < tolerance:
+            raise SystemExit(
+                f"{shape} M={product.m} {format_tiles(tiles)} is off by {errors[tiles]:.2e} of the largest"
+            )
         times_us[tiles] = bench.time_us(call, weights, num_replays=3)
     finalists = sorted(times_us, key=times_us.__getitem__)[:NUM_FINALISTS]
-    final_us = {tiles: bench.time_us(make_call(x, tiles), weights, num_replays=15) for tiles in finalists}
+    final_us = {tiles: bench.time_us(product.make_call(x, tiles), weights, num_replays=15) for tiles in finalists}
     best = min(final_us, key=final_us.__getitem__)
-    cublas_us = bench.time_us(lambda weight: F.linear(x, weight), weights, num_replays=15)
+    cublas_us = bench.time_us(lambda weight: product.apply_plainly(x, weight), weights, num_replays=15)
     rule_us = final_us.get(todo[0], times_us.get(todo[0], float("nan")))
     tried = len(times_us)
-    return Result(shape, m, n, k, best, final_us[best], cublas_us, rule_us, errors[best], tried, len(todo) - tried)
-
-
-def make_call(x: Tensor, tiles: Tiles) -> Callable[[Tensor], Tensor]:
-    return lambda weight: multiply(x, weight, None, tiles)
+    return Result(shape, product, best, final_us[best], cublas_us, rule_us, errors[best], tried, len(todo) - tried)
 
 
 def create_bench(is_dry: bool) -> Bench:
@@ -227,7 +262,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="", help="comma-separated names; all unless given")
     parser.add_argument("--rows", default="", help="comma-separated numbers of rows of x; 1,4,16,32,64 unless given")
-    parser.add_argument("--budget-s", type=float, default=85.0, help="seconds for compiling and timing")
+    parser.add_argument("--budget-s", type=float, default=100.0, help="seconds for compiling and timing")
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU under TRITON_INTERPRET=1")
     arguments = parser.parse_args()
     known = DRY_SHAPES if arguments.dry else SHAPES
@@ -248,18 +283,24 @@ def main() -> None:
     start_s = time.perf_counter()
     torch.manual_seed(0)
     bench = create_bench(arguments.dry)
-    sizes = [(m, n, k) for n, k in arguments.shapes.values() for m in arguments.rows]
-    products = {size: choose_candidates(bench, *size)[: 3 if arguments.dry else None] for size in sizes}
+    products = {
+        name: [Product(m, n, k, name in GATED) for m in arguments.rows] for name, (n, k) in arguments.shapes.items()
+    }
+    candidates = {
+        product: choose_candidates(bench, product)[: 3 if arguments.dry else None]
+        for of_shape in products.values()
+        for product in of_shape
+    }
     if not arguments.dry:
-        compile_all(bench, products)
+        compile_all(bench, candidates)
     results: list[Result] = []
     for shape, (n, k) in arguments.shapes.items():
         weights = [torch.randn(n, k, dtype=bench.dtype, device=bench.device) for _ in range(bench.num_weights)]
-        for m in arguments.rows:
+        for product in products[shape]:
             # Time goes to products by turns, so that an early one that needs less leaves more to the others.
             left_s = start_s + arguments.budget_s - time.perf_counter()
-            end_s = time.perf_counter() + left_s / (len(sizes) - len(results))
-            results.append(try_shape(bench, shape, m, weights, products[m, n, k], end_s))
+            end_s = time.perf_counter() + left_s / (len(candidates) - len(results))
+            results.append(try_shape(bench, shape, product, weights, candidates[product], end_s))
             print(results[-1].describe(bench.copy_gbs), flush=True)
             if bench.device.type == "cuda":
                 torch.cuda.empty_cache()  # the graphs' pools
@@ -269,12 +310,16 @@ def main() -> None:
 
 def print_report(bench: Bench, results: list[Result]) -> None:
     print("\n    # (largest M, N, K): what benchmarks/skinny.py found on", describe_device(bench))
-    for result in results:
-        print(f"    ({result.m}, {result.n}, {result.k}): {format_tiles(result.tiles)},")
+    for name, is_gated in (("_TABLE", False), ("_GATED_TABLE", True)):
+        print(f"    # {name}")
+        for result in results:
+            m, n, k, belongs = astuple(result.product)
+            if belongs == is_gated:
+                print(f"    ({m}, {n}, {k}): {format_tiles(result.tiles)},")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     best = [
         {
-            "shape": result.shape, "m": result.m, "n": result.n, "k": result.k, "tiles": format_tiles(result.tiles),
+            "shape": result.shape, **asdict(result.product), "tiles": format_tiles(result.tiles),
             "us": round(result.us, 2), "cublas_us": round(result.cublas_us, 2), "rule_us": round(result.rule_us, 2),
             "gbs": round(result.gbs), "copy_ratio": round(result.gbs / bench.copy_gbs, 3), "error": result.error,
         }

@@ -1,4 +1,4 @@
-"""Random products of a few rows with a weight, and the comparison of the skinny kernel with its twin, `F.linear`.
+"""Random products of a few rows with a weight, and the comparison of the skinny kernel with its twins.
 
 Run as a program it compares under Triton's interpreter, which must be chosen before Triton is imported, and prints
 one JSON object: case -> [error, whether a second run gave the same bits].
@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from tests.kernels.interpreted import assert_twins
 from tests.kernels.paged import measure_error
-from tilewise.kernels.skinny import Tiles, multiply
+from tilewise.kernels import activation, reference
+from tilewise.kernels.skinny import Tiles, multiply, multiply_gated
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,15 @@ class Product:
     dtype: str
     tiles: Tiles
     has_bias: bool = False
+    is_gated: bool = False
 
     @property
     def name(self) -> str:
         tiles = self.tiles
         order = "weight-x" if tiles.weight_first else "x-weight"
         cut = f"{tiles.block_n}x{tiles.block_k}-splits{tiles.num_splits}-{order}"
-        return f"{self.dtype}-{self.m}x{self.n}x{self.k}-{cut}{'-bias' if self.has_bias else ''}"
+        kind = "-gated" if self.is_gated else "-bias" if self.has_bias else ""
+        return f"{self.dtype}-{self.m}x{self.n}x{self.k}-{cut}{kind}"
 
 
 def compare_with_twin(product: Product, device: str) -> tuple[float, bool]:
@@ -47,6 +51,27 @@ def compare_with_twin(product: Product, device: str) -> tuple[float, bool]:
     return measure_error(first.cpu(), expected.cpu()), torch.equal(first, second)
 
 
+def compare_gated(product: Product, device: str) -> tuple[float, bool]:
+    """The error against the kernels that the gated product replaces, and whether the same inputs give the same bits.
+
+    `assert_twins` holds it to the plain twin, whose product is in fp64 before it is rounded.
+    """
+    generator = torch.Generator().manual_seed(0)
+    dtype = getattr(torch, product.dtype)
+    shapes = (product.m, product.k), (product.n, product.k)
+    x, weight = (torch.randn(shape, generator=generator) for shape in shapes)
+    weight = weight * 2 / product.k**0.5  # gates of a few units, where SiLU bends
+    x, weight = x.to(dtype).to(device), weight.to(dtype).to(device)
+    first, second = (multiply_gated(x, weight, product.tiles) for _ in range(2))
+    assert_twins(first, reference.silu_and_multiply(F.linear(x.double(), weight.double()).to(dtype)))
+    apart = activation.silu_and_multiply(multiply(x, weight, None, product.tiles))
+    return measure_error(first.cpu(), apart.cpu()), torch.equal(first, second)
+
+
+def compare(product: Product, device: str) -> tuple[float, bool]:
+    return (compare_gated if product.is_gated else compare_with_twin)(product, device)
+
+
 # Odd N, K that three splits do not share equally, every padding of the rows, both orders of the factors.
 _CUTS = (
     (1, 33, 256, Tiles(16, 128, 1, 4, 3), False),
@@ -58,10 +83,22 @@ _CUTS = (
     (64, 129, 384, Tiles(128, 128, 2, 4, 3), True),
     (64, 100, 256, Tiles(64, 128, 1, 4, 3, weight_first=True), False),
 )
+# Gates that fill no tile, both orders, every padding.
+GATED = (
+    (1, 66, 256, Tiles(16, 128, 1, 4, 3)),
+    (3, 70, 384, Tiles(64, 128, 1, 4, 3, weight_first=True)),
+    (17, 128, 256, Tiles(64, 256, 1, 4, 3)),
+    (64, 258, 256, Tiles(128, 128, 1, 4, 3, weight_first=True)),
+)
 INTERPRETED = tuple(
-    Product(m, n, k, dtype, tiles, has_bias) for dtype in ("float32", "float16") for m, n, k, tiles, has_bias in _CUTS
+    product
+    for dtype in ("float32", "float16")
+    for product in (
+        *(Product(m, n, k, dtype, tiles, has_bias) for m, n, k, tiles, has_bias in _CUTS),
+        *(Product(m, n, k, dtype, tiles, is_gated=True) for m, n, k, tiles in GATED),
+    )
 )
 
 if __name__ == "__main__":
     assert os.environ["TRITON_INTERPRET"] == "1"
-    print(json.dumps({product.name: compare_with_twin(product, "cpu") for product in INTERPRETED}))
+    print(json.dumps({product.name: compare(product, "cpu") for product in INTERPRETED}))

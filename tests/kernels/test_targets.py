@@ -1,6 +1,5 @@
 """Every Triton kernel compiles for every generation of GPU that is served, within its shared memory; no GPU needed."""
 
-import itertools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -53,12 +52,16 @@ def skinny_cases(capability: int) -> list[Case]:
     scalars = dict.fromkeys(("num_rows", "n", "k"), "i32")
     tensors = dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "out_ptr"), "*bf16")
     cases: list[Case] = []
-    for m, (n, k) in itertools.product((1, 32, 64), ((8192, 6144), (6144, 16384))):
-        tiles = skinny.choose_tiles(m, n, k, 132, SHARED_BYTES[capability])
-        options = skinny.launch_options(m, replace(tiles, num_splits=1), torch.zeros(1))
+    kinds: set[tuple[int, skinny.Tiles, bool]] = set()
+    for is_gated, table in ((False, skinny._TABLE), (True, skinny._GATED_TABLE)):
+        for m, n, k in table:
+            tiles = skinny.choose_tiles(m, n, k, 132, SHARED_BYTES[capability], is_gated)
+            kinds.add((skinny.pad_rows(m), replace(tiles, num_splits=1), is_gated))
+    for rows, tiles, is_gated in sorted(kinds, key=str):
+        options = skinny.launch_options(rows, tiles, None if is_gated else torch.zeros(1), is_gated)
         constants = {name: value for name, value in options.items() if name.isupper()}
         launch = {name: value for name, value in options.items() if not name.isupper()}
-        name = f"multiply_share {m} x {n} x {k}: {tiles}"
+        name = f"multiply_share by {rows} rows, {tiles}{', gated' if is_gated else ''}"
         cases.append(Case(name, multiply_share, {**tensors, **scalars}, constants, launch))
     types = {"shares_ptr": "*fp32", "bias_ptr": "*bf16", "out_ptr": "*bf16", "num_rows": "i32", "n": "i32"}
     cases.append(Case("add_shares", add_shares, types, {"NUM_SPLITS": 4, "HAS_BIAS": True, "BLOCK": 256}, {}))

@@ -188,6 +188,10 @@ class Eighths:
         self.num_applied += 1
         return F.linear(x, layer.eighths.to(x.dtype) / 8, bias)
 
+    def apply_gated(self, layer: nn.Module, x: Tensor) -> Tensor:
+        gate, up = self.apply(layer, x, None).chunk(2, dim=-1)
+        return F.silu(gate) * up
+
 
 def test_a_quantisation_method_creates_loads_and_applies_the_weight_of_a_column_layer() -> None:
     method = Eighths()
@@ -203,6 +207,16 @@ def test_a_quantisation_method_creates_loads_and_applies_the_weight_of_a_column_
     assert method.loaded == [((6, WIDTH), 0), ((4, WIDTH), 6)]
     assert method.num_applied == 1
     assert not hasattr(layer, "weight")
+
+
+def test_a_quantisation_method_may_have_its_own_way_with_gate_and_up() -> None:
+    method = Eighths()
+    layer = ColumnLinear(WIDTH, {"gate": 6, "up": 6}, dtype=torch.float32, method=method)
+    gate, up, x = random(6, WIDTH), random(6, WIDTH, seed=1), random(5, WIDTH, seed=2)
+    load(layer, "weight", gate, "gate")
+    load(layer, "weight", up, "up")
+    rounded_gate, rounded_up = (F.linear(x, (weight * 8).round() / 8) for weight in (gate, up))
+    torch.testing.assert_close(layer.forward_gated(x), F.silu(rounded_gate) * rounded_up)
 
 
 def test_a_quantisation_method_holds_a_row_layer_too() -> None:

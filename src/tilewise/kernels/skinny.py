@@ -3,6 +3,7 @@
 Each program owns some rows of the weight and a share of K, streams them once, and multiplies them with all rows of x,
 padded to 16, 32 or 64 for the matrix units. Where the weight is too narrow to keep the device busy, K is
 split and a second kernel adds the fp32 shares in their order: no atomics, so that the same inputs give the same bits.
+A gated product owns rows of gate and the same ones of up by turns, and stores what SwiGLU makes of them.
 The grid follows from shapes alone and nothing waits for the host, so that graphs capture it.
 """
 
@@ -28,6 +29,8 @@ _TABLE_SMS = 132
 @dataclass(frozen=True, slots=True)
 class Tiles:
     """How the kernel cuts a product: `block_n` weight rows by `block_k` columns at a time, K in `num_splits` shares.
+
+    Of a gated product's `block_n` rows every other one is gate's, the rest are up's.
 
     `weight_first` multiplies weight by x instead of x by weight: on Hopper 64 weight rows then fill the wide matrix
     instruction, which reads them from shared memory without a detour over registers.
@@ -74,6 +77,14 @@ _TABLE: dict[tuple[int, int, int], Tiles] = {
     (32, 92672, 6144): Tiles(128, 128, 1, 4, 4, weight_first=True),
     (64, 92672, 6144): Tiles(128, 128, 1, 8, 4),
 }
+# A gated product has the loop of the plain one, and its tiles until it has been measured itself.
+_GATED_TABLE: dict[tuple[int, int, int], Tiles] = {
+    (1, 32768, 6144): Tiles(64, 128, 1, 4, 4, weight_first=True),
+    (4, 32768, 6144): Tiles(64, 128, 1, 4, 4, weight_first=True),
+    (16, 32768, 6144): Tiles(128, 128, 1, 4, 3, weight_first=True),
+    (32, 32768, 6144): Tiles(128, 128, 1, 4, 4, weight_first=True),
+    (64, 32768, 6144): Tiles(128, 128, 1, 8, 4),
+}
 _TABLE_ROWS = (1, 4, 16, 32, 64)
 
 
@@ -82,17 +93,20 @@ def pad_rows(m: int) -> int:
     return 16 if m <= 16 else 32 if m <= 32 else 64
 
 
-def choose_tiles(m: int, n: int, k: int, num_sms: int, shared_bytes: int = _LEAST_SHARED_KIB << 10) -> Tiles:
+def choose_tiles(
+    m: int, n: int, k: int, num_sms: int, shared_bytes: int = _LEAST_SHARED_KIB << 10, is_gated: bool = False
+) -> Tiles:
     """Choose how to multiply x (m, k) with a weight (n, k): as measured, else by rule.
 
     Args:
         m: Rows of x, at most MAX_ROWS.
-        n: Rows of the weight.
+        n: Rows of the weight, of gate and up together.
         k: Columns of both, a multiple of K_MULTIPLE.
         num_sms: Multiprocessors of the device.
         shared_bytes: Shared memory that a program may use.
+        is_gated: Whether the product is that of `multiply_gated`.
     """
-    measured = _TABLE.get((min(rows for rows in _TABLE_ROWS if rows >= m), n, k))
+    measured = (_GATED_TABLE if is_gated else _TABLE).get((min(rows for rows in _TABLE_ROWS if rows >= m), n, k))
     if measured is not None and num_sms == _TABLE_SMS and measured.count_shared_bytes(m) <= shared_bytes:
         return measured
     rows = pad_rows(m)
@@ -112,10 +126,27 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply x (..., K) with weight (N, K) and add bias (N,): (..., N), by our kernel or else by `F.linear`."""
     if decline(x, weight, bias) is not None:
         return F.linear(x, weight, bias)
-    num_rows = x.numel() // x.shape[-1]
-    _, num_sms, shared_bytes = _measure_device(x.device)
-    tiles = choose_tiles(num_rows, weight.shape[0], weight.shape[1], num_sms, shared_bytes)
-    return multiply(x, weight, bias, tiles)
+    return multiply(x, weight, bias, _choose_here(x, weight))
+
+
+def linear_gated(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply x (..., K) with gate and up (2I, K) and apply SwiGLU: (..., I), where `decline_gated` lets you."""
+    return multiply_gated(x, weight, _choose_here(x, weight, is_gated=True))
+
+
+def _choose_here(x: Tensor, weight: Tensor, is_gated: bool = False) -> Tiles:
+    (n, k), (_, num_sms, shared_bytes) = weight.shape, _measure_device(x.device)
+    return choose_tiles(x.numel() // k, n, k, num_sms, shared_bytes, is_gated)
+
+
+def decline_gated(x: Tensor, weight: Tensor) -> str | None:
+    """Say why gate, up and SwiGLU cannot be one launch for these tensors, or None if they can and are worth it."""
+    reason = decline(x, weight)
+    if reason is None and weight.shape[0] % 2:
+        return f"{weight.shape[0]} rows are no two halves"
+    if reason is None and _choose_here(x, weight, is_gated=True).num_splits > 1:
+        return "K has to be split, and SwiGLU needs whole sums"
+    return reason
 
 
 def decline(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None:
@@ -176,12 +207,12 @@ def kernels() -> tuple[Any, Any]:
     @triton.jit(do_not_specialize=["num_rows"])
     def multiply_share(
         x_ptr, weight_ptr, bias_ptr, out_ptr, num_rows, n, k,
-        HAS_BIAS: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
+        HAS_BIAS: tl.constexpr, IS_GATED: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
         BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     ):  # fmt: skip
         split = tl.program_id(1)
         row, inner = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
-        column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+        owned = tl.arange(0, BLOCK_N)
         num_blocks = k // BLOCK_K
         share = tl.cdiv(num_blocks, tl.num_programs(1))
         first = split * share
@@ -189,7 +220,13 @@ def kernels() -> tuple[Any, Any]:
         is_row = row < num_rows
         x_tile = x_ptr + row[:, None] * k + inner[None]  # (BLOCK_M, BLOCK_K)
         # Clamped, not masked: the last row is read again and not stored, and no load waits for a comparison.
-        weight_row = tl.minimum(column, n - 1).to(tl.int64)
+        if IS_GATED:  # n is up's height, and up lies below gate: a row of each by turns, so that one split parts them
+            column = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+            pair = tl.minimum(tl.program_id(0) * (BLOCK_N // 2) + owned // 2, n - 1)
+            weight_row = (pair + owned % 2 * n).to(tl.int64)
+        else:
+            column = tl.program_id(0) * BLOCK_N + owned
+            weight_row = tl.minimum(column, n - 1).to(tl.int64)
         weight_tile = weight_ptr + weight_row[:, None] * k + inner[None]  # (BLOCK_N, BLOCK_K)
         if WEIGHT_FIRST:
             out = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
@@ -208,6 +245,10 @@ def kernels() -> tuple[Any, Any]:
         is_column = column < n
         if HAS_BIAS:
             out += tl.load(bias_ptr + column, mask=is_column, other=0.0).to(tl.float32)[None]
+        if IS_GATED:  # rounded where the two launches that this one replaces round
+            gate, up = tl.split(tl.reshape(out.to(out_ptr.dtype.element_ty), [BLOCK_M, BLOCK_N // 2, 2]))
+            wide = gate.to(tl.float32)
+            out = (wide / (1.0 + tl.exp(-wide))).to(gate.dtype).to(tl.float32) * up.to(tl.float32)
         offset = (split * num_rows + row).to(tl.int64)[:, None] * n + column[None]
         tl.store(out_ptr + offset, out.to(out_ptr.dtype.element_ty), mask=is_row[:, None] & is_column[None])
 
@@ -237,15 +278,33 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles) -> Te
     Numerics: fp32 until one rounding at the end. Relative to the largest output within 4e-3 of the product in fp32
         for bf16, 1e-3 for fp16, 1e-5 for fp32; the same inputs and tiles give the same bits.
     """
+    return _multiply(x, weight, bias, tiles, is_gated=False)
+
+
+def multiply_gated(x: Tensor, weight: Tensor, tiles: Tiles) -> Tensor:
+    """Multiply by gate and up and apply SwiGLU in one launch; the twin is `F.linear`, then `silu_and_multiply`.
+
+    Shapes: x: (..., K), 1 to 64 rows in all · weight: (2I, K), gate's rows, then up's -> (..., I)
+    Numerics: rounded as the twin is, after the product, after SiLU, and at the end; up to the order of the sums in K
+        equal to it, and bit for bit to `multiply` with the same tiles, then `activation.silu_and_multiply`.
+    """
+    return _multiply(x, weight, None, tiles, is_gated=True)
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles, is_gated: bool) -> Tensor:
     n, k = weight.shape
+    block_n = tiles.block_n
+    if is_gated:
+        assert tiles.num_splits == 1, "SwiGLU needs whole sums"
+        n, block_n = n // 2, block_n // 2
     x = x.contiguous()
     num_rows = x.numel() // k
     out = torch.empty((*x.shape[:-1], n), dtype=x.dtype, device=x.device)
     is_split = tiles.num_splits > 1
     shares = torch.empty((tiles.num_splits, num_rows, n), dtype=torch.float32, device=x.device) if is_split else out
     multiply_share, add_shares = kernels()
-    multiply_share[-(-n // tiles.block_n), tiles.num_splits](
-        x, weight, None if is_split else bias, shares, num_rows, n, k, **launch_options(num_rows, tiles, bias)
+    multiply_share[-(-n // block_n), tiles.num_splits](
+        x, weight, None if is_split else bias, shares, num_rows, n, k, **launch_options(num_rows, tiles, bias, is_gated)
     )
     if is_split:
         add_shares[-(-n // _ADD_BLOCK), num_rows](
@@ -255,10 +314,11 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles) -> Te
     return out
 
 
-def launch_options(num_rows: int, tiles: Tiles, bias: Tensor | None) -> dict[str, Any]:
+def launch_options(num_rows: int, tiles: Tiles, bias: Tensor | None, is_gated: bool = False) -> dict[str, Any]:
     """Return the constants that the first kernel is compiled with."""
     return {
         "HAS_BIAS": bias is not None and tiles.num_splits == 1,
+        "IS_GATED": is_gated,
         "WEIGHT_FIRST": tiles.weight_first,
         "BLOCK_M": pad_rows(num_rows),
         "BLOCK_N": tiles.block_n,

@@ -47,6 +47,10 @@ class ColumnLinear(Layer):
         """(..., in_features) -> (..., this rank's rows)."""
         return self.method.apply(self, x, self.bias)
 
+    def forward_gated(self, x: Tensor) -> Tensor:
+        """SwiGLU over two equal pieces without biases: (..., in_features) -> (..., half of this rank's rows)."""
+        return self.method.apply_gated(self, x)
+
     def _load_piece(self, piece: str, tensor: Tensor) -> None:
         share, start = self.shares[piece], self._starts[piece]
         part = tensor.narrow(0, self.group.rank * share, share)

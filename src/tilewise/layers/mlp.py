@@ -23,7 +23,10 @@ class GeluMLP(nn.Module):
 
 
 class SwigluMLP(nn.Module):
-    """Gate and up fused in one matrix, their product into down; see `kernels.silu_and_multiply`."""
+    """Gate and up fused in one matrix, their product into down; see `kernels.silu_and_multiply`.
+
+    The weight's method may make one launch of all that comes before down: a decode step has no time for two.
+    """
 
     def __init__(self, width: int, inner: int, dtype: torch.dtype, group: Group = SINGLE) -> None:
         """Create this rank's share of `inner`."""
@@ -33,4 +36,4 @@ class SwigluMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, width) -> (T, width)."""
-        return self.down(kernels.silu_and_multiply(self.gate_up(x)))
+        return self.down(self.gate_up.forward_gated(x))

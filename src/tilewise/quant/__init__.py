@@ -24,3 +24,7 @@ class Method(Protocol):
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
         """Multiply: x (..., columns) -> (..., rows)."""
         ...
+
+    def apply_gated(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Multiply by gate's rows and up's below them and apply SwiGLU: x (..., columns) -> (..., rows / 2)."""
+        ...

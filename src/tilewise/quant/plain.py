@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from tilewise.kernels.skinny import linear
+from tilewise.kernels import silu_and_multiply
+from tilewise.kernels.skinny import decline_gated, linear, linear_gated
 
 
 class Plain:
@@ -20,3 +21,10 @@ class Plain:
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
         """Multiply: x (..., columns) -> (..., rows)."""
         return linear(x, layer.get_parameter("weight"), bias)
+
+    def apply_gated(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """Multiply by gate and up and apply SwiGLU: x (..., columns) -> (..., rows / 2)."""
+        weight = layer.get_parameter("weight")
+        if decline_gated(x, weight) is None:
+            return linear_gated(x, weight)
+        return silu_and_multiply(linear(x, weight))
