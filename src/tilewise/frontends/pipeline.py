@@ -26,6 +26,7 @@ from tilewise.inputs.tokenizer import load_tokenizer
 from tilewise.types import FinishReason, GenerationConfig, Request, Response, TilingParameters
 
 Generations = GenerationConfig | Sequence[GenerationConfig] | None
+Groups = list[list[Answer]]
 
 
 def pipeline(
@@ -197,7 +198,7 @@ class Pipeline:
     ) -> list[Response | list[Response]]:
         """Answer several prompts, in order."""
         generations = _spread(gen_config, len(prompts))
-        groups: list[list[Answer]] = []
+        groups: Groups = []
         running = self._run(prompts, generations, groups, is_streamed=False)
         with show_progress(len(prompts), use_tqdm) as advance, closing(running):
             for answer, _ in running:
@@ -291,12 +292,7 @@ class Pipeline:
         self.close()
 
     def _run(
-        self,
-        prompts: Sequence[Any],
-        generations: Sequence[GenerationConfig],
-        groups: list[list[Answer]],
-        *,
-        is_streamed: bool,
+        self, prompts: Sequence[Any], generations: Sequence[GenerationConfig], groups: Groups, *, is_streamed: bool
     ) -> Generator[tuple[Answer, str], None, None]:
         """Follow all prompts; `groups` receives each prompt's answers, in order."""
         # Twice what runs at once: the next ones are prepared while these run, and a long list's pictures never all
@@ -305,11 +301,7 @@ class Pipeline:
         return follow(self.engine.client, self._prepare(prompts, generations, groups, is_streamed), max_running)
 
     def _prepare(
-        self,
-        prompts: Sequence[Any],
-        generations: Sequence[GenerationConfig],
-        groups: list[list[Answer]],
-        is_streamed: bool,
+        self, prompts: Sequence[Any], generations: Sequence[GenerationConfig], groups: Groups, is_streamed: bool
     ) -> Iterator[tuple[Request, Answer]]:
         for number, (prompt, generation) in enumerate(zip(prompts, generations, strict=True)):
             try:
