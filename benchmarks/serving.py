@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from serving_parts.bars import BARS, Bar, Figures, compare, print_table
@@ -38,13 +39,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("words", nargs="*", metavar="MODEL | NAME=VALUE", help="default: the embedded model")
     parser.add_argument("--parts", default=",".join(PARTS), help="between commas, of: %(default)s")
     parser.add_argument("--http", action="store_true", help="seed and mixed parts over HTTP too, in turn with offline")
+    parser.add_argument("--http-rounds", type=int, default=Work.http_rounds, help="of --http, each both ways")
     parser.add_argument("--quick", action="store_true", help="so little that it runs anywhere; its figures say nothing")
     parser.add_argument("--picture", default=picture_path(), help="the seed part's; brought to 600x400")
     parser.add_argument("--bars", choices=BARS, help="of which weights; default: bf16 if MODEL is the bars' own")
     parser.add_argument("--device", help="as the engine option")
     parser.add_argument("--load-format", choices=("auto", "dummy"), help="as the engine option")
     args = parser.parse_intermixed_args(argv)
-    args.work = QUICK if args.quick else Work()
+    args.work = replace(QUICK if args.quick else Work(), http_rounds=args.http_rounds)
     args.seed = int(time.time())
     args.parts = args.parts.split(",")
     if unknown := set(args.parts) - set(PARTS):

@@ -181,8 +181,6 @@ class Fit:
 _RENAMED = {"max_prefill_tiles": "max_step_tiles", "max_prefill_token_num": "max_step_tokens"}
 # From what costs an answer nothing to what limits it; each row comes on top of the rows before it.
 _SAVINGS: tuple[dict[str, int], ...] = (
-    {"max_prefill_tiles": 8},
-    {"max_prefill_token_num": 2048},
     {"max_prefill_tiles": 4, "image_cache_bytes": 128 * MIB},
     {"max_prefill_token_num": 1024, "max_batch_size": 32},
     {"session_len": 8192},
