@@ -123,7 +123,7 @@ class DeviceConfig:
 # Work of a step beside decodes, in prompt tokens: a tile and its tokens. Computed: 33 ms of a 26B on an H100.
 BUSY_TOKENS = 800
 # PERF: a tile's 256 tokens beside 16 decodes, padded to 384, took a fifth longer than to 288 (H200, 2026-11-28).
-_FINE_UP_TO = 320
+_FINE_UP_TO, _COARSE_FROM = 320, 1024
 
 
 def _is_count(value: object, low: int = 1) -> bool:
@@ -345,11 +345,11 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
             "running sequence takes a token of a step; raise the one or lower the other.",
             param="max_prefill_token_num",
         )
+    max_step_tiles = config.max_prefill_tiles or (1 if on_cpu else 8)
     busy_work = config.max_busy_token_num or (None if on_cpu else BUSY_TOKENS)
     graphs = None
     if config.use_cuda_graphs and not on_cpu:
-        most = min(max_step_tokens, (busy_work or 0) + config.max_batch_size)
-        graphs = _choose_graph_sizes(config.max_batch_size, most, config.max_prefill_tiles or most)
+        graphs = _choose_graph_sizes(config.max_batch_size, max_step_tokens, max_step_tiles)
     return ResolvedConfig(
         model=replace(model, is_random=True) if config.load_format == "dummy" else model,
         device=device,
@@ -358,7 +358,7 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
         max_batch_size=config.max_batch_size,
         block_size=config.cache_block_seq_len,
         max_step_tokens=max_step_tokens,
-        max_step_tiles=config.max_prefill_tiles or (1 if on_cpu else 8),
+        max_step_tiles=max_step_tiles,
         use_prefix_cache=config.enable_prefix_caching,
         rope_base=rope_base,
         rope_position_scale=rope_position_scale,
@@ -373,12 +373,13 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
 
 
 def _choose_graph_sizes(max_batch_size: int, max_tokens: int, max_tiles: int) -> GraphSizes:
-    """Sizes worth a graph; what lies between two of them is padded, which costs little where weights are read.
+    """Every step that is no prompt alone has a graph: the larger ones, too, are launched slower than they run.
 
-    Larger steps, and more tiles, keep the device busy for longer than they take to launch.
+    What lies between two sizes is padded, which costs little where weights are read, and less the larger a step is.
     """
     sizes = (1, 2, 4, 8, *range(16, max_batch_size, 16))
     decodes = (*(size for size in sizes if size < max_batch_size), max_batch_size)
-    fine = range(64, min(max_tokens, _FINE_UP_TO) + 32, 32)
-    mixed = (*fine, *range(fine[-1] + 64, max_tokens + 64, 64))
-    return GraphSizes(decodes, mixed, tiles=(1, 2)[:max_tiles])
+    mixed = [64]
+    while mixed[-1] < max_tokens:
+        mixed.append(mixed[-1] + (32 if mixed[-1] < _FINE_UP_TO else 64 if mixed[-1] < _COARSE_FROM else 128))
+    return GraphSizes(decodes, tuple(mixed), tuple(range(1, max_tiles + 1)))

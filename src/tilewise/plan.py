@@ -123,18 +123,21 @@ def plan_memory(config: ResolvedConfig) -> MemoryPlan:
     vision, decoder = model.vision, model.decoder
     tile_tokens = config.max_step_tiles * (1 + vision.num_patches)
     tower_token = item * (4 * vision.hidden_size + 2 * vision.intermediate_size)
-    tower_token += _FP32_TEMPORARIES * vision.hidden_size
     heads = (decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim
     decoder_token = item * (4 * decoder.hidden_size + 3 * decoder.intermediate_size + 2 * heads)
-    decoder_token += _FP32_TEMPORARIES * decoder.hidden_size
-    context_token = 4 * item * decoder.num_heads * decoder.head_dim  # keys and values, gathered and repeated
+    context_token = 0
+    if config.device.type == "cpu":  # where plain operations run, and contexts are gathered
+        tower_token += _FP32_TEMPORARIES * vision.hidden_size
+        decoder_token += _FP32_TEMPORARIES * decoder.hidden_size
+        context_token = 4 * item * decoder.num_heads * decoder.head_dim
     sampler = config.max_batch_size * decoder.vocab_size * _SAMPLER_BYTES
     logits_row = (4 + item) * decoder.vocab_size
     graphs = 0
     if config.graphs is not None:  # they share the largest one's memory, and one place for logits
         step = config.graphs.mixed[-1] * decoder_token + config.max_batch_size * logits_row
-        tower = config.graphs.tiles[-1] * (1 + vision.num_patches) * tower_token
+        tower = tile_tokens * tower_token
         graphs = config.graphs.number * _GRAPH_BYTES + max(step, tower) + config.max_batch_size * 4 * decoder.vocab_size
+        tile_tokens = 0  # every number of tiles is captured
     tile_bytes = model.tokens_per_tile * decoder.hidden_size * item
     num_tile_rows = max(config.max_step_tiles, config.image_cache_bytes // tile_bytes)
     counts = count_weights(model)

@@ -40,7 +40,7 @@ def test_a_model_that_fits_is_said_to_with_the_tokens_it_holds(
 
 
 def test_the_flags_that_a_plan_names_make_it_fit(official: str, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["plan", official, "--gpu", "52GiB"]
+    line = ["plan", official, "--gpu", "51GiB"]
     assert cli.main(line) == 0
     _, found, flags = capsys.readouterr().out.partition("It fits with: ")
     assert found

@@ -49,41 +49,42 @@ class Tiles:
 
 
 # What benchmarks/skinny.py measured: (largest M, N, K) -> tiles, for devices of _TABLE_SMS multiprocessors.
-# PERF: 1.00 to 1.13 times cuBLAS, 82 to 109 % of the copy rate (H200, torch 2.11, Triton 3.6, 2026-11-28).
+# PERF: 0.98 to 1.10 times cuBLAS, 80 to 104 % of the copy rate (H100, torch 2.11, Triton 3.6, 2026-11-28); for 4 and 32
+# rows what was best on an H200.
 _TABLE: dict[tuple[int, int, int], Tiles] = {
-    (1, 8192, 6144): Tiles(64, 256, 1, 4, 4),
+    (1, 8192, 6144): Tiles(64, 256, 1, 4, 3, weight_first=True),
     (4, 8192, 6144): Tiles(64, 256, 1, 4, 4),
-    (16, 8192, 6144): Tiles(64, 256, 1, 4, 4),
+    (16, 8192, 6144): Tiles(64, 256, 1, 4, 3, weight_first=True),
     (32, 8192, 6144): Tiles(64, 256, 1, 4, 4, weight_first=True),
     (64, 8192, 6144): Tiles(64, 128, 1, 4, 6),
-    (1, 6144, 6144): Tiles(16, 512, 1, 2, 3),
+    (1, 6144, 6144): Tiles(64, 256, 1, 4, 4),
     (4, 6144, 6144): Tiles(64, 256, 1, 4, 4),
     (16, 6144, 6144): Tiles(64, 256, 1, 4, 4),
     (32, 6144, 6144): Tiles(64, 256, 1, 4, 4, weight_first=True),
-    (64, 6144, 6144): Tiles(64, 128, 1, 4, 6),
-    (1, 32768, 6144): Tiles(64, 128, 1, 4, 4, weight_first=True),
+    (64, 6144, 6144): Tiles(64, 128, 1, 4, 4),
+    (1, 32768, 6144): Tiles(64, 128, 1, 4, 6, weight_first=True),
     (4, 32768, 6144): Tiles(64, 128, 1, 4, 4, weight_first=True),
-    (16, 32768, 6144): Tiles(128, 128, 1, 4, 3, weight_first=True),
+    (16, 32768, 6144): Tiles(64, 128, 1, 4, 4, weight_first=True),
     (32, 32768, 6144): Tiles(128, 128, 1, 4, 4, weight_first=True),
-    (64, 32768, 6144): Tiles(128, 128, 1, 8, 4),
+    (64, 32768, 6144): Tiles(64, 128, 1, 4, 3),
     (1, 6144, 16384): Tiles(64, 128, 1, 4, 6, weight_first=True),
     (4, 6144, 16384): Tiles(16, 512, 1, 2, 3),
     (16, 6144, 16384): Tiles(64, 128, 1, 4, 6, weight_first=True),
     (32, 6144, 16384): Tiles(64, 128, 1, 4, 6, weight_first=True),
-    (64, 6144, 16384): Tiles(64, 128, 1, 4, 6, weight_first=True),
-    (1, 92672, 6144): Tiles(64, 256, 1, 4, 4, weight_first=True),
+    (64, 6144, 16384): Tiles(32, 128, 1, 4, 4),
+    (1, 92672, 6144): Tiles(16, 512, 1, 2, 4),
     (4, 92672, 6144): Tiles(64, 256, 1, 4, 4, weight_first=True),
-    (16, 92672, 6144): Tiles(128, 128, 1, 4, 4, weight_first=True),
+    (16, 92672, 6144): Tiles(64, 128, 1, 4, 6, weight_first=True),
     (32, 92672, 6144): Tiles(128, 128, 1, 4, 4, weight_first=True),
     (64, 92672, 6144): Tiles(128, 128, 1, 8, 4),
 }
-# A gated product has the loop of the plain one, and its tiles until it has been measured itself.
+# PERF: 1.08 times cuBLAS and the activation behind it (H100, 2026-11-28); for 4 and 32 rows the plain product's tiles.
 _GATED_TABLE: dict[tuple[int, int, int], Tiles] = {
-    (1, 32768, 6144): Tiles(64, 128, 1, 4, 4, weight_first=True),
+    (1, 32768, 6144): Tiles(16, 512, 1, 2, 4),
     (4, 32768, 6144): Tiles(64, 128, 1, 4, 4, weight_first=True),
-    (16, 32768, 6144): Tiles(128, 128, 1, 4, 3, weight_first=True),
+    (16, 32768, 6144): Tiles(64, 128, 1, 4, 6, weight_first=True),
     (32, 32768, 6144): Tiles(128, 128, 1, 4, 4, weight_first=True),
-    (64, 32768, 6144): Tiles(128, 128, 1, 8, 4),
+    (64, 32768, 6144): Tiles(64, 128, 1, 4, 3, weight_first=True),
 }
 _TABLE_ROWS = (1, 4, 16, 32, 64)
 

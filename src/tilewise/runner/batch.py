@@ -57,6 +57,11 @@ class StepBatch:
     last: Tensor
     attention: AttentionBatch
 
+    @property
+    def has_decodes_only(self) -> bool:
+        """There is no piece of a prompt, not even room for one."""
+        return not self.attention.chunks and self.attention.items is None
+
 
 def lay_out(plan: StepPlan, block_size: int, sampled_rows: Mapping[int, int] = _NO_ROWS) -> StepLayout:
     """Lay the plan's chunks one after the other.

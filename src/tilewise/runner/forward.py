@@ -16,6 +16,8 @@ def compute_logits(model: InternVL, caches: CacheTensors, batch: StepBatch, late
     decoder = model.decoder
     token_ids = torch.where(batch.sources < 0, batch.token_ids, latest[batch.sources.clamp(min=0)])
     x = decoder.embedding(token_ids)
+    if batch.has_decodes_only:  # no pictures, and a sample behind every token
+        return decoder.logits(decoder(x, caches.k, caches.v, batch.attention))
     pool = caches.tiles.flatten(0, 1)
     x = torch.where(batch.image_rows[:, None] < 0, x, pool[batch.image_rows.clamp(min=0)])
     return decoder.logits(decoder(x, caches.k, caches.v, batch.attention, batch.last))

@@ -1,9 +1,8 @@
 """CUDA graphs of whole steps: the CPU launches one thing instead of a thousand.
 
-Captured are decode steps of a few batch sizes, steps that mix decodes with pieces of prompts up to a few numbers of
-tokens, and the tower over one and two tiles: where the device is done sooner than the CPU could launch. A smaller step
-is padded with tokens that are stored nowhere. Inputs and outputs have fixed places; a replay reads the samples of the
-step before it where the host does not know them yet.
+Captured are decode steps of a few batch sizes, steps with pieces of prompts of a few numbers of tokens, and the tower
+over every number of tiles. A smaller step is padded with tokens that are stored nowhere. Inputs and outputs have fixed
+places; a replay reads the samples of the step before it where the host does not know them yet.
 """
 
 from collections.abc import Callable
@@ -24,6 +23,8 @@ from tilewise.runner.batch import StepBatch, StepLayout
 from tilewise.runner.forward import compute_logits
 
 _MAX_CHUNKS = 16  # of a captured step; a step has more only where many short prompts meet
+# A long prompt alone is not padded: the device is busy for longer than the CPU launches, and cuDNN attends faster.
+_MAX_LONELY_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,8 @@ class StepGraphs:
 
     def find(self, layout: StepLayout) -> _Captured | None:
         """Return the smallest captured step that can run this one, if there is any."""
+        if len(layout.token_ids) > _MAX_LONELY_TOKENS and not len(layout.lengths):
+            return None
         return next((captured for captured in self._captured if captured.inputs.shape.holds(layout)), None)
 
     def replay(self, captured: _Captured, layout: StepLayout) -> Tensor:
