@@ -135,6 +135,11 @@ def attend_tiles(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return reference.attend_tiles(q, k, v)
 
 
+@cache
+def _create_side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
 def decline_capture(k_cache: Tensor) -> str | None:
     """Say why steps over this cache cannot be captured, or None if they can: a captured one has Triton's attention."""
     return attention.decline_decodes(k_cache, k_cache)
@@ -179,11 +184,19 @@ def attend_cached(
     if fresh is not None and not batch.num_decodes and [chunk.start for chunk in batch.chunks] == [0]:
         return _attend_fresh(q, *fresh)
     out = torch.empty_like(q)
-    if batch.num_decodes:
-        _attend_decodes(q[: batch.num_decodes], k_cache, v_cache, batch, out[: batch.num_decodes])
     uses_items = batch.items is not None and attention.decline_decodes(q, k_cache) is None
+    # Decodes read while chunks compute: a captured step runs them side by side, at no cost to the host.
+    is_forked = uses_items and torch.cuda.is_current_stream_capturing()
+    side = _create_side_stream(q.device) if is_forked and batch.num_decodes else None
+    if side is not None:
+        side.wait_stream(torch.cuda.current_stream())
+    if batch.num_decodes:
+        with nullcontext() if side is None else torch.cuda.stream(side):
+            _attend_decodes(q[: batch.num_decodes], k_cache, v_cache, batch, out[: batch.num_decodes])
     if batch.items is not None and batch.chunk_table is not None and uses_items:
         prefill.attend_items(q, k_cache, v_cache, batch.chunk_table, batch.items, out)
+    if side is not None:
+        torch.cuda.current_stream().wait_stream(side)
     for number, chunk in enumerate(batch.chunks):
         tokens = slice(chunk.offset, chunk.offset + chunk.num_tokens)
         if chunk.start == 0 and fresh is not None:

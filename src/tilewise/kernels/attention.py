@@ -3,7 +3,7 @@
 Each program holds the query heads of one KV head (padded to 16 rows for the matrix units) and walks its
 share of the context block by block with an online softmax. The program that arrives last for its sequence and
 KV head merges the shares, in their order whoever it is, so that the same inputs give the same bits. The grid
-does not depend on the lengths, so a captured graph stays valid; a sequence of length 0 reads and writes nothing.
+does not depend on the lengths, so a captured graph stays valid; a sequence of length 0 writes nothing.
 
 Source: Dao et al. 2023, "Flash-Decoding for long-context inference"; online softmax after Milakov and
 Gimelshein 2018, "Online normalizer calculation for softmax", algorithm 3.
@@ -61,12 +61,12 @@ def _kernel() -> Any:
         share = tl.cdiv(num_blocks, NUM_SPLITS)
         first = split * share
         last = tl.minimum(first + share, num_blocks)
+        is_head = row[:, None] < GROUP
+        q_offset = sequence.to(tl.int64) * q_stride + (head * GROUP + row)[:, None] * DIM + column[None]
+        q = tl.load(q_ptr + q_offset, mask=is_head, other=0.0)  # (ROWS, DIM); on its way together with the length
         if first >= last:  # nobody waits for a share without blocks
             return
         num_shares = tl.cdiv(num_blocks, share)
-        is_head = row[:, None] < GROUP
-        q_offset = sequence.to(tl.int64) * q_stride + (head * GROUP + row)[:, None] * DIM + column[None]
-        q = tl.load(q_ptr + q_offset, mask=is_head, other=0.0)  # (ROWS, DIM)
         running_max = tl.full([ROWS], float("-inf"), tl.float32)
         running_sum = tl.zeros([ROWS], tl.float32)
         out = tl.zeros([ROWS, DIM], tl.float32)
