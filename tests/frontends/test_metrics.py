@@ -2,7 +2,8 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -12,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tilewise.demo import picture_path
 from tilewise.errors import ImageError, ImageFetchError
 from tilewise.frontends.metrics import Metrics
+from tilewise.inputs.errand import on_errand
 from tilewise.inputs.images import load_image
 from tilewise.inputs.policy import ImageLimits, ImagePolicy
 
@@ -53,11 +55,17 @@ def host() -> Iterator[str]:
         thread.join()
 
 
+@contextmanager
+def building(metrics: Metrics) -> Generator[None]:
+    with metrics.build_s.time(), on_errand(60.0, lambda: True, metrics.observe_stage):
+        yield
+
+
 def test_fetching_and_decoding_are_timed_apart(metrics: Metrics, host: str) -> None:
-    with metrics.build_s.time():
+    with building(metrics):
         load_image(host, POLICY)
     assert count(metrics) == (1, 1, 1)
-    with metrics.build_s.time():
+    with building(metrics):
         load_image(picture_path(), POLICY)
         load_image(picture_path(), POLICY)
     assert count(metrics) == (2, 1, 3)
@@ -68,9 +76,9 @@ def test_fetching_and_decoding_are_timed_apart(metrics: Metrics, host: str) -> N
 
 def test_what_fails_is_timed_too(metrics: Metrics, host: str) -> None:
     load_image(host, POLICY)
-    with metrics.build_s.time(), pytest.raises(ImageFetchError):
+    with building(metrics), pytest.raises(ImageFetchError):
         load_image(host, HASTY)
-    with metrics.build_s.time(), pytest.raises(ImageError):
+    with building(metrics), pytest.raises(ImageError):
         load_image(b"no picture", POLICY)
     assert count(metrics) == (2, 1, 1)
     assert read(metrics)["tilewise:picture_fetch_seconds_sum"] >= HASTY.limits.fetch_timeout_s
@@ -81,14 +89,14 @@ def test_servers_of_one_process_count_their_own_pictures(metrics: Metrics) -> No
     inside, outside = threading.Event(), threading.Event()
 
     def build() -> None:
-        with other.build_s.time():
+        with building(other):
             inside.set()
             assert outside.wait(30)
 
     thread = threading.Thread(target=build)
     thread.start()
     assert inside.wait(30)
-    with metrics.build_s.time():
+    with building(metrics):
         load_image(picture_path(), POLICY)
     load_image(picture_path(), POLICY)  # nobody's
     outside.set()

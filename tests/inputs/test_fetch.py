@@ -12,7 +12,8 @@ from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.errors import ImageFetchError
 from tilewise.inputs import request
 from tilewise.inputs.conversation import parse_prompt
-from tilewise.inputs.fetch import fetch, on_errand
+from tilewise.inputs.errand import on_errand
+from tilewise.inputs.fetch import fetch
 from tilewise.inputs.policy import ImageLimits, ImagePolicy
 from tilewise.inputs.prompt import PROFILES
 from tilewise.inputs.tokenizer import load_tokenizer

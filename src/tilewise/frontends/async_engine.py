@@ -21,7 +21,7 @@ from tilewise.frontends.answers import Answer, create_jobs
 from tilewise.frontends.metrics import Metrics
 from tilewise.frontends.threads import DaemonThreads
 from tilewise.inputs.conversation import Message
-from tilewise.inputs.fetch import on_errand
+from tilewise.inputs.errand import on_errand
 from tilewise.inputs.request import RequestBuilder
 from tilewise.types import FinishReason, GenerationConfig, Request, Response, StepOutput
 
@@ -255,7 +255,7 @@ class AsyncEngine:
         self.metrics.opened.inc(num_choices)
 
         def run() -> T:
-            with on_errand(limits.fetch_timeout_s, lambda: not stream.is_closed):
+            with on_errand(limits.fetch_timeout_s, lambda: not stream.is_closed, self.metrics.observe_stage):
                 return work()
 
         has_pictures = any(message.images for message in messages)

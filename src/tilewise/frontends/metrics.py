@@ -3,14 +3,13 @@
 Counters and histograms are fed as answers grow; what the engine counts is read when it is asked for.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tilewise.inputs.stages import Stage, heard_by
+from tilewise.inputs.errand import Stage
 
 _REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 5.0)
@@ -28,13 +27,11 @@ class Metrics(Collector):
         self.first_token_s = self._time("vllm:time_to_first_token", "From arrival to the first token.", _REQUEST_S)
         self.inter_token_s = self._time("vllm:inter_token_latency", "From one token to the next.", _TOKEN_S)
         self.request_s = self._time("vllm:e2e_request_latency", "From arrival to the last token.", _REQUEST_S)
-        self.build_s = _BuildTimes(
-            self._time("tilewise:build", "Fetching, decoding and tokenising of a request.", _REQUEST_S),
-            {
-                "fetch": self._time("tilewise:picture_fetch", "Fetching of a picture by its URL.", _REQUEST_S),
-                "decode": self._time("tilewise:picture_decode", "Decoding of a picture, with its wait.", _REQUEST_S),
-            },
-        )
+        self.build_s = self._time("tilewise:build", "Fetching, decoding and tokenising of a request.", _REQUEST_S)
+        self._stages: dict[Stage, Histogram] = {
+            "fetch": self._time("tilewise:picture_fetch", "Fetching of a picture by its URL.", _REQUEST_S),
+            "decode": self._time("tilewise:picture_decode", "Decoding of a picture, with its wait.", _REQUEST_S),
+        }
         self.prompt_tokens = self._count("vllm:prompt_tokens", "Tokens of the prompts that were answered.")
         self.generation_tokens = self._count("vllm:generation_tokens", "Tokens of answers.")
         self.opened = self._count("tilewise:requests_opened", "Answers that were begun.")
@@ -46,13 +43,13 @@ class Metrics(Collector):
         """Count an answer that ended for `reason`."""
         self._success.labels(self._model_name, reason).inc()
 
+    def observe_stage(self, stage: Stage, seconds: float) -> None:
+        """Count the time of a picture's fetching or decoding."""
+        self._stages[stage].observe(seconds)
+
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self._registry)
-
-    def describe(self) -> Iterator[Metric]:
-        """Nothing: what `collect` gives needs an engine."""
-        return iter(())
 
     def collect(self) -> Iterator[Metric]:
         """What the engine counts."""
@@ -81,16 +78,3 @@ class Metrics(Collector):
     def _time(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         family = Histogram(f"{name}_seconds", text, _LABELS, registry=self._registry, buckets=buckets)
         return family.labels(self._model_name)
-
-
-class _BuildTimes:
-    """Times a request's build as a whole, and of each of its pictures the fetching and the decoding inside it."""
-
-    def __init__(self, whole: Histogram, stages: Mapping[Stage, Histogram]) -> None:
-        self._whole, self._stages = whole, stages
-
-    @contextmanager
-    def time(self) -> Generator[None]:
-        """Time what runs inside, in this thread."""
-        with self._whole.time(), heard_by(lambda stage, seconds: self._stages[stage].observe(seconds)):
-            yield

@@ -15,14 +15,14 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urljoin, urlsplit
 
 from tilewise.errors import ImageFetchError
+from tilewise.inputs.errand import check_wanted, current_errand
 from tilewise.inputs.policy import ImageLimits, ImagePolicy
 
 if TYPE_CHECKING:
@@ -47,39 +47,6 @@ _CLOSED_NETWORKS = tuple(
     ipaddress.ip_network(text)
     for text in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "2001::/23", "3fff::/20")
 )
-
-
-@dataclass(slots=True)
-class _Errand:
-    left_s: float
-    is_wanted: Callable[[], bool]
-
-
-_errand: ContextVar[_Errand | None] = ContextVar("tilewise_errand", default=None)
-
-
-@contextmanager
-def on_errand(timeout_s: float, is_wanted: Callable[[], bool]) -> Generator[None]:
-    """Give all that is fetched inside, in this thread, `timeout_s` together, and up once it is not wanted any more.
-
-    A context variable, since whoever knows of a client is three calls above a fetch.
-    """
-    token = _errand.set(_Errand(timeout_s, is_wanted))
-    try:
-        yield
-    finally:
-        _errand.reset(token)
-
-
-def check_wanted() -> None:
-    """Give up a picture that nobody waits for.
-
-    Raises:
-        ImageFetchError: nobody does.
-    """
-    errand = _errand.get()
-    if errand is not None and not errand.is_wanted():
-        raise ImageFetchError("The picture is no longer wanted: whoever asked for it has left.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +133,7 @@ def fetch(url: str, policy: ImagePolicy, resolve: Resolver = resolve_host) -> by
         ImageFetchError: the URL is refused, unreachable, too slow, or answers with anything but 200.
         ImageTooLargeError: the body is longer than the limit.
     """
-    most_s, errand, started_at = policy.limits.fetch_timeout_s, _errand.get(), time.monotonic()
+    most_s, errand, started_at = policy.limits.fetch_timeout_s, current_errand(), time.monotonic()
     if errand is not None and errand.left_s <= 0:
         raise ImageFetchError("The hosts of the request's pictures together took too long; send fewer, or their data.")
     try:

@@ -16,11 +16,11 @@ from PIL import Image
 
 from tilewise.errors import ImageError, InputError
 from tilewise.inputs.decoder import SHARED_DECODER
+from tilewise.inputs.errand import timed
 from tilewise.inputs.fetch import fetch
 from tilewise.inputs.files import NoPlainFileError, open_file
 from tilewise.inputs.pixels import to_rgb
 from tilewise.inputs.policy import ImageLimits, ImagePolicy
-from tilewise.inputs.stages import timed
 from tilewise.inputs.tiling import choose_grid, has_thumbnail
 from tilewise.types import PreparedImage, TilingParameters
 

@@ -11,7 +11,7 @@ from tilewise.config import ModelConfig
 from tilewise.errors import CheckpointError, ImageTooLargeError, InputError, PromptTooLongError
 from tilewise.inputs.conversation import ImagePart, Message
 from tilewise.inputs.detokenizer import Detokenizer
-from tilewise.inputs.fetch import check_wanted
+from tilewise.inputs.errand import check_wanted
 from tilewise.inputs.grammar import check_format
 from tilewise.inputs.images import load_image, prepare_image
 from tilewise.inputs.policy import ImagePolicy
