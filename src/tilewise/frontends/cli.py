@@ -27,7 +27,18 @@ _MODEL_HELP = "a folder, a symbolic link to one, or a hub id (org/name); default
 
 
 class _Parser(argparse.ArgumentParser):
-    """One line in place of argparse's usage and message; no abbreviated flags."""
+    """One line in place of argparse's usage and message, with the nearest flag; no abbreviated flags."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_known_args(self, *given: Any, **more: Any) -> Any:
+        found, unknown = super().parse_known_args(*given, **more)
+        if unknown:  # told by the parser of the command itself, which knows the flags that may have been meant
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            self.exit(2, f"{self.prog}: unknown argument {unknown[0]!r:.100}.{hint} See: {self.prog} --help\n")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}. See: {self.prog} --help\n")
@@ -35,7 +46,7 @@ class _Parser(argparse.ArgumentParser):
 
 def create_parser() -> argparse.ArgumentParser:
     """The grammar of every command."""
-    parser = _Parser(prog="tilewise", description="Ask InternVL about pictures.", allow_abbrev=False)
+    parser = _Parser(prog="tilewise", description="Ask InternVL about pictures.")
     parser.add_argument("--version", action="version", version=f"tilewise {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     generate = commands.add_parser(
@@ -43,16 +54,18 @@ def create_parser() -> argparse.ArgumentParser:
         help="answer one prompt, with pictures",
         usage="tilewise generate [MODEL] [--image PATH ...] [--prompt TEXT] [FLAGS ...]",
         description="Answer one prompt. With neither --prompt nor --image, the bundled picture is described.",
-        allow_abbrev=False,
     )
-    _add_generate_flags(generate)
+    generate.add_argument("--image", metavar="PATH", action="append", default=[], help="a file or URL; may be repeated")
+    generate.add_argument("--prompt", metavar="TEXT", help="what to ask; <IMAGE_TOKEN> may mark the pictures' places")
+    generate.add_argument("--stream", action="store_true", help="print the answer as it grows")
+    generate.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_model_flags(generate, GENERATION_HELP)
     chat = commands.add_parser(
         "chat",
         help="talk in the terminal, with pictures",
         usage="tilewise chat [MODEL] [FLAGS ...]",
         description="Talk about pictures, question by question; /help there lists the commands. Questions may also be "
         "piped in, one a line.",
-        allow_abbrev=False,
     )
     _add_remote_flags(chat)
     _add_model_flags(chat, _CHAT_HELP)
@@ -62,16 +75,15 @@ def create_parser() -> argparse.ArgumentParser:
         usage="tilewise plan [MODEL] --gpu SIZE [FLAGS ...]",
         description="Show what a model takes on a GPU and which settings make it fit. Nothing is loaded, and of a hub "
         "id no weights are fetched; no GPU is needed. The status is 2 where nothing makes it fit.",
-        allow_abbrev=False,
     )
     plan.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL_HELP)
     plan.add_argument("--gpu", metavar="SIZE", help="memory of the GPU: 80GiB, 24GiB, 81559MiB")
     plan.add_argument("--json", action="store_true", help="print one JSON object, sizes in bytes")
     add_flags(plan, "engine", EngineConfig, _PLAN_HELP)
-    _add_serve(commands.add_parser("serve", help="serve over HTTP", allow_abbrev=False))
-    commands.add_parser("check_env", help="show versions, devices and memory", allow_abbrev=False)
-    commands.add_parser("list", help="show what can be served, and the prompt profiles", allow_abbrev=False)
-    download = commands.add_parser("download", help="fetch a model and print its folder", allow_abbrev=False)
+    _add_serve(commands.add_parser("serve", help="serve over HTTP"))
+    commands.add_parser("check_env", help="show versions, devices and memory")
+    commands.add_parser("list", help="show what can be served, and the prompt profiles")
+    download = commands.add_parser("download", help="fetch a model and print its folder")
     download.add_argument("model", metavar="MODEL", help="a hub id (org/name)")
     download.add_argument("--download-dir", metavar="FOLDER", help=ENGINE_HELP["download_dir"])
     download.add_argument("--revision", metavar="TEXT", help=ENGINE_HELP["revision"])
@@ -85,7 +97,6 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         help="the API that OpenAI's clients speak",
         usage="tilewise serve api_server [MODEL] [FLAGS ...]",
         description="Answer OpenAI's clients at http://127.0.0.1:23333/v1. SIGTERM lets running answers finish.",
-        allow_abbrev=False,
     )
     add_flags(api_server, "server", ServerConfig, SERVER_HELP)
     _add_model_flags(api_server, {}, log_level="INFO")
@@ -95,7 +106,6 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         usage="tilewise serve gradio [MODEL | --server URL] [FLAGS ...]",
         description="Open the chat page at http://127.0.0.1:6006. It starts an API server of its own for MODEL, or "
         "talks to the one at --server.",
-        allow_abbrev=False,
     )
     gradio.add_argument("--server-name", metavar="TEXT", default="127.0.0.1", help="address to listen at")
     gradio.add_argument("--server-port", metavar="N", type=int, default=6006, help="port to listen at (default: 6006)")
@@ -121,14 +131,6 @@ def _add_remote_flags(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_generate_flags(generate: argparse.ArgumentParser) -> None:
-    generate.add_argument("--image", metavar="PATH", action="append", default=[], help="a file or URL; may be repeated")
-    generate.add_argument("--prompt", metavar="TEXT", help="what to ask; <IMAGE_TOKEN> may mark the pictures' places")
-    generate.add_argument("--stream", action="store_true", help="print the answer as it grows")
-    generate.add_argument("--json", action="store_true", help="print one JSON object")
-    _add_model_flags(generate, GENERATION_HELP)
-
-
 def _add_model_flags(
     command: argparse.ArgumentParser, generation_help: dict[str, str], log_level: str = "WARNING"
 ) -> None:
@@ -150,33 +152,14 @@ def _add_model_flags(
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = create_parser()
-    args, unknown = parser.parse_known_args(argv)
-    front = getattr(args, "front", None)
-    if unknown:
-        command = " ".join(filter(None, ("tilewise", args.command, front)))
-        shared = ("chat_template", "log_level", *ENGINE_HELP, *PICTURE_HELP)
-        known = {
-            "generate": _dashed("image", "prompt", "stream", "json", *shared, *GENERATION_HELP),
-            "chat": _dashed("server", "api_key", *shared, *_CHAT_HELP),
-            "plan": _dashed("gpu", "json", *_PLAN_HELP),
-            "download": _dashed("download_dir", "revision"),
-            "api_server": _dashed(*shared, *SERVER_HELP),
-            "gradio": _dashed("server", "api_key", "server_name", "server_port", "allowed_hosts", "share", *shared),
-        }
-        near = difflib.get_close_matches(unknown[0].partition("=")[0], known.get(front or args.command, []), 1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        parser.exit(2, f"{command}: unknown argument {unknown[0]!r:.100}.{hint} See: {command} --help\n")
+    args = parser.parse_args(argv)
     if args.command is None:
         parser.error("a command is missing; try: tilewise generate")
     if args.command == "serve":
-        if front is None:
+        if args.front is None:
             parser.error("serve needs a front end; try: tilewise serve api_server")
-        args.command = f"serve_{front}"
+        args.command = f"serve_{args.front}"
     return args
-
-
-def _dashed(*names: str) -> list[str]:
-    return ["--" + name.replace("_", "-") for name in names]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
