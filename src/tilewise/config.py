@@ -6,6 +6,7 @@ the same type with no open field. Nothing here touches disk or a device.
 """
 
 import difflib
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -242,6 +243,20 @@ class ChatTemplateConfig:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise ConfigError(f"ChatTemplateConfig: {name}={value!r:.80} must be a string or None.", param=name)
+
+
+def read_log_level(level: object) -> int:
+    """The number of a level of `logging` by its name.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    known = logging.getLevelNamesMapping()
+    if not isinstance(level, str) or level.upper() not in known:
+        raise ConfigError(
+            f"log_level={level!r:.80} is unknown; choose DEBUG, INFO, WARNING or ERROR.", param="log_level"
+        )
+    return known[level.upper()]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, cast
 
 from PIL.Image import Image
@@ -43,12 +44,8 @@ class RemotePipeline:
         Raises:
             EngineError: no server answers.
         """
-        self._client = client
+        self.client = client
         self._model = client.available_models[0]
-
-    def is_alive(self) -> bool:
-        """Whether the server still answers."""
-        return self._client.health()
 
     def stream_chat(
         self, prompt: Any, session: Session, generation: GenerationConfig
@@ -59,7 +56,7 @@ class RemotePipeline:
         options = {"stream_options": {"include_usage": True}, **_to_options(generation)}
         text, reason, usage = "", None, cast(dict[str, int], {})
         try:
-            with closing(self._client.chat_completions_v1(self._model, turns, stream=True, **options)) as chunks:
+            with closing(self.client.chat_completions_v1(self._model, turns, stream=True, **options)) as chunks:
                 for chunk in chunks:
                     usage = chunk.get("usage") or usage
                     for choice in chunk["choices"]:
@@ -67,18 +64,13 @@ class RemotePipeline:
                         delta = choice["delta"].get("content") or ""
                         text += delta
                         yield Response(delta, 0, 0, 0, None)
-            yield Response("", usage.get("completion_tokens", 0), usage.get("prompt_tokens", 0), 0, reason)
+            last = Response("", usage.get("completion_tokens", 0), usage.get("prompt_tokens", 0), 0, reason)
+            yield last
         except (GeneratorExit, KeyboardInterrupt):
-            if not text:
-                raise
-            _add_turn(session, prompt, messages, text)
+            if text:
+                session.add_turn(prompt, messages, Response(text, 0, 0, 0, FinishReason.ABORT), text)
             raise
-        _add_turn(session, prompt, messages, text)
-
-
-def _add_turn(session: Session, prompt: Any, messages: tuple[Message, ...], text: str) -> None:
-    session.history.append((prompt, text))
-    session.messages = (*messages, Message("assistant", (text,)))
+        session.add_turn(prompt, messages, replace(last, text=text), text)
 
 
 def _to_turn(message: Message) -> dict[str, Any]:
@@ -126,7 +118,7 @@ class Chat:
         self._pipe = pipe
         is_here = isinstance(pipe, Pipeline)
         self._policy = pipe.builder.policy if is_here else ImagePolicy()
-        self._is_alive = pipe.engine.client.is_alive if is_here else pipe.is_alive
+        self._is_alive = pipe.engine.client.is_alive if is_here else pipe.client.health
         self._generation = generation
         self._session = Session()
         self._images: list[Image] = []

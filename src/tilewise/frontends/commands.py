@@ -2,25 +2,26 @@
 
 import argparse
 import contextlib
-import json
-import math
 import os
 import platform
 import sys
 import time
-from dataclasses import asdict
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
+
 from tilewise import __version__
+from tilewise.config import ChatTemplateConfig, EngineConfig
 from tilewise.errors import ConfigError, InputError
 from tilewise.frontends.flags import ENGINE_HELP, GENERATION_HELP, PICTURE_HELP, SERVER_HELP, given_flags, to_argv
 from tilewise.frontends.planning import run_plan as run_plan
+from tilewise.frontends.server_config import ServerConfig
 from tilewise.frontends.terminal import UNPRINTABLE
+from tilewise.types import GenerationConfig, Response
 
 if TYPE_CHECKING:
     from tilewise.frontends.pipeline import Pipeline
-    from tilewise.types import GenerationConfig, Response
 
 DEMO_QUESTION = "请描述图中内容"
 _SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "random_seed")
@@ -33,7 +34,6 @@ _GIB = 1 << 30
 
 def run_generate(args: argparse.Namespace) -> None:
     """Answer one prompt; pictures and settings are checked before the model is loaded."""
-    from tilewise.config import ChatTemplateConfig, EngineConfig
     from tilewise.inputs.images import load_image
     from tilewise.inputs.policy import ImagePolicy
 
@@ -46,27 +46,22 @@ def run_generate(args: argparse.Namespace) -> None:
     _check_output(args)
     generation = _read_generation(args)
     config = EngineConfig.from_options(given_flags(args, ENGINE_HELP))
-    pictures = given_flags(args, PICTURE_HELP)
-    policy = ImagePolicy(allowed_media_hosts=pictures.get("allowed_media_hosts", ()))
+    policy = ImagePolicy(allowed_media_hosts=getattr(args, "allowed_media_hosts", ()))
     images = [load_image(source, policy) for source in args.image]
     prompt = (args.prompt, images) if images else args.prompt
-
-    from tilewise.frontends.pipeline import pipeline
-
     started_at = time.perf_counter()
-    template = ChatTemplateConfig(model_name=args.chat_template)
-    with pipeline(args.model, None, config, template, args.log_level, **pictures) as pipe:
+    with _load(args, config) as pipe:
         load_s = time.perf_counter() - started_at
         if args.stream:
             responses = _print_stream(pipe, prompt, generation)
         else:
             answered: Any = pipe(prompt, generation)
-            responses = cast("list[Response]", answered if isinstance(answered, list) else [answered])
+            responses = cast(list[Response], answered if isinstance(answered, list) else [answered])
         answer_s = time.perf_counter() - started_at - load_s
     if args.json:
-        answers = [_without_infinities(asdict(response)) for response in responses]
-        said = {"answers": answers, "load_s": load_s, "answer_s": answer_s}
-        print(json.dumps(said, ensure_ascii=False, allow_nan=False))
+        # Of a banned token the logprob, which JSON has no number for, becomes null.
+        said = {"answers": responses, "load_s": load_s, "answer_s": answer_s}
+        print(msgspec.json.encode(said).decode())
         return
     if not args.stream:
         for response in responses:
@@ -80,13 +75,11 @@ def run_generate(args: argparse.Namespace) -> None:
     )
 
 
-def _without_infinities(value: Any) -> Any:
-    """JSON has neither infinities nor NaN: the logprob of a banned token becomes null."""
-    if isinstance(value, dict):
-        return {key: _without_infinities(item) for key, item in cast(dict[str, Any], value).items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_infinities(item) for item in cast(list[Any], value)]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _load(args: argparse.Namespace, config: EngineConfig) -> "Pipeline":
+    from tilewise.frontends.pipeline import pipeline
+
+    template = ChatTemplateConfig(model_name=args.chat_template)
+    return pipeline(args.model, None, config, template, args.log_level, **given_flags(args, PICTURE_HELP))
 
 
 def _check_output(args: argparse.Namespace) -> None:
@@ -100,9 +93,7 @@ def _check_output(args: argparse.Namespace) -> None:
         raise InputError("--logprobs shows in JSON only; add --json.", param="logprobs")
 
 
-def _read_generation(args: argparse.Namespace) -> "GenerationConfig":
-    from tilewise.types import GenerationConfig
-
+def _read_generation(args: argparse.Namespace) -> GenerationConfig:
     given = given_flags(args, GENERATION_HELP)
     idle = [name for name in _SAMPLING_ONLY if name in given]
     if idle and not given.get("do_sample"):
@@ -111,7 +102,7 @@ def _read_generation(args: argparse.Namespace) -> "GenerationConfig":
     return GenerationConfig(**given)
 
 
-def _print_stream(pipe: "Pipeline", prompt: Any, generation: "GenerationConfig") -> "list[Response]":
+def _print_stream(pipe: "Pipeline", prompt: Any, generation: GenerationConfig) -> list[Response]:
     """Print the pieces as they come; the last one holds the final counts."""
     last: list[Response] = []
     for piece in pipe.stream_infer(prompt, generation):
@@ -123,8 +114,6 @@ def _print_stream(pipe: "Pipeline", prompt: Any, generation: "GenerationConfig")
 
 def run_chat(args: argparse.Namespace) -> None:
     """Talk until the user leaves; settings are checked before the model is loaded."""
-    from tilewise.config import ChatTemplateConfig, EngineConfig
-
     if cast(Any, sys.stdin) is None:
         raise InputError("stdin is closed; chat reads its questions there.")
     generation = _read_generation(args)
@@ -137,18 +126,13 @@ def run_chat(args: argparse.Namespace) -> None:
 
         Chat(RemotePipeline(APIClient(args.server, args.api_key)), generation).run()
         return
-    from tilewise.frontends.pipeline import pipeline
-
-    template = ChatTemplateConfig(model_name=args.chat_template)
-    with pipeline(args.model, None, config, template, args.log_level, **given_flags(args, PICTURE_HELP)) as pipe:
+    with _load(args, config) as pipe:
         Chat(pipe, generation).run()
 
 
 def run_serve_api_server(args: argparse.Namespace) -> None:
     """Serve the HTTP API until told to end."""
-    from tilewise.config import ChatTemplateConfig, EngineConfig
     from tilewise.frontends.server import run_server
-    from tilewise.frontends.server_config import ServerConfig
 
     server = ServerConfig(**given_flags(args, SERVER_HELP))
     config = EngineConfig.from_options(given_flags(args, ENGINE_HELP))

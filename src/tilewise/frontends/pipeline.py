@@ -10,10 +10,9 @@ import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Self, cast
 
-from tilewise.config import ChatTemplateConfig, EngineConfig
+from tilewise.config import ChatTemplateConfig, EngineConfig, read_log_level
 from tilewise.engine.launch import Checkpoint, Engine, find_checkpoint, launch_engine
 from tilewise.errors import ConfigError, EngineError, InputError, TilewiseError
 from tilewise.frontends.answers import Answer, create_jobs, follow
@@ -61,7 +60,7 @@ def pipeline(
         ChatTemplateConfig,
         "a ChatTemplateConfig; model_name takes the name of a prompt profile",
     )
-    _set_log_level(log_level)
+    logging.getLogger("tilewise").setLevel(read_log_level(log_level))
     if backend_config is not None and kwargs:
         given = ", ".join(kwargs)
         raise ConfigError(f"Engine options ({given}) came beside backend_config; put them into it.", param=given)
@@ -131,15 +130,6 @@ def _check_type(
         raise error(f"{name}={value!r:.80} must be {wanted}.", param=name)
 
 
-def _set_log_level(level: str) -> None:
-    known = logging.getLevelNamesMapping()
-    if not isinstance(cast(object, level), str) or level.upper() not in known:
-        raise ConfigError(
-            f"log_level={level!r:.80} is unknown; choose DEBUG, INFO, WARNING or ERROR.", param="log_level"
-        )
-    logging.getLogger("tilewise").setLevel(known[level.upper()])
-
-
 class Session:
     """A conversation held by `Pipeline.chat`: `response` is the last answer, `history` all (prompt, text) pairs."""
 
@@ -149,11 +139,11 @@ class Session:
         self.history: list[tuple[Any, str]] = []
         self.messages: tuple[Message, ...] = ()
 
-    def add_turn(self, prompt: Any, messages: tuple[Message, ...], answer: Answer) -> None:
-        """Go on from `answer`, which was given to `messages`, of which `prompt` is the last turn."""
-        self.response = answer.response()
-        self.history.append((prompt, self.response.text))
-        self.messages = (*messages, Message("assistant", (answer.own_text,)))
+    def add_turn(self, prompt: Any, messages: tuple[Message, ...], response: Response, own_text: str) -> None:
+        """Go on from what the model said to `messages`, of which `prompt` is the last turn."""
+        self.response = response
+        self.history.append((prompt, response.text))
+        self.messages = (*messages, Message("assistant", (own_text,)))
 
     def close(self) -> None:
         """Forget the conversation and its pictures."""
@@ -275,9 +265,9 @@ class Pipeline:
                 if not answer.own_text:
                     raise
                 answer.finish_reason = FinishReason.ABORT
-            session.add_turn(prompt, messages, answer)
+            session.add_turn(prompt, messages, answer.response(), answer.own_text)
             raise
-        session.add_turn(prompt, messages, answer)
+        session.add_turn(prompt, messages, answer.response(), answer.own_text)
 
     def close(self) -> None:
         """End the engine and give back its memory; a closed pipeline answers nothing more."""
@@ -286,9 +276,7 @@ class Pipeline:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _run(

@@ -7,12 +7,10 @@ server ends with status 1, once clients are told, so that whoever watches it can
 
 import asyncio
 import contextlib
-import functools
 import ipaddress
 import json
 import logging
 import socket
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,12 +18,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from tilewise.config import ChatTemplateConfig, EngineConfig
+from tilewise.config import ChatTemplateConfig, EngineConfig, read_log_level
 from tilewise.demo import model_folder
 from tilewise.engine.launch import Checkpoint, Engine, find_checkpoint, launch_engine
 from tilewise.errors import ConfigError, EngineError
 from tilewise.frontends.server_config import ServerConfig
 from tilewise.frontends.terminal import UNPRINTABLE
+from tilewise.frontends.threads import DaemonThreads
 
 if TYPE_CHECKING:
     import uvicorn
@@ -104,15 +103,8 @@ async def _serve(
     server: "uvicorn.Server", listener: socket.socket, engine: "AsyncEngine", launch: Callable[[], Engine]
 ) -> None:
     loop = asyncio.get_running_loop()
-    loaded: asyncio.Future[Engine] = loop.create_future()
-
-    def load() -> None:
-        try:
-            settle = functools.partial(loaded.set_result, launch())
-        except Exception as error:
-            settle = functools.partial(loaded.set_exception, error)
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle)
+    # A daemon: loading cannot be interrupted, and must not keep a process that was told to end.
+    loaded = asyncio.wrap_future(DaemonThreads(1, "tilewise-load").submit(launch))
 
     async def attach() -> None:
         launched = await loaded
@@ -139,8 +131,6 @@ async def _serve(
             loop.call_soon_threadsafe(lambda: endings.append(loop.create_task(end())))
 
     server.handle_exit = on_signal
-    # A daemon: loading cannot be interrupted, and must not keep a process that was told to end.
-    threading.Thread(target=load, name="tilewise-load", daemon=True).start()
     serving, attaching = asyncio.create_task(server.serve([listener])), asyncio.create_task(attach())
     await asyncio.wait((serving, attaching), return_when=asyncio.FIRST_COMPLETED)
     if not serving.done() and attaching.exception() is not None:
@@ -236,12 +226,8 @@ class LineFormatter(logging.Formatter):
 
 
 def _set_up_logging(level: str, log_format: str) -> None:
-    known = logging.getLevelNamesMapping()
-    if level.upper() not in known:
-        raise ConfigError(
-            f"log_level={level!r:.80} is unknown; choose DEBUG, INFO, WARNING or ERROR.", param="log_level"
-        )
+    number = read_log_level(level)
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter(is_json=log_format == "json"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    logging.getLogger("tilewise").setLevel(known[level.upper()])
+    logging.getLogger("tilewise").setLevel(number)
