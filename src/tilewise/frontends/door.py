@@ -24,7 +24,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tilewise.errors import ImageTooLargeError, PromptTooLongError, TilewiseError
 from tilewise.frontends.async_engine import Stream
 from tilewise.frontends.hosts import is_rebound
-from tilewise.frontends.openai_schema import API_NAMES
 
 access_log = logging.getLogger("tilewise.access")
 logger = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ _PACKET_BYTES = 64 << 10
 _CLIENT_LEFT = 499
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-_RETRY_AFTER_S = {429: "1", 503: "5"}
+_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "5"}}
 
 
 class RequestError(TilewiseError):
@@ -62,13 +61,9 @@ class RequestError(TilewiseError):
 
 
 def error_facts(error: TilewiseError) -> dict[str, dict[str, str | None]]:
-    """The envelope of an error, with OpenAI's names for what deeper layers call otherwise."""
-    message = str(error)
-    for ours, theirs in API_NAMES.items():
-        message = message.replace(ours, theirs)
+    """The envelope of an error."""
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    param = API_NAMES.get(error.param or "", error.param)
-    return {"error": {"message": message, "type": kind, "param": param, "code": error.code}}
+    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -77,9 +72,8 @@ def json_response(content: Any, status: int = 200, headers: dict[str, str] | Non
 
 
 def error_response(error: TilewiseError, headers: dict[str, str] | None = None) -> Response:
-    """An error's response; one that may pass says when to come back."""
-    more = {"Retry-After": _RETRY_AFTER_S[error.status]} if error.status in _RETRY_AFTER_S else {}
-    return json_response(error_facts(error), error.status, {**more, **(headers or {})})
+    """An error's response; one that may pass says when to come back, and one that lacks a key, where that goes."""
+    return json_response(error_facts(error), error.status, {**_HEADERS.get(error.status, {}), **(headers or {})})
 
 
 def internal_error() -> TilewiseError:
@@ -114,7 +108,7 @@ class Door:
 
         try:
             refusal = self._refuse(scope)
-            await (refusal or self._app)(scope, receive, send_named)
+            await (error_response(refusal) if refusal else self._app)(scope, receive, send_named)
         except (ClientDisconnect, OSError):
             status = _CLIENT_LEFT
         except Exception:
@@ -131,30 +125,30 @@ class Door:
             }
             access_log.info("%(method)s %(path)r %(status)s in %(duration_s).3f s, %(request_id)s", facts)
 
-    def _refuse(self, scope: Scope) -> Response | None:
+    def _refuse(self, scope: Scope) -> RequestError | None:
+        """Why a request may not come in; of one that may, whose cache it uses is noted."""
         headers = cast(list[tuple[bytes, bytes]], scope["headers"])
         if len(headers) > _MAX_HEADERS or sum(len(n) + len(v) for n, v in headers) > _MAX_HEADER_BYTES:
-            return error_response(RequestError(431, "headers_too_large", "The request's headers are too large."))
+            return RequestError(431, "headers_too_large", "The request's headers are too large.")
         state = scope.setdefault("state", {})
         state["namespace"] = ""
-        if state.get("is_full") and scope["path"] not in PUBLIC_PATHS:
-            text = "All connections of this server are busy; try again later."
-            return error_response(RequestError(503, "too_many_connections", text))
         if scope["path"] in PUBLIC_PATHS:
             return None
+        if state.get("is_full"):
+            text = "All connections of this server are busy; try again later."
+            return RequestError(503, "too_many_connections", text)
         if not self._digests:
-            if not is_rebound(scope):
-                return None
-            text = "Without API keys only this machine's own names are answered; call it localhost, or set keys."
-            return error_response(RequestError(421, "unknown_host", text))
+            if is_rebound(scope):
+                text = "Without API keys only this machine's own names are answered; call it localhost, or set keys."
+                return RequestError(421, "unknown_host", text)
+            return None
         given = [value for name, value in headers if name == b"authorization"]
         scheme, _, key = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
         digest = hashlib.sha256(key.strip()).digest()
         # Every key is compared, each in constant time.
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if scheme.lower() != b"bearer" or not any(matches):
-            error = RequestError(401, "invalid_api_key", "Send a valid key: 'Authorization: Bearer KEY'.")
-            return error_response(error, {"WWW-Authenticate": "Bearer"})
+            return RequestError(401, "invalid_api_key", "Send a valid key: 'Authorization: Bearer KEY'.")
         state["namespace"] = digest.hex()[:32]
         return None
 
@@ -205,7 +199,8 @@ def parse_json(body: bytes | bytearray) -> Any:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise RequestError(400, "invalid_json", f"The body is no valid JSON: {error.msg} at {error.pos}.") from None
-    _check_depth(value, num_open)
+    if num_open > MAX_JSON_DEPTH and _is_deeper(value, MAX_JSON_DEPTH):
+        raise RequestError(400, "too_deep", f"The body is nested deeper than {MAX_JSON_DEPTH} levels.")
     return _put_back(value, urls) if urls else value
 
 
@@ -254,22 +249,12 @@ def _put_back(value: Any, urls: Mapping[str, str]) -> Any:
     return urls.get(value, value) if isinstance(value, str) else value
 
 
-def _check_depth(value: Any, num_open: int) -> None:
-    level: list[Any] = [value]
-    for _ in range(MAX_JSON_DEPTH + 1 if num_open > MAX_JSON_DEPTH else 0):
-        level = [
-            child
-            for parent in level
-            if isinstance(parent, (dict, list))
-            for child in (
-                cast(dict[str, Any], parent).values() if isinstance(parent, dict) else cast(list[Any], parent)
-            )
-        ]
-        if not level:
-            break
-    else:
-        if num_open > MAX_JSON_DEPTH:
-            raise RequestError(400, "too_deep", f"The body is nested deeper than {MAX_JSON_DEPTH} levels.")
+def _is_deeper(value: Any, num_levels: int) -> bool:
+    """Whether lists and objects are nested deeper."""
+    if not isinstance(value, (dict, list)):
+        return False
+    children = cast(dict[str, Any], value).values() if isinstance(value, dict) else cast(list[Any], value)
+    return not num_levels or any(_is_deeper(child, num_levels - 1) for child in children)
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

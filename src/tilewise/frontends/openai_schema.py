@@ -6,42 +6,19 @@ Every number is bounded here. `null` is a field left out. What messages hold is 
 
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    PrivateAttr,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, PrivateAttr, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from tilewise.errors import InputError
 from tilewise.frontends.tools import MAX_TOOLS, add_tools
 from tilewise.inputs.conversation import Message, parse_prompt
-from tilewise.types import (
-    MAX_CHOICES,
-    MAX_STOP_WORDS,
-    MAX_TOP_LOGPROBS,
-    MAX_WORD_LENGTH,
-    GenerationConfig,
-)
+from tilewise.types import MAX_CHOICES, MAX_STOP_WORDS, MAX_TOP_LOGPROBS, MAX_WORD_LENGTH, GenerationConfig
 
 _MAX_COUNT = 2**31 - 1
 _TOP_K = 40
 # More keys than any object among the fields may have, its own bounds apart.
 _MAX_KEYS = 1024
-# Where OpenAI's names differ from ours, which errors of deeper layers speak of.
-API_NAMES = {
-    "max_new_tokens": "max_tokens",
-    "min_new_tokens": "min_tokens",
-    "random_seed": "seed",
-    "stop_words": "stop",
-}
-
-FORMS = ("text", "json_object", "json_schema", "regex", "choice")
 # Fields that GenerationConfig calls the same.
 _SAME_NAMES = (
     *("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
@@ -142,18 +119,23 @@ class Generating(Body):
 class Sampling(Generating):
     """What chat and plain completions share."""
 
+    api_names: ClassVar[dict[str, str]] = {
+        "max_new_tokens": "max_tokens",
+        "min_new_tokens": "min_tokens",
+        "random_seed": "seed",
+        "stop_words": "stop",
+    }
+
     max_tokens: Count | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
-    stop: Word | Annotated[list[Word], Field(fail_fast=True, max_length=MAX_STOP_WORDS)] = Field(
-        default_factory=list[str]
-    )
+    stop: Word | Annotated[list[Word], Field(fail_fast=True, max_length=MAX_STOP_WORDS)] = []
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     logit_bias: Annotated[
         dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
         Field(max_length=_MAX_KEYS),
-    ] = Field(default_factory=dict)
+    ] = {}
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = None
     # Not OpenAI's, but LMDeploy's and vLLM's.
@@ -162,14 +144,13 @@ class Sampling(Generating):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     min_tokens: Annotated[int, Field(ge=0, le=_MAX_COUNT)] = 0
     ignore_eos: bool = False
-    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=256)] = Field(default_factory=list[int])
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=256)] = []
     skip_special_tokens: bool = True
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise InputError("stream_options needs stream=true; leave it out.", param="stream_options")
-        _check_form(self.response_format)
         return self
 
     def generation(self, most_tokens: int, **more: Any) -> GenerationConfig:
@@ -195,9 +176,7 @@ class ChatRequest(Sampling):
     max_completion_tokens: Count | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_TOOLS)] = Field(
-        default_factory=list[dict[str, Any]]
-    )
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_TOOLS)] = []
     tool_choice: str | dict[str, Any] | None = None
     # An answer holds one call at most, and is text; nothing is kept.
     parallel_tool_calls: No | None = None
@@ -238,7 +217,7 @@ class ChatRequest(Sampling):
 class CompletionRequest(Sampling):
     """POST /v1/completions: text goes on from text, without the chat template."""
 
-    api_names: ClassVar[dict[str, str]] = {"messages": "prompt"}
+    api_names: ClassVar[dict[str, str]] = {**Sampling.api_names, "messages": "prompt"}
 
     prompt: (
         Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=1)]
@@ -286,7 +265,6 @@ class ResponsesRequest(Generating):
 
     def model_post_init(self, _: Any, /) -> None:
         """Read the input, off the event loop."""
-        _check_form(self.format)
         items = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else self.input
         system = [{"role": "system", "content": self.instructions}] if self.instructions else []
         self._messages = parse_prompt(system + [_read_item(item) for item in items])
@@ -309,15 +287,6 @@ class ResponsesRequest(Generating):
             top_p=self.top_p,
             top_k=_TOP_K,
             **more,
-        )
-
-
-def _check_form(form: dict[str, Any] | None) -> None:
-    """Refuse what is no client's to ask for; what is asked is judged with the rest of the request."""
-    if form is not None and form.get("type") not in FORMS:
-        raise InputError(
-            f"response_format has type {form.get('type')!r:.80}; use one of {', '.join(FORMS)}.",
-            param="response_format",
         )
 
 
