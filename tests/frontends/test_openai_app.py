@@ -24,7 +24,7 @@ from tilewise.frontends.openai_app import create_app
 from tilewise.frontends.openai_chat import MAX_LOGPROBS, ChatChoice
 from tilewise.frontends.openai_schema import Body, ChatRequest, DetokenizeRequest, ResponsesRequest
 from tilewise.frontends.pipeline import create_builder
-from tilewise.frontends.service import ServerSettings, check_body
+from tilewise.frontends.service import Service, check_body
 from tilewise.inputs.request import RequestBuilder
 from tilewise.inputs.tokenizer import SPECIAL_NAMES, Tokenizer
 from tilewise.types import FinishReason, Request, StepOutput, TokenLogprob
@@ -40,11 +40,11 @@ class App:
 
     engine: AsyncEngine
     client: ScriptedClient
-    settings: ServerSettings
+    settings: dict[str, Any]
 
     def send(self, path: str, body: Any = None, *, method: str = "POST", **options: Any) -> httpx.Response:
         async def run() -> httpx.Response:
-            transport = httpx.ASGITransport(create_app(self.engine, self.settings))
+            transport = httpx.ASGITransport(create_app(Service(self.engine, "m", **self.settings)))
             async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
                 return await client.request(method, path, json=body, **options)
 
@@ -65,7 +65,7 @@ MakeApp = Callable[..., App]
 def make_app() -> Iterator[MakeApp]:
     apps: list[App] = []
 
-    def make(script: Script, *, max_queued: int = 8, settings: ServerSettings | None = None) -> App:
+    def make(script: Script, *, max_queued: int = 8, **settings: Any) -> App:
         model = replace(load_model_config(model_folder()), is_random=False)
         resolved = resolve(EngineConfig(), model, DeviceConfig("cpu"))
         client = ScriptedClient(script)
@@ -73,7 +73,7 @@ def make_app() -> Iterator[MakeApp]:
         engine = AsyncEngine(
             Engine(client, resolved, checkpoint.folder), create_builder(checkpoint), max_queued=max_queued
         )
-        apps.append(App(engine, client, settings or ServerSettings("m")))
+        apps.append(App(engine, client, settings))
         return apps[-1]
 
     yield make
@@ -405,7 +405,7 @@ def test_what_is_being_built_when_the_server_ends_gets_an_error_and_the_time_to_
     monkeypatch.setattr(RequestBuilder, "build", lambda *_: go_on.wait())
 
     async def run() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(create_app(app.engine, app.settings))
+        transport = httpx.ASGITransport(create_app(Service(app.engine, "m")))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             bodies = {"/v1/chat/completions": ASK, "/tokenize": {"messages": ASK["messages"]}}
             tasks = [asyncio.create_task(client.post(path, json=body)) for path, body in bodies.items()]
@@ -515,8 +515,7 @@ def test_a_sane_request_id_is_kept_and_any_other_replaced(make_app: MakeApp) -> 
 
 
 def test_listed_origins_may_call_and_read_the_request_id(make_app: MakeApp) -> None:
-    settings = ServerSettings("m", api_keys=("k",), allow_origins=("https://page.example",))
-    app = make_app(lambda _: say([5]), settings=settings)
+    app = make_app(lambda _: say([5]), api_keys=("k",), allow_origins=("https://page.example",))
     asked = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
     answer = app.send("/v1/chat/completions", method="OPTIONS", headers=asked)
     assert answer.headers["access-control-allow-origin"] == "https://page.example"

@@ -13,12 +13,11 @@ from starlette.responses import Response
 
 from tilewise import __version__
 from tilewise.errors import InputError, TilewiseError
-from tilewise.frontends.async_engine import AsyncEngine
 from tilewise.frontends.door import PUBLIC_PATHS, Door, RequestError, error_response, json_response
 from tilewise.frontends.openai_chat import create_chat_completion, create_completion
 from tilewise.frontends.openai_responses import create_response
 from tilewise.frontends.openai_schema import DetokenizeRequest, TokenizeRequest
-from tilewise.frontends.service import BodyRoute, ServerSettings, Service, service_of
+from tilewise.frontends.service import BodyRoute, Service, service_of
 from tilewise.types import GenerationConfig
 
 _STARTED_AT = int(time.time())
@@ -40,10 +39,10 @@ def _document(text: str, *fields: str, kind: str = "application/json") -> dict[s
     return {"description": text, "content": {kind: {"schema": schema}}}
 
 
-def create_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
-    """The application that serves `engine`. It is documented by a document, not by a page of others' scripts."""
+def create_app(service: Service) -> FastAPI:
+    """The application around a service. It is documented by a document, not by a page of others' scripts."""
     app = FastAPI(title="Tilewise", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.service = Service(engine, settings)
+    app.state.service = service
     posts, gets = APIRouter(route_class=BodyRoute), APIRouter()
     completion = _document("The answer.", "id", "object", "created", "model", "choices", "usage")
     answer = _document("The answer.", "id", "object", "created_at", "status", "model", "output", "usage")
@@ -71,36 +70,36 @@ def create_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
     app.include_router(gets)
     app.add_exception_handler(TilewiseError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_middleware(Door, settings.api_keys)
-    if settings.allow_origins:
+    app.add_middleware(Door, service.api_keys)
+    if service.allow_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=settings.allow_origins,
+            allow_origins=service.allow_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type", "x-request-id"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    _complete_document(app.openapi(), settings)
+    _complete_document(app.openapi(), service)
     return app
 
 
-def _complete_document(document: dict[str, Any], settings: ServerSettings) -> None:
+def _complete_document(document: dict[str, Any], service: Service) -> None:
     """Say what FastAPI cannot know: keys are checked by the door, one model is served, and 422 is never answered."""
     for path, item in document["paths"].items():
         for operation in item.values():
             operation["responses"].pop("422", None)
-            if settings.api_keys and path not in PUBLIC_PATHS:
+            if service.api_keys and path not in PUBLIC_PATHS:
                 operation["security"] = [{"key": []}]
             for parameter in operation.get("parameters", ()):
-                parameter["schema"]["enum"] = [settings.model_name]
+                parameter["schema"]["enum"] = [service.model_name]
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     for schema in schemas.values():
         if "model" in schema["properties"]:
             may_lack = "model" not in schema.get("required", ())
-            schema["properties"]["model"] = {"enum": [settings.model_name, *([None] if may_lack else [])]}
-    if settings.api_keys:
+            schema["properties"]["model"] = {"enum": [service.model_name, *([None] if may_lack else [])]}
+    if service.api_keys:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
 
 
@@ -129,7 +128,7 @@ async def tokenize(request: Request, body: TokenizeRequest) -> Response:
             most = builder.session_len
             raise InputError(f"The text takes more than the {most} tokens of a session; cut it.", param="prompt")
         ids = await asyncio.to_thread(builder.tokenizer.encode, body.prompt)
-    return json_response({"count": len(ids), "max_model_len": service.session_len, "tokens": ids})
+    return json_response({"count": len(ids), "max_model_len": builder.session_len, "tokens": ids})
 
 
 async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
@@ -145,7 +144,7 @@ async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
 def _model_card(service: Service) -> dict[str, Any]:
     builder = service.engine.builder
     return {
-        "id": service.settings.model_name,
+        "id": service.model_name,
         "object": "model",
         "created": _STARTED_AT,
         "owned_by": "tilewise",
@@ -156,7 +155,7 @@ def _model_card(service: Service) -> dict[str, Any]:
             "max_dynamic_patch": builder.tiling.max_tiles,
             "min_dynamic_patch": builder.tiling.min_tiles,
             "use_thumbnail": builder.tiling.use_thumbnail,
-            "is_demo": service.settings.is_demo,
+            "is_demo": service.is_demo,
             "is_random": builder.model.is_random,
         },
     }

@@ -14,8 +14,8 @@ from starlette.responses import Response as HttpResponse
 from tilewise.errors import InputError
 from tilewise.frontends.async_engine import Stream
 from tilewise.frontends.door import EventStream, encode_event
-from tilewise.frontends.openai_schema import ChatRequest, CompletionRequest, Sampling
-from tilewise.frontends.service import Service, service_of
+from tilewise.frontends.openai_schema import ChatRequest, CompletionRequest, ResponsesRequest, Sampling
+from tilewise.frontends.service import service_of
 from tilewise.frontends.tools import ToolCallDelta, ToolSplitter
 from tilewise.inputs.tokenizer import Tokenizer
 from tilewise.types import GenerationConfig, Response, TokenLogprob, Usage
@@ -172,30 +172,31 @@ class ChatChoice(Choice):
 
 async def create_chat_completion(request: Request, body: ChatRequest) -> HttpResponse:
     """Answer a conversation."""
-    service = service_of(request)
-    stream = await _open(request, service, body)
-    choices = [
-        ChatChoice(service.tokenizer, wants_logprobs=body.logprobs, has_tools=body.has_tools) for _ in range(body.n)
-    ]
-    return await _answer(
-        body, stream, choices, "chatcmpl", "chat.completion.chunk" if body.stream else "chat.completion"
-    )
+    stream = await open_stream(request, body)
+    tokenizer = service_of(request).engine.builder.tokenizer
+    options = {"wants_logprobs": body.logprobs, "has_tools": body.has_tools}
+    choices = [ChatChoice(tokenizer, **options) for _ in range(body.n)]
+    kind = "chat.completion.chunk" if body.stream else "chat.completion"
+    return await _answer(body, stream, choices, "chatcmpl", kind)
 
 
 async def create_completion(request: Request, body: CompletionRequest) -> HttpResponse:
     """Go on from a text."""
-    service = service_of(request)
-    stream = await _open(request, service, body)
+    stream = await open_stream(request, body)
+    tokenizer = service_of(request).engine.builder.tokenizer
     options = {"wants_logprobs": body.logprobs is not None, "skip_special_tokens": body.skip_special_tokens}
-    choices = [TextChoice(service.tokenizer, **options) for _ in range(body.n)]
+    choices = [TextChoice(tokenizer, **options) for _ in range(body.n)]
     return await _answer(body, stream, choices, "cmpl", "text_completion")
 
 
-async def _open(request: Request, service: Service, body: ChatRequest | CompletionRequest) -> Stream:
+async def open_stream(request: Request, body: ChatRequest | CompletionRequest | ResponsesRequest) -> Stream:
+    """Ask the engine for the answers to a body."""
+    service = service_of(request)
     service.check_model(body.model)
-    generation = await asyncio.to_thread(body.generation, service.session_len)  # a schema in it may be large
+    session_len = service.engine.builder.session_len
+    generation = await asyncio.to_thread(body.generation, session_len)  # a schema in it may be large
     is_raw = isinstance(body, CompletionRequest)
-    _check_num_logprobs(generation, service.session_len, "logprobs" if is_raw else "top_logprobs")
+    _check_num_logprobs(generation, session_len, "logprobs" if is_raw else "top_logprobs")
     return await service.engine.open(
         body.conversation, generation, request.state.namespace, is_raw=is_raw, is_streamed=body.stream
     )

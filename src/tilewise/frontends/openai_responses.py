@@ -1,6 +1,5 @@
 """The Responses API without its memory: one message an answer, as one object or as events."""
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -11,17 +10,13 @@ from starlette.responses import Response as HttpResponse
 
 from tilewise.frontends.async_engine import Stream
 from tilewise.frontends.door import EventStream, encode_event, json_response
-from tilewise.frontends.openai_chat import Choice
+from tilewise.frontends.openai_chat import Choice, open_stream
 from tilewise.frontends.openai_schema import ResponsesRequest
-from tilewise.frontends.service import service_of
 
 
 async def create_response(request: Request, body: ResponsesRequest) -> HttpResponse:
     """Answer an input; nothing of it is kept."""
-    service = service_of(request)
-    service.check_model(body.model)
-    generation = await asyncio.to_thread(body.generation, service.session_len)  # a schema in it may be large
-    stream = await service.engine.open(body.conversation, generation, request.state.namespace, is_streamed=body.stream)
+    stream = await open_stream(request, body)
     answer = _Answer(body)
     if body.stream:
         return EventStream(stream, _stream_events(stream, answer))

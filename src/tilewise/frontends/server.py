@@ -64,7 +64,7 @@ def run_server(
     except ImportError as error:
         raise ConfigError(f"{error.name} is not installed; pip install 'tilewise[server]'.") from None
     from tilewise.frontends.pipeline import create_builder
-    from tilewise.frontends.service import ServerSettings
+    from tilewise.frontends.service import Service
     from tilewise.inputs.policy import ImagePolicy
 
     _set_up_logging(log_level, server.log_format)
@@ -77,7 +77,7 @@ def run_server(
     is_demo = checkpoint.folder.resolve() == model_folder().resolve()
     name = server.model_name or _name_model(model, checkpoint, is_demo=is_demo)
     engine = AsyncEngine(None, replace(builder, policy=policy), max_queued=server.max_queued, model_name=name)
-    app = create_app(engine, ServerSettings(name, keys, server.allow_origins, is_demo))
+    app = create_app(Service(engine, name, keys, server.allow_origins, is_demo))
     settings = uvicorn.Config(
         app,
         # Pinned, so that limits and figures hold wherever other loops and parsers happen to be installed.

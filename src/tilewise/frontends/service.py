@@ -16,7 +16,6 @@ from tilewise.errors import InputError
 from tilewise.frontends.async_engine import AsyncEngine
 from tilewise.frontends.door import RequestError, read_json, while_connected
 from tilewise.frontends.openai_schema import Body, Generating
-from tilewise.inputs.tokenizer import Tokenizer
 
 # Of a value of any size it spells out no more than is shown.
 _GIVEN = reprlib.Repr()
@@ -24,31 +23,14 @@ _GIVEN.maxstring = _GIVEN.maxlong = 80
 
 
 @dataclass(frozen=True, slots=True)
-class ServerSettings:
-    """What an application needs to know beside its engine. Without `api_keys` everybody may ask."""
+class Service:
+    """One model that is served. Without `api_keys` everybody may ask."""
 
-    model_name: str = "tilewise"
+    engine: AsyncEngine
+    model_name: str
     api_keys: tuple[str, ...] = ()
     allow_origins: tuple[str, ...] = ()
     is_demo: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """One model that is served."""
-
-    engine: AsyncEngine
-    settings: ServerSettings
-
-    @property
-    def session_len(self) -> int:
-        """Most tokens of prompt and answer together."""
-        return self.engine.builder.session_len
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's."""
-        return self.engine.builder.tokenizer
 
     def check_model(self, name: str | None) -> None:
         """Refuse another model's name.
@@ -56,11 +38,9 @@ class Service:
         Raises:
             RequestError: it is not served here.
         """
-        known = self.settings.model_name
-        if name not in (None, known):
-            raise RequestError(
-                404, "model_not_found", f"Model {name!r:.200} is not served here; use {known!r}.", param="model"
-            )
+        if name not in (None, self.model_name):
+            text = f"Model {name!r:.200} is not served here; use {self.model_name!r}."
+            raise RequestError(404, "model_not_found", text, param="model")
 
 
 def service_of(request: Request) -> Service:
