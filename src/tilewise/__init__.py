@@ -7,9 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tilewise.config import ChatTemplateConfig, EngineConfig
-    from tilewise.config import EngineConfig as PytorchEngineConfig
-    from tilewise.config import EngineConfig as TurbomindEngineConfig
+    from tilewise.config import ChatTemplateConfig, EngineConfig, PytorchEngineConfig, TurbomindEngineConfig
     from tilewise.errors import TilewiseError
     from tilewise.frontends.pipeline import Pipeline, Session, pipeline
     from tilewise.types import GenerationConfig, Response
@@ -31,25 +29,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ChatTemplateConfig": "tilewise.config:ChatTemplateConfig",
-    "EngineConfig": "tilewise.config:EngineConfig",
-    "GenerationConfig": "tilewise.types:GenerationConfig",
-    "Pipeline": "tilewise.frontends.pipeline:Pipeline",
-    "PytorchEngineConfig": "tilewise.config:EngineConfig",
-    "Response": "tilewise.types:Response",
-    "Session": "tilewise.frontends.pipeline:Session",
-    "TilewiseError": "tilewise.errors:TilewiseError",
-    "TurbomindEngineConfig": "tilewise.config:EngineConfig",
-    "pipeline": "tilewise.frontends.pipeline:pipeline",
+    "config": ("ChatTemplateConfig", "EngineConfig", "PytorchEngineConfig", "TurbomindEngineConfig"),
+    "errors": ("TilewiseError",),
+    "frontends.pipeline": ("Pipeline", "Session", "pipeline"),
+    "types": ("GenerationConfig", "Response"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _HOMES[name].partition(":")
-    value = globals()[name] = getattr(importlib.import_module(module), attribute)
-    return value
+    for module, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(f"tilewise.{module}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,6 @@ the same type with no open field. Nothing here touches disk or a device.
 """
 
 import difflib
-import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -125,6 +124,7 @@ class DeviceConfig:
 BUSY_TOKENS = 800
 # PERF: a tile's 256 tokens beside 16 decodes, padded to 384, took a fifth longer than to 288 (H200, 2026-11-28).
 _FINE_UP_TO, _COARSE_FROM = 320, 1024
+_MAX_CAPTURED_TILES = 16
 
 
 def _is_count(value: object, low: int = 1) -> bool:
@@ -226,6 +226,10 @@ class EngineConfig:
         return cls(**options)
 
 
+# The names under which LMDeploy's users know it.
+TurbomindEngineConfig = PytorchEngineConfig = EngineConfig
+
+
 @dataclass(frozen=True, slots=True)
 class ChatTemplateConfig:
     """Which prompt profile to use, and what to change in it: `None` keeps the profile's own.
@@ -243,20 +247,6 @@ class ChatTemplateConfig:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise ConfigError(f"ChatTemplateConfig: {name}={value!r:.80} must be a string or None.", param=name)
-
-
-def read_log_level(level: object) -> int:
-    """The number of a level of `logging` by its name.
-
-    Raises:
-        ConfigError: there is none of this name.
-    """
-    known = logging.getLevelNamesMapping()
-    if not isinstance(level, str) or level.upper() not in known:
-        raise ConfigError(
-            f"log_level={level!r:.80} is unknown; choose DEBUG, INFO, WARNING or ERROR.", param="log_level"
-        )
-    return known[level.upper()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,5 +386,6 @@ def _choose_graph_sizes(max_batch_size: int, max_tokens: int, max_tiles: int) ->
     decodes = (*(size for size in sizes if size < max_batch_size), max_batch_size)
     mixed = [64]
     while mixed[-1] < max_tokens:
-        mixed.append(mixed[-1] + (32 if mixed[-1] < _FINE_UP_TO else 64 if mixed[-1] < _COARSE_FROM else 128))
-    return GraphSizes(decodes, tuple(mixed), tuple(range(1, max_tiles + 1)))
+        coarse = max(128, mixed[-1] // 8 // 128 * 128)
+        mixed.append(mixed[-1] + (32 if mixed[-1] < _FINE_UP_TO else 64 if mixed[-1] < _COARSE_FROM else coarse))
+    return GraphSizes(decodes, tuple(mixed), tuple(range(1, min(max_tiles, _MAX_CAPTURED_TILES) + 1)))

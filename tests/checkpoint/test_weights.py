@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tilewise.checkpoint.weights import LoadReport, _read_exactly, load_weights
+from tilewise.checkpoint.weights import _read_exactly, load_weights
 from tilewise.errors import CheckpointError
 from tilewise.layers.slot import Slot
 
@@ -53,9 +53,8 @@ def test_every_tensor_of_every_shard_reaches_its_slot_exactly_once(tmp_path: Pat
     write_sharded(tmp_path, {"model-1.safetensors": first, "model-2.safetensors": second})
     save_file(make_tensors("stray"), tmp_path / "adapter.safetensors")
     sink = Sink(first | second)
-    report = load_weights(tmp_path, sink.slots, CPU)
+    load_weights(tmp_path, sink.slots, CPU)
     assert_arrived_once(sink, first | second)
-    assert report == LoadReport(5, sum(tensor.nbytes for tensor in (first | second).values()))
 
 
 def test_a_single_file_needs_no_index_and_hides_other_files(tmp_path: Path) -> None:
@@ -97,13 +96,12 @@ def test_supported_dtypes_scalars_and_empty_tensors_keep_their_bits(tmp_path: Pa
     assert_arrived_once(sink, tensors)
 
 
-def test_ignored_tensors_need_no_slot_and_are_not_counted(tmp_path: Path) -> None:
+def test_ignored_tensors_need_no_slot(tmp_path: Path) -> None:
     tensors = make_tensors("a", "rotary.inv_freq")
     save_file(tensors, tmp_path / "model.safetensors")
     sink = Sink({"a": tensors["a"]})
-    report = load_weights(tmp_path, sink.slots, CPU, ignored=lambda name: name.endswith(".inv_freq"))
+    load_weights(tmp_path, sink.slots, CPU, ignored=lambda name: name.endswith(".inv_freq"))
     assert [name for name, _ in sink.arrived] == ["a"]
-    assert report == LoadReport(1, tensors["a"].nbytes)
 
 
 def test_all_misfits_are_listed_at_once_before_anything_is_loaded(tmp_path: Path) -> None:

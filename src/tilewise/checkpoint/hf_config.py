@@ -7,7 +7,6 @@ model code could not honour is refused here by name, before any weight is touche
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,20 +22,8 @@ _MAX_TILES = 64
 _REQUIRED: Any = object()
 
 
-@dataclass(frozen=True, slots=True)
-class _Family:
-    """A language model family: its row in the decoder's table and its configuration class's defaults."""
-
-    name: str
-    model_type: str
-    bias_key: str = "bias"
-    bias_default: bool = False
-    norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-
-
-# Source: InternLM2Config of the published checkpoint. Only the sizes have no usable default there.
-_FAMILIES = {"InternLM2ForCausalLM": _Family("internlm2", "internlm2", bias_default=True)}
+# Architectures and the `model_type` that may stand for each; a language model's is its row in the decoder's table, too.
+_FAMILIES = {"InternLM2ForCausalLM": "internlm2"}
 _CHAT_MODELS = {"InternVLChatModel": "internvl_chat"}
 # Architecture and language model of the checkpoints that can be served, as config.json names them.
 SERVED = tuple((architecture, decoder) for architecture in _CHAT_MODELS for decoder in _FAMILIES)
@@ -181,8 +168,8 @@ def _read_rope_scaling(section: _Section) -> RopeScaling | None:
 
 
 def _read_decoder(section: _Section) -> DecoderConfig:
-    architecture = section.architecture({name: family.model_type for name, family in _FAMILIES.items()})
-    family = _FAMILIES[architecture]
+    """Defaults are InternLM2Config's of the published checkpoint; only the sizes have no usable default there."""
+    family = _FAMILIES[section.architecture(_FAMILIES)]
     section.choice("hidden_act", "silu", ("silu",))
     hidden_size = section.count("hidden_size")
     num_heads = section.count("num_attention_heads")
@@ -194,7 +181,7 @@ def _read_decoder(section: _Section) -> DecoderConfig:
     if section.flag("tie_word_embeddings", False):
         raise section.error("tie_word_embeddings", "false")
     return DecoderConfig(
-        family=family.name,
+        family=family,
         hidden_size=hidden_size,
         intermediate_size=section.count("intermediate_size"),
         num_layers=section.count("num_hidden_layers", high=_MAX_LAYERS),
@@ -203,10 +190,10 @@ def _read_decoder(section: _Section) -> DecoderConfig:
         head_dim=hidden_size // num_heads,
         vocab_size=section.count("vocab_size", high=_MAX_VOCAB),
         max_position_embeddings=section.count("max_position_embeddings", high=_MAX_VOCAB),
-        norm_eps=section.number("rms_norm_eps", family.norm_eps),
-        rope_theta=section.number("rope_theta", family.rope_theta),
+        norm_eps=section.number("rms_norm_eps", 1e-6),
+        rope_theta=section.number("rope_theta", 10000.0),
         rope_scaling=_read_rope_scaling(section),
-        use_bias=section.flag(family.bias_key, family.bias_default),
+        use_bias=section.flag("bias", True),
     )
 
 

@@ -54,14 +54,6 @@ class Slot(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class LoadReport:
-    """What was read, ignored tensors not counted. Units: tensors, bytes of their data in the files."""
-
-    num_tensors: int
-    num_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class _StoredTensor:
     """One tensor of a shard; its data is the half-open byte range [start, start + num_bytes) of the file."""
 
@@ -266,7 +258,7 @@ def load_weights(
     device: torch.device,
     *,
     ignored: Callable[[str], bool] = lambda name: False,
-) -> LoadReport:
+) -> None:
     """Put every tensor of the checkpoint in its slot, exactly once, in file order.
 
     Reads the shards that model.safetensors.index.json lists, else model.safetensors, else every .safetensors
@@ -283,4 +275,3 @@ def load_weights(
         _stream_to_cuda(tensors, slots, device)
     else:
         _stream_to_cpu(tensors, slots)
-    return LoadReport(len(tensors), sum(tensor.num_bytes for tensor in tensors))

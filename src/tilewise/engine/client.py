@@ -39,7 +39,6 @@ class Core(Protocol):
 
     def run_forever(self, inbox: "queue.SimpleQueue[Message]", emit: Callable[[Sequence[StepOutput]], None]) -> None:
         """Work until told to shut down."""
-        ...
 
     def stats(self) -> dict[str, float]:
         """Return counters."""
@@ -47,7 +46,6 @@ class Core(Protocol):
 
     def close(self) -> None:
         """Give back what the engine holds; it is not used again."""
-        ...
 
 
 class _Sinks:

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any, Self, cast
 
-from tilewise.config import ChatTemplateConfig, EngineConfig, read_log_level
+from tilewise.config import ChatTemplateConfig, EngineConfig
 from tilewise.engine.launch import Checkpoint, Engine, find_checkpoint, launch_engine
 from tilewise.errors import ConfigError, EngineError, InputError, TilewiseError
 from tilewise.frontends.answers import Answer, create_jobs, follow
@@ -128,6 +128,20 @@ def _check_type(
     """Refuse what is neither None nor of a `kind`."""
     if value is not None and not isinstance(value, kind):
         raise error(f"{name}={value!r:.80} must be {wanted}.", param=name)
+
+
+def read_log_level(level: object) -> int:
+    """The number of a level of `logging` by its name.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    known = logging.getLevelNamesMapping()
+    if not isinstance(level, str) or level.upper() not in known:
+        raise ConfigError(
+            f"log_level={level!r:.80} is unknown; choose DEBUG, INFO, WARNING or ERROR.", param="log_level"
+        )
+    return known[level.upper()]
 
 
 class Session:

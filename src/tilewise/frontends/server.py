@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from tilewise.config import ChatTemplateConfig, EngineConfig, read_log_level
+from tilewise.config import ChatTemplateConfig, EngineConfig
 from tilewise.demo import model_folder
 from tilewise.engine.launch import Checkpoint, Engine, find_checkpoint, launch_engine
 from tilewise.errors import ConfigError, EngineError
@@ -63,11 +63,11 @@ def run_server(
         from tilewise.frontends.openai_app import create_app
     except ImportError as error:
         raise ConfigError(f"{error.name} is not installed; pip install 'tilewise[server]'.") from None
-    from tilewise.frontends.pipeline import create_builder
+    from tilewise.frontends.pipeline import create_builder, read_log_level
     from tilewise.frontends.service import Service
     from tilewise.inputs.policy import ImagePolicy
 
-    _set_up_logging(log_level, server.log_format)
+    _set_up_logging(read_log_level(log_level), server.log_format)
     keys = server.read_keys()
     protocol = create_protocol(server.max_connections, server.create_tls())
     checkpoint = find_checkpoint(model, config)
@@ -225,9 +225,8 @@ class LineFormatter(logging.Formatter):
         return f"{stamp} {record.levelname:7} {record.name}: {message}" + "\n    ".join(lines)
 
 
-def _set_up_logging(level: str, log_format: str) -> None:
-    number = read_log_level(level)
+def _set_up_logging(level: int, log_format: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter(is_json=log_format == "json"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    logging.getLogger("tilewise").setLevel(number)
+    logging.getLogger("tilewise").setLevel(level)
