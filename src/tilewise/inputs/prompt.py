@@ -1,13 +1,14 @@
 """Prompt profiles as data, and a conversation laid out as segments of words, special tokens and pictures.
 
-A profile is chosen by the checkpoint's architecture and `template`, or by the user, never by a folder's name.
+A profile is chosen by the checkpoint's `template`, or by the user, never by a folder's name.
 Special tokens come from the profile alone: what users and answers say stays `Text`, whatever it looks like.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -99,8 +100,8 @@ PROFILES = {profile.name: profile for profile in _ALL_PROFILES}
 
 # QUIRK: the official template lacks the line breaks of internvl-internlm2, but LMDeploy's users know the latter.
 _DEFAULTS = {
-    ("InternVLChatModel", "internlm2-chat"): "internvl-internlm2",
-    ("InternVLChatModel", "internvl2_5"): "internvl2_5",
+    "internlm2-chat": _INTERNLM2,
+    "internvl2_5": PROFILES["internvl2_5"],
 }
 
 
@@ -122,14 +123,13 @@ def choose_profile(model: ModelConfig, chosen: ChatTemplateConfig | None = None)
 def _find_profile(model: ModelConfig, name: str | None) -> PromptProfile:
     known = ", ".join(PROFILES)
     if name is None:
-        key = (model.architecture, model.template or "")
-        if key not in _DEFAULTS:
+        if model.template not in _DEFAULTS:
             raise ConfigError(
                 f"The checkpoint ({model.architecture}, template {model.template!r}) has no prompt profile here; "
                 f"choose one with --chat-template NAME or FILE.json: {known}.",
                 param="chat_template_config",
             )
-        return PROFILES[_DEFAULTS[key]]
+        return _DEFAULTS[model.template]
     if name in PROFILES:
         return PROFILES[name]
     if name.endswith(".json"):
@@ -205,8 +205,7 @@ def render(profile: PromptProfile, messages: Sequence[Message]) -> tuple[Segment
 
 class _Layout:
     def __init__(self, profile: PromptProfile, num_images: int) -> None:
-        self._segments: list[Segment] = []
-        self._words: list[str] = []
+        self._parts: list[str | Special | ImageSlot] = []
         self._profile = profile
         self._label = profile.image_label if num_images > 1 else ""
         self._num_placed = 0
@@ -216,10 +215,10 @@ class _Layout:
         previous: Part | None = None
         for number, part in enumerate(parts):
             if isinstance(part, str):
-                self._words.append("\n" + part if isinstance(previous, str) else part)
+                self._parts.append("\n" + part if isinstance(previous, str) else part)
             elif isinstance(part, ToolCall):
                 self.add_template(self._profile.call_start)
-                self._words.append(part.text)
+                self._parts.append(part.text)
                 self.add_template(self._profile.call_end)
             else:
                 following = parts[number + 1] if number + 1 < len(parts) else None
@@ -229,31 +228,24 @@ class _Layout:
 
     def add_template(self, template: str) -> None:
         for number, piece in enumerate(_SPECIAL.split(template)):
-            if number % 2:
-                self._add(Special(piece))
-            else:
-                self._words.append(piece)
+            self._parts.append(Special(piece) if number % 2 else piece)
 
     def finish(self) -> tuple[Segment, ...]:
-        self._close_text()
-        return tuple(self._segments)
+        segments: list[Segment] = []
+        for kind, run in groupby(self._parts, key=type):
+            if kind is str:
+                text = "".join(cast(Iterator[str], run))
+                segments += [Text(text)] if text else []
+            else:
+                segments += cast(Iterator[Special | ImageSlot], run)
+        return tuple(segments)
 
     def _add_image(self, *, is_last_of_row: bool) -> None:
         # Not str.format: a template file must not reach into objects.
-        self._words.append(self._label.replace("{n}", str(self._num_placed + 1)))
+        self._parts.append(self._label.replace("{n}", str(self._num_placed + 1)))
         self.add_template(self._profile.image_start)
-        self._add(ImageSlot(self._num_placed))
+        self._parts.append(ImageSlot(self._num_placed))
         self.add_template(self._profile.image_end)
         if is_last_of_row or not self._label:
             self.add_template(self._profile.after_image)
         self._num_placed += 1
-
-    def _add(self, segment: Segment) -> None:
-        self._close_text()
-        self._segments.append(segment)
-
-    def _close_text(self) -> None:
-        text = "".join(self._words)
-        self._words.clear()
-        if text:
-            self._segments.append(Text(text))
