@@ -129,8 +129,8 @@ def test_dummy_weights_make_a_model_that_says_it_is_random() -> None:
 
 
 def test_bytes_of_a_token_count_keys_and_values_of_every_layer() -> None:
-    assert resolve(EngineConfig(), MODEL, CPU).kv_bytes_per_token == 2 * 2 * 2 * 8 * 4
-    assert resolve(EngineConfig(dtype="bfloat16"), MODEL, CPU).kv_bytes_per_token == 2 * 2 * 2 * 8 * 2
+    assert resolve(EngineConfig(), MODEL, CPU).kv_bytes_per_token == 2 * 2 * 2 * 16 * 4
+    assert resolve(EngineConfig(dtype="bfloat16"), MODEL, CPU).kv_bytes_per_token == 2 * 2 * 2 * 16 * 2
 
 
 @pytest.mark.parametrize("scaling", [None, RopeScaling("dynamic", 3.0)])
@@ -144,7 +144,7 @@ def test_up_to_the_models_limit_the_rotary_base_is_the_models(scaling: RopeScali
 def test_beyond_the_limit_the_base_grows_once_by_the_factor_asked_for(scaling: RopeScaling | None) -> None:
     config = EngineConfig(session_len=4 * LIMIT, rope_scaling_factor=2.0)
     resolved = resolve(config, model_with(rope_scaling=scaling), CPU)
-    assert resolved.rope_base == pytest.approx(MODEL.decoder.rope_theta * (2.0 * 4 - 1.0) ** (8 / 6))
+    assert resolved.rope_base == pytest.approx(MODEL.decoder.rope_theta * (2.0 * 4 - 1.0) ** (16 / 14))
     assert resolved.rope_position_scale == 1.0
     assert resolved.session_len == 4 * LIMIT
 

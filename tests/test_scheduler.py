@@ -1,5 +1,6 @@
 """The scheduler's rules by example; `property/test_scheduler.py` holds its laws under random histories."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -307,3 +308,14 @@ def test_when_the_last_stream_ends_the_bound_ends_with_it() -> None:
     step(simulation)
     simulation.add(ask("picture", 1, LARGE, *[3] * 12, is_streamed=False))
     assert [len(step(simulation).tiles) for _ in range(2)] == [1, LARGE.num_tiles - 1]
+
+
+def test_a_stream_that_decodes_in_every_other_step_bounds_those_between_too() -> None:
+    simulation = make(**BUSY)
+    stream = ask("stream", 1, 2, max_new_tokens=20)
+    penalised = replace(stream.generation, repetition_penalty=1.1)
+    simulation.add(replace(stream, generation=penalised))
+    step(simulation)
+    simulation.scheduler.add(ask("picture", 1, LARGE, *[3] * 12, is_streamed=False))
+    plans = [simulation.scheduler.schedule() for _ in range(2)]  # the second's token depends on which the first's is
+    assert [(len(plan.decodes), len(plan.tiles)) for plan in plans if plan is not None] == [(1, 1), (0, 1)]

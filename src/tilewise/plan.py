@@ -135,9 +135,10 @@ def plan_memory(config: ResolvedConfig) -> MemoryPlan:
     graphs = 0
     if config.graphs is not None:  # they share the largest one's memory, and one place for logits
         step = config.graphs.mixed[-1] * decoder_token + config.max_batch_size * logits_row
-        tower = tile_tokens * tower_token
+        tower = config.graphs.tiles[-1] * (1 + vision.num_patches) * tower_token
         graphs = config.graphs.number * _GRAPH_BYTES + max(step, tower) + config.max_batch_size * 4 * decoder.vocab_size
-        tile_tokens = 0  # every number of tiles is captured
+        if config.max_step_tiles == config.graphs.tiles[-1]:
+            tile_tokens = 0  # none are encoded outside of a graph
     tile_bytes = model.tokens_per_tile * decoder.hidden_size * item
     num_tile_rows = max(config.max_step_tiles, config.image_cache_bytes // tile_bytes)
     counts = count_weights(model)

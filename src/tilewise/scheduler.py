@@ -205,6 +205,8 @@ class Scheduler:
         known = position < len(sequence.token_ids)
         if not sequence.has_room or step.tokens_left < 1:
             return
+        # Also where it decodes in every other step only: its reader waits for this one all the same.
+        step.has_streams |= sequence.request.is_streamed
         if not known and sequence.request.generation.needs_known_tokens:
             return
         while self.blocks_for(position + 1) > len(sequence.blocks):
@@ -220,7 +222,6 @@ class Scheduler:
             Chunk(sequence.id, position, position + 1, token_ids, tuple(sequence.blocks), is_sampled=True)
         )
         step.tokens_left -= 1
-        step.has_streams |= sequence.request.is_streamed
         sequence.num_scheduled += 1
         sequence.num_pending += 1
 

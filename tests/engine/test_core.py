@@ -18,10 +18,9 @@ from tests.engine.tiny import (
     run,
 )
 from tilewise.config import EngineConfig
-from tilewise.demo import model_folder
 from tilewise.engine.client import InProcessClient
 from tilewise.engine.core import EngineCore, build_core, find_device
-from tilewise.engine.launch import launch_engine
+from tilewise.engine.launch import find_checkpoint, launch_engine
 from tilewise.engine.messages import Abort, Submit
 from tilewise.errors import CapacityError, ConfigError
 from tilewise.types import FinishReason, Request, StepOutput
@@ -145,8 +144,7 @@ def embedded() -> EngineConfig:
 
 @pytest.mark.parametrize("in_process", [True, False])
 def test_the_embedded_model_is_launched_and_answers(embedded: EngineConfig, in_process: bool) -> None:
-    engine = launch_engine(None, embedded, in_process=in_process)
-    assert engine.folder == model_folder()
+    engine = launch_engine(find_checkpoint(None, embedded), embedded, in_process=in_process)
     assert engine.resolved.session_len == 2048
     outputs: list[StepOutput] = []
     ended = threading.Event()

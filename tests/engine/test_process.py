@@ -22,7 +22,7 @@ from tests.engine.test_messages import make_junk
 from tilewise.config import EngineConfig
 from tilewise.engine import client as client_module
 from tilewise.engine.client import ProcessClient
-from tilewise.engine.launch import launch_engine
+from tilewise.engine.launch import find_checkpoint, launch_engine
 from tilewise.engine.messages import Abort, Heartbeat, encode
 from tilewise.engine.wire import Wire
 from tilewise.errors import CapacityError, ConfigError, EngineError, InputError
@@ -270,6 +270,7 @@ def test_real_engines_refuse_alike_in_either_place() -> None:
         said: list[str] = []
         for in_process in (True, False):
             with pytest.raises(kind) as refusal:
-                launch_engine(None, EngineConfig.from_options(options), in_process=in_process)
+                config = EngineConfig.from_options(options)
+                launch_engine(find_checkpoint(None, config), config, in_process=in_process)
             said.append(str(refusal.value))
         assert said[0] == said[1]

@@ -38,7 +38,7 @@ def make_pipeline() -> Iterator[MakePipeline]:
         client = ScriptedClient(script)
         checkpoint = Checkpoint(model_folder(), model)
         builder = create_builder(checkpoint, template, **pictures)
-        pipelines.append(Pipeline(Engine(client, resolved, checkpoint.folder), builder))
+        pipelines.append(Pipeline(Engine(client, resolved), builder))
         return pipelines[-1], client
 
     yield make

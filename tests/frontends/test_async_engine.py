@@ -39,9 +39,10 @@ def make_engine() -> Iterator[MakeEngine]:
         model = replace(load_model_config(model_folder()), is_random=False)
         config = EngineConfig(max_batch_size=max_batch_size)
         client, checkpoint = ScriptedClient(script), Checkpoint(model_folder(), model)
-        engine = Engine(client, resolve(config, model, DeviceConfig("cpu")), checkpoint.folder)
+        engine = Engine(client, resolve(config, model, DeviceConfig("cpu")))
         builder = create_builder(checkpoint)
-        engines.append(AsyncEngine(engine, builder, max_queued=max_queued, max_pixel_bytes=max_pixel_bytes))
+        engines.append(AsyncEngine(builder, max_queued=max_queued, max_pixel_bytes=max_pixel_bytes))
+        engines[-1].attach(engine)
         return engines[-1], client
 
     yield make
@@ -339,7 +340,7 @@ def test_a_stalled_loop_is_woken_once_for_all_that_came_meanwhile(make_engine: M
 
 def test_it_takes_nothing_while_it_loads_drains_or_is_dead(make_engine: MakeEngine) -> None:
     engine, client = make_engine(lambda _: say([5]))
-    loading = AsyncEngine(None, engine.builder)
+    loading = AsyncEngine(engine.builder)
     assert (loading.is_healthy, loading.is_ready) == (True, False)
     with pytest.raises(CapacityError, match="loading"):
         loading.check_room()

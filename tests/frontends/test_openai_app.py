@@ -70,9 +70,8 @@ def make_app() -> Iterator[MakeApp]:
         resolved = resolve(EngineConfig(), model, DeviceConfig("cpu"))
         client = ScriptedClient(script)
         checkpoint = Checkpoint(model_folder(), model)
-        engine = AsyncEngine(
-            Engine(client, resolved, checkpoint.folder), create_builder(checkpoint), max_queued=max_queued
-        )
+        engine = AsyncEngine(create_builder(checkpoint), max_queued=max_queued)
+        engine.attach(Engine(client, resolved))
         apps.append(App(engine, client, settings))
         return apps[-1]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-BASE = ("errors", "types", "config", "steps")
+BASE = ("errors", "files", "types", "config", "steps")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A captured decode step says what the same step says as single operations."""
+"""Captured steps say what the same steps say as single operations."""
 
 from dataclasses import replace
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.engine.tiny import GREEDY, answer, make_core, make_picture, make_request
+from tilewise.engine.core import EngineCore
 from tilewise.kernels import PrefillChunk
 from tilewise.runner.batch import StepLayout, build_batch, lay_out
 from tilewise.runner.forward import compute_logits
@@ -86,31 +87,70 @@ def test_a_step_is_replayed_by_the_smallest_graph_that_holds_it_and_its_chunks()
     assert found(replace(prompt, token_ids=np.zeros(65, np.int64))) is None
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_answers_with_graphs_and_a_step_ahead_are_those_without(dtype: str) -> None:
-    options = {"device": "cuda", "dtype": dtype, "max_batch_size": 12, "session_len": 256}
-    plain = make_core(**options, use_cuda_graphs=False)
+def make_cores(**options: object) -> tuple[EngineCore, EngineCore]:
+    """The same model on a GPU, launched one by one and step after step, and captured and a step ahead."""
+    given = {"device": "cuda", "dtype": "float32", "max_batch_size": 12, "session_len": 256, **options}
+    plain, captured = make_core(**given, use_cuda_graphs=False), make_core(**given)
     plain.looks_ahead = False
-    captured = make_core(**options, max_busy_token_num=70)
     assert captured.looks_ahead
-    assert captured.runner.config.graphs is not None
-    expected = answer(plain, make_requests(9))
-    answers = answer(captured, make_requests(9))
-    same = sum(answers[name] == ids for name, ids in expected.items())
-    # A padded batch may take another kernel, whose last bits can turn a close choice in bf16.
-    assert same == 9 if dtype == "float32" else same >= 7
+    assert captured.runner._graphs is not None
+    return plain, captured
+
+
+def count_replays(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows with every replay, by the step's number of chunks."""
+    graphs = core.runner._graphs
+    assert graphs is not None
+    counts: list[int] = []
+    replay = graphs.replay
+
+    def counted(captured: _Captured, layout: StepLayout) -> torch.Tensor:
+        counts.append(len(layout.chunks))
+        return replay(captured, layout)
+
+    monkeypatch.setattr(graphs, "replay", counted)
+    return counts
 
 
 @pytest.mark.gpu
-def test_captured_prompts_and_tiles_give_the_first_tokens_of_uncaptured_ones() -> None:
-    options = {"device": "cuda", "dtype": "float32", "max_batch_size": 12, "session_len": 256}
-    cores = [make_core(**options, use_cuda_graphs=use_graphs) for use_graphs in (False, True)]
-    calls: list[int] = []
-    graphs = cores[1].runner._graphs
-    assert graphs is not None
-    replay = graphs.replay
-    graphs.replay = lambda captured, layout: calls.append(len(layout.chunks)) or replay(captured, layout)
-    expected, ours = (answer(core, make_requests(5)) for core in cores)
-    assert ours == expected
-    assert any(calls), "a step with prompts was replayed"
+@pytest.mark.parametrize(
+    "options", [{}, {"max_busy_token_num": 70}, {"max_batch_size": 1}, {"max_batch_size": 5}, {"num_blocks": 24}]
+)
+def test_captured_steps_give_the_answers_of_uncaptured_ones(
+    options: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, captured = make_cores(**options)
+    counts = count_replays(captured, monkeypatch)
+    expected = answer(plain, make_requests(9))
+    assert answer(captured, make_requests(9)) == expected
+    assert 0 in counts, "a step of decodes was replayed"
+    assert any(counts), "a step with prompts was replayed"
+    assert bool(captured.scheduler.counters["preemptions"]) == ("num_blocks" in options)
+
+
+@pytest.mark.gpu
+def test_most_answers_of_captured_steps_are_the_same_in_bf16() -> None:
+    plain, captured = make_cores(dtype="bfloat16")
+    expected, answers = (answer(core, make_requests(9)) for core in (plain, captured))
+    # A padded batch may take another kernel, whose last bits can turn a close choice.
+    assert sum(answers[name] == ids for name, ids in expected.items()) >= 7
+
+
+@pytest.mark.gpu
+def test_a_step_of_too_many_chunks_runs_uncaptured_between_captured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, captured = make_cores(max_batch_size=32)
+    counts = count_replays(captured, monkeypatch)
+    requests = [make_request(f"r{n}", [[n + 1, 7, 3]], LONG) for n in range(20)]
+    assert answer(captured, requests) == answer(plain, requests)
+    assert set(counts) == {0}, "20 prompts at once are in no graph, their decodes are"
+
+
+@pytest.mark.gpu
+def test_sampled_and_penalised_answers_of_captured_steps_are_those_of_uncaptured_ones() -> None:
+    changes = ({"do_sample": True, "random_seed": 1}, {"repetition_penalty": 1.3}, {"min_new_tokens": 5}, {})
+    requests = [
+        make_request(f"r{n}", [[n + 1, 7], make_picture(n), [3] * n], replace(LONG, **changes[n % 4]), (9,))
+        for n in range(8)
+    ]
+    plain, captured = make_cores()
+    assert answer(captured, requests) == answer(plain, requests)

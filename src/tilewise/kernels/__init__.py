@@ -147,7 +147,8 @@ def decline_capture(k_cache: Tensor) -> str | None:
 
 def _attend_decodes(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, out: Tensor) -> None:
     if attention.decline_decodes(q, k_cache) is None:
-        attention.attend_decodes(q, k_cache, v_cache, batch.block_table, batch.lengths, out)
+        is_padded = batch.items is not None  # by a captured step, if there are chunks
+        attention.attend_decodes(q, k_cache, v_cache, batch.block_table, batch.lengths, out, is_padded)
         return
     # On a GPU one at a time: the twin copies contexts, and the plan has no room for all of them.
     size = 1 if q.device.type == "cuda" else len(q)

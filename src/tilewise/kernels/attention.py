@@ -18,6 +18,9 @@ from torch import Tensor
 _MAX_SPLITS = 16
 _NUM_PROGRAMS = 512  # a few for every multiprocessor
 _MIN_ROWS = 16  # smallest M of a Triton dot
+_MAX_QUERIES = 64  # of one program
+_LEAST_SHARED_BYTES = 99 << 10  # of a program on 8.6, 8.9 and 12.0
+_MAX_PAIRS = 4096  # sequences times KV heads whose contexts may be shared
 _IN_FLIGHT_BYTES = 64 << 10  # two blocks of 64 keys and values: what fits beside the rest on 8.6 and 8.9
 
 
@@ -33,6 +36,10 @@ def decline_shapes(q: Tensor, k_cache: Tensor) -> str | None:
     head_dim = q.shape[-1]
     if head_dim & (head_dim - 1) or head_dim < 16:
         return f"head size {head_dim} is no power of two from 16 up"
+    # Keys, values and the queries of a prefill item.
+    shared_bytes = (2 * k_cache.shape[1] + _MAX_QUERIES) * head_dim * k_cache.element_size()
+    if shared_bytes > _LEAST_SHARED_BYTES:
+        return f"blocks of {k_cache.shape[1]} with head size {head_dim} in {k_cache.dtype} take too much shared memory"
     if q.dtype != k_cache.dtype:
         return f"queries are {q.dtype} and keys {k_cache.dtype}"
     try:
@@ -126,11 +133,15 @@ def _kernel() -> Any:
     return attend_split
 
 
-def choose_num_splits(num_sequences: int, num_kv_heads: int) -> int:
+def choose_num_splits(num_sequences: int, num_kv_heads: int, is_padded: bool = False) -> int:
     """Choose how many programs share a context: a power of two, so that few kernels are compiled.
 
-    A small batch needs more shares to fill the device; every share is one more partial result to merge.
+    A small batch needs more shares to fill the device; every share is one more partial result to merge. Where most
+    rows may only pad the batch it is taken for an eighth: a program without a context ends at once.
     """
+    if num_sequences * num_kv_heads > _MAX_PAIRS:
+        return 1
+    num_sequences = -(-num_sequences // 8) if is_padded else num_sequences
     wanted = _NUM_PROGRAMS // max(1, num_sequences * num_kv_heads)
     return max(1, min(_MAX_SPLITS, 1 << max(0, wanted.bit_length() - 1)))
 
@@ -150,11 +161,17 @@ def _create_arrivals(device: torch.device) -> Tensor:
     NOTE: one set a device: launches on one device follow each other, on one stream or on streams that wait.
     """
     # Copied, not filled: the copy is over when it returns, whichever stream needs the zeros. In a capture it raises.
-    return torch.zeros(_NUM_PROGRAMS // 2, dtype=torch.int32).to(device)
+    return torch.zeros(_MAX_PAIRS, dtype=torch.int32).to(device)
 
 
 def attend_decodes(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, lengths: Tensor, out: Tensor | None = None
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    lengths: Tensor,
+    out: Tensor | None = None,
+    is_padded: bool = False,
 ) -> Tensor:
     """One query a sequence against its cached context; see `reference.attend_decodes` for the shapes.
 
@@ -170,7 +187,7 @@ def attend_decodes(
     padded = 1 << (group - 1).bit_length()
     q = q.contiguous()
     out = torch.empty_like(q) if out is None else out
-    num_splits = choose_num_splits(num_sequences, num_kv_heads)
+    num_splits = choose_num_splits(num_sequences, num_kv_heads, is_padded)
     shares = (num_sequences, num_kv_heads, num_splits)
     partial = stats = arrivals = None
     if num_splits > 1:

@@ -30,8 +30,8 @@ class AttentionBatch:
     A captured step knows its chunks by `items` alone; elsewhere they are those of the chunks that continue their
     sequence.
 
-    Shapes: positions: (T,) int64 · slots: (T,) int64 · block_table: (num_decodes, max_blocks) int32, -1 padded ·
-        lengths: (num_decodes,) int32, counting the new token · chunk_table: (chunks, max_blocks) int32, -1 padded ·
+    Shapes: positions: (T,) int64 · slots: (T,) int64 · block_table: (num_decodes, max_blocks) int32 ·
+        lengths: (num_decodes,) int32, counting the new token · chunk_table: (chunks, max_blocks) int32 ·
         items: (I, 4) int32, see `prefill.list_items`
     """
 

@@ -120,5 +120,6 @@ def add_rms_norm(
     add_and_normalize[(len(rows),)](
         residuals, rows, weight if scale is None else scale, weight, total, normed,
         residuals.stride(0), rows.stride(0), eps, HAS_SCALE=scale is not None, **_sizes(width),
+        enable_fp_fusion=False,  # or product and sum become one operation in half precision, rounded once
     )  # fmt: skip
     return normed, total

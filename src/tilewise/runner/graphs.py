@@ -27,6 +27,9 @@ _MAX_CHUNKS = 16  # of a captured step; a step has more only where many short pr
 _MAX_LONELY_TOKENS = 1024
 
 
+_Place = tuple[Any, torch.cuda.Stream]  # the memory pool of all captures, and the stream that they are made on
+
+
 @dataclass(frozen=True, slots=True)
 class _Shape:
     """What a captured step has room for; `num_rows` are logits."""
@@ -83,15 +86,16 @@ class StepGraphs:
     @torch.inference_mode()
     def capture(self, sizes: GraphSizes) -> None:
         """Capture a graph for each size; they share their memory, as no two of them run at once."""
-        pool = torch.cuda.graph_pool_handle()
+        # One stream for all: cuBLAS keeps a workspace for every stream that it has seen.
+        place = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
         for count in sorted(sizes.tiles, reverse=True):
-            self._towers[count] = self._capture_tower(count, pool)
+            self._towers[count] = self._capture_tower(count, place)
         most = len(self._latest)
         shapes = [_Shape(size, min(size, most), min(size, most), _MAX_CHUNKS) for size in sizes.mixed]
         shapes += [_Shape(size, size, size) for size in sizes.decodes]
         for shape in sorted(shapes, key=lambda shape: -shape.num_tokens):  # the others find room in the largest's
             inputs = self.create_inputs(shape)
-            self._captured.append(_Captured(_capture(lambda inputs=inputs: self.step(inputs.batch), pool), inputs))
+            self._captured.append(_Captured(_capture(lambda inputs=inputs: self.step(inputs.batch), place), inputs))
         self._captured.reverse()
 
     def find(self, layout: StepLayout) -> _Captured | None:
@@ -166,7 +170,7 @@ class StepGraphs:
         self._latest[: len(logits)] = logits.argmax(dim=-1)
         return logits
 
-    def _capture_tower(self, count: int, pool: Any) -> tuple[Any, Tensor, Tensor]:
+    def _capture_tower(self, count: int, place: _Place) -> tuple[Any, Tensor, Tensor]:
         size, device = self._model.config.vision.image_size, self._latest.device
         tiles = torch.zeros(count, size, size, 3, dtype=torch.uint8, device=device)
         rows = torch.arange(count, device=device)
@@ -174,17 +178,17 @@ class StepGraphs:
         def encode() -> None:
             self._caches.tiles[rows] = self._model.encode_tiles(normalize_tiles(tiles, self._model.dtype))
 
-        return _capture(encode, pool), tiles, rows
+        return _capture(encode, place), tiles, rows
 
 
-def _capture(work: Callable[[], object], pool: Any) -> Any:
+def _capture(work: Callable[[], object], place: _Place) -> Any:
     """Run once, so that kernels are compiled and chosen outside of the capture, and then capture."""
-    stream = torch.cuda.Stream()
+    pool, stream = place
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         work()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
         work()
     return graph

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tilewise.inputs.files import NoPlainFileError, read_file
+from tilewise.files import NoPlainFileError, read_file
 
 
 def test_a_file_is_read_whole_up_to_its_limit(tmp_path: Path) -> None:
