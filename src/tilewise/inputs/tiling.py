@@ -1,13 +1,17 @@
 """How a picture is cut into tiles: integers in, integers out.
 
 Owns the choice of the grid, nothing of pixels. The result depends on width, height and `TilingParameters`
-alone: not on the hash seed or the order of earlier calls.
+alone: not on the hash seed, the platform or the order of earlier calls.
 """
 
 from functools import lru_cache
 
 from tilewise.errors import InputError
 from tilewise.types import TilingParameters
+
+_WORD = (1 << 64) - 1
+_XX_PRIME_1, _XX_PRIME_2, _XX_PRIME_5 = 11400714785074694791, 14029467366897019727, 2870177450012600261
+_LINEAR_PROBES = 9
 
 
 def choose_grid(width: int, height: int, tiling: TilingParameters) -> tuple[int, int]:
@@ -53,8 +57,7 @@ def _candidate_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], .
     """Every (columns, rows) with min <= columns * rows <= max, by area; within an area as the reference has them.
 
     QUIRK: the reference fills a set of pairs and sorts it by area, so between equal areas, where the order
-    decides ties, CPython's hash table order rules. It depends on the pairs and on the order in which they are added
-    alone, and is the same in all versions that we run on (3.8 to 3.13); golden tests hold it.
+    decides ties, CPython's hash table order rules. That table is replayed here instead of relied upon.
     """
     pairs = [
         (columns, rows)
@@ -63,4 +66,51 @@ def _candidate_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], .
         if columns * rows >= min_tiles
     ]
     pairs.sort(key=lambda pair: (max(*pair, min_tiles), *pair))  # the order in which the reference meets them
-    return tuple(sorted(set(pairs), key=lambda pair: pair[0] * pair[1]))
+    return tuple(sorted(_set_order(pairs), key=lambda pair: pair[0] * pair[1]))
+
+
+def _set_order(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Order distinct pairs as iterating a CPython set does after adding them one by one.
+
+    Source: CPython 3.8 to 3.13, Objects/setobject.c: open addressing, ten linear probes before a jump, grown
+        fourfold once three fifths full.
+    """
+    table: list[tuple[int, int] | None] = [None] * 8
+    for count, pair in enumerate(pairs, start=1):
+        _insert(table, pair)
+        if count * 5 >= (len(table) - 1) * 3:
+            old, size = table, 8
+            while size <= count * 4:
+                size *= 2
+            table = [None] * size
+            for moved in old:
+                if moved is not None:
+                    _insert(table, moved)
+    return [pair for pair in table if pair is not None]
+
+
+def _insert(table: list[tuple[int, int] | None], pair: tuple[int, int]) -> None:
+    mask = len(table) - 1
+    perturb = _tuple_hash(pair)
+    slot = perturb & mask
+    while True:
+        last = slot + _LINEAR_PROBES if slot + _LINEAR_PROBES <= mask else slot
+        for place in range(slot, last + 1):
+            if table[place] is None:
+                table[place] = pair
+                return
+        perturb >>= 5
+        slot = (slot * 5 + 1 + perturb) & mask
+
+
+def _tuple_hash(pair: tuple[int, int]) -> int:
+    """Hash a pair of small positive integers as 64-bit CPython does.
+
+    Source: CPython 3.8 to 3.13, Objects/tupleobject.c, after xxHash (github.com/Cyan4973/xxHash).
+    """
+    value = _XX_PRIME_5
+    for lane in pair:
+        value = (value + lane * _XX_PRIME_2) & _WORD
+        value = (value << 31 | value >> 33) & _WORD
+        value = value * _XX_PRIME_1 & _WORD
+    return (value + (2 ^ _XX_PRIME_5 ^ 3527539)) & _WORD
