@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from tilewise.errors import CapacityError, EngineError, ImageError, InputError, TilewiseError
-from tilewise.inputs.files import read_file
+from tilewise.files import read_file
 
 _CONNECT_TIMEOUT_S = 10.0
 # More than any server of ours takes in one body.

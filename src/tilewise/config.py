@@ -139,10 +139,10 @@ def _is_scaling(value: object) -> bool:
     return value in (0.0, 1.0) or _is_number(value, 1.0, math.inf)
 
 
-_Allowed = tuple[Callable[[Any], bool], str]
-_OPTIONAL_COUNT: _Allowed = (lambda value: value is None or _is_count(value), "a whole number from 1 up")
 # What a field may be, as a test and in words.
-_ALLOWED: dict[str, _Allowed] = {
+Allowed = tuple[Callable[[Any], bool], str]
+_OPTIONAL_COUNT: Allowed = (lambda value: value is None or _is_count(value), "a whole number from 1 up")
+_ALLOWED: dict[str, Allowed] = {
     "tp": (lambda value: value == 1, "1: this version has no tensor parallelism; leave tp=1"),
     "session_len": _OPTIONAL_COUNT,
     "max_batch_size": (_is_count, "a whole number from 1 up"),
@@ -167,6 +167,18 @@ _ALLOWED: dict[str, _Allowed] = {
     "max_busy_token_num": _OPTIONAL_COUNT,
     "use_cuda_graphs": (lambda value: isinstance(value, bool), "True or False"),
 }
+
+
+def check_fields(config: object, allowed: Mapping[str, Allowed]) -> None:
+    """Hold each field to what it may be.
+
+    Raises:
+        ConfigError: one is not; `param` names it.
+    """
+    for name, (is_allowed, wanted) in allowed.items():
+        value = getattr(config, name)
+        if not is_allowed(value):
+            raise ConfigError(f"{name}={value!r:.80} must be {wanted}.", param=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +221,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Check every field that can be checked without a model."""
-        for name, (is_allowed, wanted) in _ALLOWED.items():
-            value = getattr(self, name)
-            if not is_allowed(value):
-                raise ConfigError(f"{name}={value!r:.80} must be {wanted}.", param=name)
+        check_fields(self, _ALLOWED)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "EngineConfig":

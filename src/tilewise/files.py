@@ -1,7 +1,7 @@
 """Reads a file that somebody named: a plain one, whole, of bounded size, and never waiting for a writer.
 
-Every refusal is an `OSError` whose `strerror` says what is wrong, so that callers have one thing to catch and name
-the file in their own words.
+Every refusal of `read_file` is an `OSError` whose `strerror` says what is wrong, so that callers have one thing to
+catch and name the file in their own words; of a model's own files all are told in the same.
 """
 
 import errno
@@ -9,6 +9,8 @@ import os
 import stat
 from pathlib import Path
 from typing import BinaryIO
+
+from tilewise.errors import CheckpointError
 
 # NOTE: without O_NONBLOCK opening a named pipe waits until somebody writes to it.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -46,3 +48,17 @@ def read_file(path: str | Path, max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise OSError(errno.EFBIG, f"it is larger than {max_bytes >> 10} KiB")
     return content
+
+
+def read_model_file(path: Path, max_bytes: int) -> bytes:
+    """Read a file of at most `max_bytes` that a model folder must have.
+
+    Raises:
+        CheckpointError: it is missing, cannot be read, or is larger.
+    """
+    try:
+        return read_file(path, max_bytes)
+    except (FileNotFoundError, NoPlainFileError):
+        raise CheckpointError(f"{path.name} is missing from the model folder, or is no file; it is required.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}.") from None

@@ -268,9 +268,10 @@ def test_real_engines_refuse_alike_in_either_place() -> None:
     }
     for kind, options in refused.items():
         said: list[str] = []
+        config = EngineConfig.from_options(options)
+        checkpoint = find_checkpoint(None, config)
         for in_process in (True, False):
             with pytest.raises(kind) as refusal:
-                config = EngineConfig.from_options(options)
-                launch_engine(find_checkpoint(None, config), config, in_process=in_process)
+                launch_engine(checkpoint, config, in_process=in_process)
             said.append(str(refusal.value))
         assert said[0] == said[1]

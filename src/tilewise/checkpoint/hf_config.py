@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 from tilewise.config import DTYPE_BYTES, DecoderConfig, ModelConfig, NormType, RopeScaling, VisionConfig
 from tilewise.errors import CheckpointError, UnsupportedModelError
+from tilewise.files import read_model_file
 
 # The official files are below 10 kB; an index of 100,000 tensors stays below 16 MiB.
 _MAX_JSON_BYTES = 16 << 20
@@ -35,15 +36,7 @@ def load_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, too large, not JSON or not an object.
     """
-    try:
-        if not path.is_file():  # a named pipe would block
-            raise CheckpointError(f"{path.name} is missing from the model folder, or is no file; it is required.")
-        with path.open("rb") as file:
-            content = file.read(_MAX_JSON_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}.") from error
-    if len(content) > _MAX_JSON_BYTES:
-        raise CheckpointError(f"{path.name} is larger than {_MAX_JSON_BYTES >> 20} MiB; that is no model's.")
+    content = read_model_file(path, _MAX_JSON_BYTES)
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:

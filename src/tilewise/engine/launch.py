@@ -28,11 +28,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A running engine: the door to it, what was resolved for it, and where its checkpoint lies."""
+    """A running engine: the door to it, and what was resolved for it."""
 
     client: EngineClient
     resolved: ResolvedConfig
-    folder: Path
 
 
 def find_checkpoint(model: str | None, config: EngineConfig) -> Checkpoint:
@@ -47,23 +46,22 @@ def find_checkpoint(model: str | None, config: EngineConfig) -> Checkpoint:
     return Checkpoint(folder, load_model_config(folder))
 
 
-def launch_engine(model: str | Checkpoint | None, config: EngineConfig, *, in_process: bool = True) -> Engine:
-    """Load a model, found before or now, and start its engine: on a thread here, or in a process of its own.
+def launch_engine(checkpoint: Checkpoint, config: EngineConfig, *, in_process: bool = True) -> Engine:
+    """Load a model and start its engine: on a thread here, or in a process of its own.
 
     Raises:
-        CheckpointError: the model cannot be found or served.
+        CheckpointError: the model cannot be served.
         ConfigError: the configuration contradicts the model or the device.
         CapacityError: the device is too small.
         EngineError: the engine's process could not start.
     """
-    checkpoint = model if isinstance(model, Checkpoint) else find_checkpoint(model, config)
     if not in_process:
         options = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in _FINDING}
         log_level = logging.getLogger("tilewise").getEffectiveLevel()
         client = ProcessClient(Start(str(checkpoint.folder), checkpoint.model, options, log_level))
-        return Engine(client, client.resolved, checkpoint.folder)
+        return Engine(client, client.resolved)
     # torch takes seconds to import, and is not wanted before the rest is known to be right.
     from tilewise.engine.core import build_core
 
     core, resolved = build_core(checkpoint.folder, checkpoint.model, config)
-    return Engine(InProcessClient(core), resolved, checkpoint.folder)
+    return Engine(InProcessClient(core), resolved)

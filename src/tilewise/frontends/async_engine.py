@@ -161,7 +161,6 @@ class AsyncEngine:
 
     def __init__(
         self,
-        engine: Engine | None,
         builder: RequestBuilder,
         *,
         max_queued: int = 256,
@@ -185,8 +184,6 @@ class AsyncEngine:
         self._posted: deque[tuple[_Choice, StepOutput]] = deque()
         self._is_woken = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        if engine is not None:
-            self.attach(engine)
 
     def attach(self, engine: Engine) -> None:
         """Take requests from now on; `close` ends the engine."""

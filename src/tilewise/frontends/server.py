@@ -76,7 +76,7 @@ def run_server(
     policy = ImagePolicy(allowed_media_hosts=hosts, allowed_local_media_path=server.allowed_local_media_path)
     is_demo = checkpoint.folder.resolve() == model_folder().resolve()
     name = server.model_name or _name_model(model, checkpoint, is_demo=is_demo)
-    engine = AsyncEngine(None, replace(builder, policy=policy), max_queued=server.max_queued, model_name=name)
+    engine = AsyncEngine(replace(builder, policy=policy), max_queued=server.max_queued, model_name=name)
     app = create_app(Service(engine, name, keys, server.allow_origins, is_demo))
     settings = uvicorn.Config(
         app,

@@ -4,12 +4,20 @@ import os
 import ssl
 from dataclasses import dataclass
 
+from tilewise.config import Allowed, check_fields
 from tilewise.errors import ConfigError
-from tilewise.inputs.files import read_file
+from tilewise.files import read_file
 
 _MAX_FILE_BYTES = 1 << 20
 # Connections of which some are kept for /health and /ready; fewer would leave nobody else any.
 MIN_CONNECTIONS = 16
+_ALLOWED: dict[str, Allowed] = {
+    "server_port": (lambda value: 0 <= value <= 65535, "in [0, 65535]"),
+    "server_fd": (lambda value: value is None or value >= 3, "3 or more"),
+    "max_queued": (lambda value: value >= 0, "0 or more"),
+    "max_connections": (lambda value: value >= MIN_CONNECTIONS, f"{MIN_CONNECTIONS} or more"),
+    "log_format": (lambda value: value in ("text", "json"), "text or json"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +45,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        if not 0 <= self.server_port <= 65535:
-            raise ConfigError(f"server_port={self.server_port} must be in [0, 65535].", param="server_port")
-        if self.server_fd is not None and self.server_fd < 3:
-            raise ConfigError(f"server_fd={self.server_fd} must be 3 or more.", param="server_fd")
-        if self.max_queued < 0:
-            raise ConfigError(f"max_queued={self.max_queued} must be 0 or more.", param="max_queued")
-        if self.max_connections < MIN_CONNECTIONS:
-            raise ConfigError(
-                f"max_connections={self.max_connections} must be {MIN_CONNECTIONS} or more.", param="max_connections"
-            )
-        if self.log_format not in ("text", "json"):
-            raise ConfigError(f"log_format={self.log_format!r:.80} must be text or json.", param="log_format")
+        check_fields(self, _ALLOWED)
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ConfigError("Give both ssl_certfile and ssl_keyfile, or neither.", param="ssl_certfile")
 

@@ -15,10 +15,10 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from tilewise.errors import ImageError, InputError
+from tilewise.files import NoPlainFileError, open_file
 from tilewise.inputs.decoder import SHARED_DECODER
 from tilewise.inputs.errand import timed
 from tilewise.inputs.fetch import fetch
-from tilewise.inputs.files import NoPlainFileError, open_file
 from tilewise.inputs.pixels import to_rgb
 from tilewise.inputs.policy import ImageLimits, ImagePolicy
 from tilewise.inputs.tiling import choose_grid, has_thumbnail

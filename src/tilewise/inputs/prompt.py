@@ -14,8 +14,8 @@ from typing import Any, cast
 
 from tilewise.config import ChatTemplateConfig, ModelConfig
 from tilewise.errors import ConfigError, InputError
+from tilewise.files import read_file
 from tilewise.inputs.conversation import ImagePart, Message, Part, ToolCall, check_turns
-from tilewise.inputs.files import read_file
 from tilewise.inputs.tokenizer import SPECIAL_NAMES
 
 _SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIAL_NAMES)) + ")")

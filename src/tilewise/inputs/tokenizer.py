@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from tilewise.errors import CheckpointError, InputError
+from tilewise.files import read_model_file
 
 # Source: tokenizer_config.json of OpenGVLab/InternVL-Chat-V1-5.
 SPECIAL_NAMES = (
@@ -175,7 +176,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def _load_pieces(path: Path) -> _Pieces:
     import sentencepiece
 
-    content = _read(path)
+    content = read_model_file(path, _MAX_FILE_BYTES)
     # Level 2 keeps errors: InternLM2's model warns of its null piece on every load.
     cast(Any, sentencepiece).set_min_log_level(2)
     try:
@@ -189,7 +190,7 @@ def _load_special_tokens(path: Path) -> dict[str, int]:
         "tokenizer_config.json must hold added_tokens_decoder, an object of id -> {content: name} with distinct names."
     )
     try:
-        table = json.loads(_read(path))["added_tokens_decoder"]
+        table = json.loads(read_model_file(path, _MAX_FILE_BYTES))["added_tokens_decoder"]
         names = {int(token_id): token["content"] for token_id, token in table.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise malformed from None
@@ -197,16 +198,3 @@ def _load_special_tokens(path: Path) -> dict[str, int]:
     if len(special_tokens) != len(table):
         raise malformed
     return special_tokens
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if not path.is_file():  # a named pipe would block
-            raise CheckpointError(f"{path.name} is missing from the model folder, or is no file; it is required.")
-        with path.open("rb") as file:
-            content = file.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}.") from None
-    if len(content) > _MAX_FILE_BYTES:
-        raise CheckpointError(f"{path.name} is larger than {_MAX_FILE_BYTES >> 20} MiB; that is no tokenizer.")
-    return content
