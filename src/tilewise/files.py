@@ -13,7 +13,7 @@ from typing import BinaryIO
 from tilewise.errors import CheckpointError
 
 # NOTE: without O_NONBLOCK opening a named pipe waits until somebody writes to it.
-_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK
 
 
 class NoPlainFileError(OSError):

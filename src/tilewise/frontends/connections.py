@@ -9,6 +9,7 @@ house takes the place of whoever has waited longest without a request. The last 
 import asyncio
 import functools
 import logging
+import resource
 import ssl
 from typing import Any
 
@@ -185,10 +186,6 @@ def create_protocol(most: int, tls: ssl.SSLContext | None = None) -> Any:
 
 def _allow_descriptors(wanted: int) -> None:
     """Raise the soft limit of open files where it is lower; beyond it, connections would wait unseen."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return

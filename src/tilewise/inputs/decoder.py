@@ -17,6 +17,7 @@ import contextlib
 import io
 import math
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -212,16 +213,11 @@ class Decoder:
 
 SHARED_DECODER = Decoder()
 atexit.register(SHARED_DECODER.close)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=SHARED_DECODER.forget)
+os.register_at_fork(after_in_child=SHARED_DECODER.forget)
 
 
 def _bound_self(limits: ImageLimits) -> None:
     """Allow this process the memory and CPU time of one more picture, and no core file."""
-    try:
-        import resource
-    except ImportError:  # Windows: the parent's clock is the only bound
-        return
     usage = resource.getrusage(resource.RUSAGE_SELF)
     bounds = {
         resource.RLIMIT_AS: _BASE_MEMORY_BYTES + _MEMORY_BYTES_PER_PIXEL * limits.max_pixels,

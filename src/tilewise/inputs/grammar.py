@@ -11,6 +11,7 @@ compiled first in a process of its own, `python -m tilewise.inputs.grammar`, whi
 import contextlib
 import json
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -263,9 +264,7 @@ def main() -> None:
     """Compile the grammar on stdin within bounds of memory and time, and print what is wrong with it."""
     grammar = sys.stdin.buffer.read().decode()
     _wrap(None)  # imports what is needed, at no form's cost
-    with contextlib.suppress(ImportError, OSError, ValueError):  # macOS has no RLIMIT_AS
-        import resource
-
+    with contextlib.suppress(OSError, ValueError):  # macOS refuses RLIMIT_AS
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY_BYTES, _MAX_MEMORY_BYTES))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)

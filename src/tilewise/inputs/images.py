@@ -127,7 +127,7 @@ def _read_file(path: str, policy: ImagePolicy) -> bytes:
         if allowed is None or not Path(real).is_relative_to(os.path.realpath(allowed)):
             raise ImageError("Local files may not be read from here; send the picture as a URL or as base64 data.")
         # NOTE: without O_NOFOLLOW a link made since realpath counts
-        with open_file(real, getattr(os, "O_NOFOLLOW", 0)) as file:
+        with open_file(real, os.O_NOFOLLOW) as file:
             data = file.read(policy.limits.max_bytes + 1)
         policy.limits.check_bytes(len(data))
         return data
