@@ -296,11 +296,6 @@ class ResolvedConfig:
     tensor_parallel_size: int = 1
 
     @property
-    def use_cuda_graphs(self) -> bool:
-        """Small steps are captured."""
-        return self.graphs is not None
-
-    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values that one token takes over all layers, on one rank."""
         decoder = self.model.decoder
@@ -349,9 +344,7 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
     on_cpu = device.type == "cpu"
     session_len = config.session_len or model.decoder.max_position_embeddings
     rope_base, rope_position_scale = _resolve_rope(config.rope_scaling_factor, model.decoder, session_len)
-    image_cache_bytes = config.image_cache_bytes
-    if image_cache_bytes is None:
-        image_cache_bytes = 64 * MIB if on_cpu else 512 * MIB
+    image_cache_bytes = 64 * MIB if on_cpu else 512 * MIB
     max_step_tokens = config.max_prefill_token_num or max(1024 if on_cpu else 2048, config.max_batch_size)
     if max_step_tokens < config.max_batch_size:
         raise ConfigError(
@@ -360,7 +353,6 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
             param="max_prefill_token_num",
         )
     max_step_tiles = config.max_prefill_tiles or (1 if on_cpu else 8)
-    busy_work = config.max_busy_token_num or (None if on_cpu else BUSY_TOKENS)
     graphs = None
     if config.use_cuda_graphs and not on_cpu:
         graphs = _choose_graph_sizes(config.max_batch_size, max_step_tokens, max_step_tiles)
@@ -379,8 +371,8 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
         load_format=config.load_format,
         cache_share=config.cache_max_entry_count,
         kv_cache_bytes=config.kv_cache_bytes or (CPU_KV_CACHE_BYTES if on_cpu else None),
-        image_cache_bytes=image_cache_bytes,
-        max_busy_work=busy_work,
+        image_cache_bytes=image_cache_bytes if config.image_cache_bytes is None else config.image_cache_bytes,
+        max_busy_work=config.max_busy_token_num or (None if on_cpu else BUSY_TOKENS),
         graphs=graphs,
         tensor_parallel_size=config.tp,
     )

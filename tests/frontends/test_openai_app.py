@@ -468,7 +468,7 @@ def test_a_stream_that_is_behind_sends_packets_and_lets_others_have_their_turn(m
 
     async def run() -> None:
         stream = Stream(app.engine, 1)
-        stream.pieces.put((0, EngineError("never read")))
+        stream.put((0, EngineError("never read")))
         others = asyncio.create_task(take_turns())
         await EventStream(stream, make_events())._send(send)  # type: ignore[attr-defined]
         others.cancel()

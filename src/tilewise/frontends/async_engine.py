@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -37,43 +38,32 @@ T = TypeVar("T")
 Piece = tuple[int, Response | TilewiseError]
 
 
-class Pieces:
-    """Pieces that wait for their reader, or the reader for them; asyncio's queue costs twice as much a piece."""
+class Stream(AbstractContextManager["Stream"]):
+    """The choices of one request as they grow; close it, or use it in `with`. For one reader, on the loop.
 
-    def __init__(self) -> None:
-        """Start with none."""
-        self._waiting: deque[Piece] = deque()
-        self._reader: asyncio.Future[None] | None = None
-
-    def empty(self) -> bool:
-        """Tell whether the reader has all there is."""
-        return not self._waiting
-
-    def put(self, piece: Piece) -> None:
-        """Add one, on the reader's loop."""
-        self._waiting.append(piece)
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
-
-    async def get(self) -> Piece:
-        """Take the next, waiting for it where there is none."""
-        while not self._waiting:
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
-        return self._waiting.popleft()
-
-
-class Stream:
-    """The choices of one request as they grow; close it, or use it in `with`. For one reader, on the loop."""
+    Pieces wait for their reader, or the reader for them, without asyncio's queue, which costs twice as much a piece.
+    """
 
     def __init__(self, engine: "AsyncEngine", num_choices: int) -> None:
         """Made by `AsyncEngine.open`."""
         self.opened_at = time.perf_counter()
         self.is_closed = False
         self.request_ids: list[str] = []
-        self.pieces = Pieces()
         self.num_open, self.num_pixel_bytes = num_choices, 0
         self._engine, self._num_left = engine, num_choices
+        self._waiting: deque[Piece] = deque()
+        self._reader: asyncio.Future[None] | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """The reader has all there is."""
+        return not self._waiting
+
+    def put(self, piece: Piece) -> None:
+        """Add a piece, on the reader's loop."""
+        self._waiting.append(piece)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Response]]:
         """Yield (choice, piece) until every choice had its last one, which has a `finish_reason`.
@@ -83,7 +73,10 @@ class Stream:
             CapacityError: the server ends, and the answer with it.
         """
         while self._num_left:
-            index, piece = await self.pieces.get()
+            while not self._waiting:
+                self._reader = asyncio.get_running_loop().create_future()
+                await self._reader
+            index, piece = self._waiting.popleft()
             if isinstance(piece, TilewiseError):
                 raise piece
             if piece.finish_reason == FinishReason.ABORT:
@@ -96,9 +89,6 @@ class Stream:
         self.is_closed = True
         if self._num_left:
             self._engine.abort(self.request_ids)
-
-    def __enter__(self) -> "Stream":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -128,7 +118,7 @@ class _Choice:
         elif answer.finish_reason is not None and not was_over:
             self._engine.abort([answer.request_id])
         if piece is not None:
-            self._stream.pieces.put((self._index, piece))
+            self._stream.put((self._index, piece))
 
     def _read(self, output: StepOutput) -> Response | TilewiseError:
         answer, now, metrics = self._answer, time.perf_counter(), self._engine.metrics

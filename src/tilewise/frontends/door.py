@@ -301,7 +301,7 @@ class EventStream(Response):
             async for event in self._events:
                 unsent += event
                 # Where the loop or the reader is behind, one packet takes what has gathered.
-                if (is_done := self._source.pieces.empty()) or len(unsent) >= _PACKET_BYTES:
+                if (is_done := self._source.is_read) or len(unsent) >= _PACKET_BYTES:
                     await send({"type": "http.response.body", "body": bytes(unsent), "more_body": True})
                     unsent.clear()
                     if not is_done:

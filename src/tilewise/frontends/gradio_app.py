@@ -364,12 +364,7 @@ def _refuse_addresses(store: Any) -> Any:
 
 
 def launch_page(
-    blocks: gr.Blocks,
-    server_name: str,
-    server_port: int,
-    *,
-    is_shared: bool = False,
-    allowed_hosts: Sequence[str] = (),
+    blocks: gr.Blocks, server_name: str, server_port: int, *, is_shared: bool = False, allowed_hosts: Sequence[str] = ()
 ) -> str:
     """Open a page of `create_page` and return its address; `blocks.close()` ends it.
 

@@ -130,9 +130,9 @@ class ChatChoice(Choice):
         parts: list[str | ToolCallDelta] = [piece.text] if piece.text else []
         if self._splitter is not None:
             parts = self._splitter.push(piece.text) + (self._splitter.finish() if self.finish_reason else [])
-            if self.finish_reason == "stop" and self._splitter.has_calls:
-                self.finish_reason = "tool_calls"
         says: list[dict[str, Any]] = [{"delta": self._take_part(part)} for part in parts]
+        if self.finish_reason == "stop" and self._calls:
+            self.finish_reason = "tool_calls"
         if self.wants_logprobs and piece.logprobs:
             says = says or [{"delta": {"content": ""}}]
             says[0]["logprobs"] = self._tell(piece.logprobs)

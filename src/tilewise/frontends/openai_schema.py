@@ -4,7 +4,7 @@ A field is honoured, or accepted because it asks for nothing that this server do
 Every number is bounded here. `null` is a field left out. What messages hold is for `inputs.conversation` to judge.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, PrivateAttr, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -147,14 +147,10 @@ class Sampling(Generating):
     stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=256)] = []
     skip_special_tokens: bool = True
 
-    @model_validator(mode="after")
-    def _check_together(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise InputError("stream_options needs stream=true; leave it out.", param="stream_options")
-        return self
-
     def generation(self, most_tokens: int, **more: Any) -> GenerationConfig:
         """Our terms for these; an answer of no stated length may take `most_tokens`."""
+        if self.stream_options is not None and not self.stream:
+            raise InputError("stream_options needs stream=true; leave it out.", param="stream_options")
         if self.response_format is not None:
             more.setdefault("response_format", self.response_format)
         same: dict[str, Any] = {name: getattr(self, name) for name in _SAME_NAMES}

@@ -8,9 +8,9 @@ import logging
 import os
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
-from typing import Any, Self, cast
+from typing import Any, cast
 
 from tilewise.config import ChatTemplateConfig, EngineConfig
 from tilewise.engine.launch import Checkpoint, Engine, find_checkpoint, launch_engine
@@ -75,20 +75,13 @@ def pipeline(
             )
         template = replace(template, model_name=model_name)
     checkpoint = find_checkpoint(None if model_path is None else os.fspath(model_path), config)
-    builder = create_builder(
-        checkpoint,
-        template,
-        max_dynamic_patch=max_dynamic_patch,
-        min_dynamic_patch=min_dynamic_patch,
-        allowed_media_hosts=allowed_media_hosts,
-    )
+    builder = create_builder(checkpoint, template, max_dynamic_patch, min_dynamic_patch, allowed_media_hosts)
     return Pipeline(launch_engine(checkpoint, config), builder)
 
 
 def create_builder(
     checkpoint: Checkpoint,
     chat_template: ChatTemplateConfig | None = None,
-    *,
     max_dynamic_patch: int | None = None,
     min_dynamic_patch: int | None = None,
     allowed_media_hosts: Sequence[str] = (),
@@ -144,7 +137,7 @@ def read_log_level(level: object) -> int:
     return known[level.upper()]
 
 
-class Session:
+class Session(AbstractContextManager["Session"]):
     """A conversation held by `Pipeline.chat`: `response` is the last answer, `history` all (prompt, text) pairs."""
 
     def __init__(self) -> None:
@@ -163,14 +156,11 @@ class Session:
         """Forget the conversation and its pictures."""
         self.response, self.history, self.messages = None, [], ()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class Pipeline:
+class Pipeline(AbstractContextManager["Pipeline"]):
     """Answers prompts with one engine; may be called from several threads. Close it, or use it in `with`."""
 
     def __init__(self, engine: Engine, builder: RequestBuilder) -> None:
@@ -286,9 +276,6 @@ class Pipeline:
     def close(self) -> None:
         """End the engine and give back its memory; a closed pipeline answers nothing more."""
         self._finalizer()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -157,18 +157,23 @@ def bind(server: ServerConfig) -> socket.socket:
     Raises:
         ConfigError: the address cannot be bound, or what was handed over does not listen.
     """
-    if server.server_fd is not None:
-        return _take(server.server_fd)
+    listener = _open(server) if server.server_fd is None else _take(server.server_fd)
+    # NOTE: asyncio does so for sockets that it made itself; without it each event waits for the last one's receipt,
+    # which a client may hold back for 40 ms. What is accepted inherits it.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def _open(server: ServerConfig) -> socket.socket:
     try:
         family = socket.getaddrinfo(server.server_name, server.server_port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((server.server_name, server.server_port), family=family, backlog=1024)
+        return socket.create_server((server.server_name, server.server_port), family=family, backlog=1024)
     except OSError as error:
         raise ConfigError(
             f"{server.server_name}:{server.server_port} cannot be bound ({error.strerror}); choose another "
             "--server-port, or --server-name.",
             param="server_port",
         ) from None
-    return _without_delay(listener)
 
 
 def _take(descriptor: int) -> socket.socket:
@@ -176,16 +181,9 @@ def _take(descriptor: int) -> socket.socket:
         listener = socket.socket(fileno=descriptor)
         is_listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         if is_listening and listener.family in (socket.AF_INET, socket.AF_INET6):
-            return _without_delay(listener)
+            return listener
         listener.detach()  # not ours to close
     raise ConfigError(f"server_fd={descriptor} is no TCP socket that listens.", param="server_fd")
-
-
-def _without_delay(listener: socket.socket) -> socket.socket:
-    # NOTE: asyncio does so for sockets that it made itself; without it each event waits for the last one's receipt,
-    # which a client may hold back for 40 ms. What is accepted inherits it.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
 
 
 def _tell_address(server: ServerConfig, listener: socket.socket, name: str, *, has_keys: bool) -> None:

@@ -109,11 +109,6 @@ class ToolSplitter:
         self._depth = 0
         self._quoted = ""  # within a string of the arguments a quote, after a backslash there that
 
-    @property
-    def has_calls(self) -> bool:
-        """A tool was called."""
-        return bool(self._calls)
-
     def push(self, text: str) -> list[str | ToolCallDelta]:
         """Take more of the answer; give what it completes."""
         self._held += text
