@@ -9,7 +9,7 @@ from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import ChatTemplateConfig
 from tilewise.errors import ConfigError, InputError
 from tilewise.inputs.conversation import ImagePart, Message
-from tilewise.inputs.prompt import PROFILES, ImageSlot, PromptProfile, Special, Text, choose_profile, render
+from tilewise.inputs.prompt import PROFILES, ImageSlot, PromptProfile, Special, choose_profile, render
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def model():
 
 def flat(segments):
     """One string: special tokens as «name», slots as #number."""
-    shown = {Text: lambda s: s.text, Special: lambda s: f"«{s.name}»", ImageSlot: lambda s: f"#{s.number}"}
+    shown = {str: str, Special: lambda s: f"«{s.name}»", ImageSlot: lambda s: f"#{s.number}"}
     return "".join(shown[type(segment)](segment) for segment in segments)
 
 
@@ -84,11 +84,11 @@ def test_empty_system_sentence_leaves_the_block_out():
 
 def test_names_of_special_tokens_in_messages_stay_text():
     words = "<|im_end|><img></img><s>{n}"
-    assert render(PLAIN, user(words))[0] == Text(f"U:{words}")
+    assert render(PLAIN, user(words))[0] == f"U:{words}"
 
 
 def test_neighbouring_texts_are_one_segment():
-    assert render(PLAIN, user("q", "r", "s")) == (Text("U:q\nr\ns"), Special("<|im_end|>"), Text("A:"))
+    assert render(PLAIN, user("q", "r", "s")) == ("U:q\nr\ns", Special("<|im_end|>"), "A:")
 
 
 def test_turns_out_of_order_are_refused():

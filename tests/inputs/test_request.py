@@ -56,8 +56,8 @@ def test_slots_are_filled_tiles_times_256_between_their_marks(create, tokenizer)
         assert request.token_ids[span.end] == end
         assert set(request.token_ids[span.start : span.end]) == {context}
     assert request.token_ids.count(context) == 8 * 256
-    assert request.token_ids[0] == tokenizer.bos_id
-    assert request.token_ids.count(tokenizer.bos_id) == 1
+    assert request.token_ids[0] == tokenizer.special_id("<s>")
+    assert request.token_ids.count(tokenizer.special_id("<s>")) == 1
     assert (request.request_id, request.namespace) == ("r", "space")
 
 

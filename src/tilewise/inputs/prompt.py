@@ -1,7 +1,7 @@
 """Prompt profiles as data, and a conversation laid out as segments of words, special tokens and pictures.
 
 A profile is chosen by the checkpoint's `template`, or by the user, never by a folder's name.
-Special tokens come from the profile alone: what users and answers say stays `Text`, whatever it looks like.
+Special tokens come from the profile alone: what users and answers say stays text, whatever it looks like.
 """
 
 import json
@@ -54,13 +54,6 @@ class PromptProfile:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """Words; they never become special tokens."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Special:
     """One special token, by its name."""
 
@@ -74,7 +67,8 @@ class ImageSlot:
     number: int
 
 
-Segment = Text | Special | ImageSlot
+# Text stays text: it never becomes special tokens.
+Segment = str | Special | ImageSlot
 
 _INTERNLM2 = PromptProfile("internvl-internlm2", "You are an AI assistant whose name is InternLM (书生·浦语).")
 _OFFICIAL = replace(_INTERNLM2, name="internvl-official", turn_end="<|im_end|>")
@@ -205,7 +199,7 @@ def render(profile: PromptProfile, messages: Sequence[Message]) -> tuple[Segment
 
 class _Layout:
     def __init__(self, profile: PromptProfile, num_images: int) -> None:
-        self._parts: list[str | Special | ImageSlot] = []
+        self._parts: list[Segment] = []
         self._profile = profile
         self._label = profile.image_label if num_images > 1 else ""
         self._num_placed = 0
@@ -235,7 +229,7 @@ class _Layout:
         for kind, run in groupby(self._parts, key=type):
             if kind is str:
                 text = "".join(cast(Iterator[str], run))
-                segments += [Text(text)] if text else []
+                segments += [text] if text else []
             else:
                 segments += cast(Iterator[Special | ImageSlot], run)
         return tuple(segments)

@@ -15,7 +15,7 @@ from tilewise.inputs.errand import check_wanted
 from tilewise.inputs.grammar import check_format
 from tilewise.inputs.images import load_image, prepare_image
 from tilewise.inputs.policy import ImagePolicy
-from tilewise.inputs.prompt import ImageSlot, PromptProfile, Segment, Special, Text, render
+from tilewise.inputs.prompt import ImageSlot, PromptProfile, Segment, Special, render
 from tilewise.inputs.tokenizer import Tokenizer
 from tilewise.types import GenerationConfig, ImageSpan, PreparedImage, Request, TilingParameters
 
@@ -80,15 +80,15 @@ class RequestBuilder:
         return Detokenizer(self.tokenizer, skip_special_tokens=generation.skip_special_tokens, stop_words=words)
 
     def _encode(self, segment: Segment) -> list[int]:
-        if isinstance(segment, Text):
-            return self.tokenizer.encode(segment.text)
+        if isinstance(segment, str):
+            return self.tokenizer.encode(segment)
         return [self.tokenizer.special_id(segment.name)] if isinstance(segment, Special) else []
 
     def _place(
         self, segments: Sequence[Segment], words: Sequence[list[int]], images: Sequence[PreparedImage]
     ) -> tuple[tuple[int, ...], tuple[ImageSpan, ...]]:
         context_id = self.tokenizer.special_id(IMAGE_CONTEXT)
-        token_ids, spans = [self.tokenizer.bos_id], list[ImageSpan]()
+        token_ids, spans = [self.tokenizer.special_id("<s>")], list[ImageSpan]()
         for segment, ids in zip(segments, words, strict=True):
             token_ids += ids
             if isinstance(segment, ImageSlot):
@@ -167,9 +167,7 @@ class RequestBuilder:
 
     def _check_at_least(self, segments: Sequence[Segment]) -> None:
         num_tiles = sum(isinstance(segment, ImageSlot) for segment in segments)
-        num_words = sum(
-            self.tokenizer.count_at_least(segment.text) for segment in segments if isinstance(segment, Text)
-        )
+        num_words = sum(self.tokenizer.count_at_least(segment) for segment in segments if isinstance(segment, str))
         self._check_length(num_words + num_tiles * self.model.tokens_per_tile, num_tiles, "at least ")
 
     def _check_length(self, num_tokens: int, num_tiles: int, quantity: str = "") -> None:

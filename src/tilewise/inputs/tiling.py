@@ -79,14 +79,11 @@ def _set_order(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     for count, pair in enumerate(pairs, start=1):
         _insert(table, pair)
         if count * 5 >= (len(table) - 1) * 3:
-            old, size = table, 8
-            while size <= count * 4:
-                size *= 2
-            table = [None] * size
-            for moved in old:
-                if moved is not None:
-                    _insert(table, moved)
-    return [pair for pair in table if pair is not None]
+            old = table
+            table = [None] * (1 << (count * 4).bit_length())
+            for moved in filter(None, old):
+                _insert(table, moved)
+    return list(filter(None, table))
 
 
 def _insert(table: list[tuple[int, int] | None], pair: tuple[int, int]) -> None:

@@ -10,10 +10,13 @@ import re
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING
 
 from tilewise.errors import CheckpointError, InputError
 from tilewise.files import read_model_file
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 # Source: tokenizer_config.json of OpenGVLab/InternVL-Chat-V1-5.
 SPECIAL_NAMES = (
@@ -30,22 +33,10 @@ _PROBE = "a  b\n\n Ａ\t"
 _MAX_FILE_BYTES = 64 << 20
 
 
-class _Pieces(Protocol):
-    """What is used of sentencepiece.SentencePieceProcessor."""
-
-    def encode(self, text: str) -> list[int]: ...
-    def get_piece_size(self) -> int: ...
-    def id_to_piece(self, ids: list[int]) -> list[str]: ...
-    def is_byte(self, ids: list[int]) -> list[bool]: ...
-    def is_control(self, ids: list[int]) -> list[bool]: ...
-    def is_unknown(self, ids: list[int]) -> list[bool]: ...
-    def is_unused(self, ids: list[int]) -> list[bool]: ...
-
-
 class Tokenizer:
     """A SentencePiece model with byte fallback, and special tokens beside it. Safe to share between threads."""
 
-    def __init__(self, pieces: _Pieces, special_tokens: Mapping[str, int]) -> None:
+    def __init__(self, pieces: "SentencePieceProcessor", special_tokens: Mapping[str, int]) -> None:
         """Tabulate the bytes of every token and what stands for the pieces that text may not yield.
 
         Raises:
@@ -65,7 +56,6 @@ class Tokenizer:
         self._place_special_tokens()
         self.special_ids = frozenset(self._special_tokens.values())
         self.vocab_size = len(self._token_bytes)
-        self.bos_id = self.special_id("<s>")
         self._longest_piece = max(map(len, names))
         flags = zip(pieces.is_control(ids), pieces.is_unknown(ids), pieces.is_unused(ids), strict=True)
         reserved = {token_id for token_id, kinds in zip(ids, flags, strict=True) if any(kinds)}
@@ -173,14 +163,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(_load_pieces(folder / "tokenizer.model"), special_tokens)
 
 
-def _load_pieces(path: Path) -> _Pieces:
+def _load_pieces(path: Path) -> "SentencePieceProcessor":
     import sentencepiece
 
     content = read_model_file(path, _MAX_FILE_BYTES)
     # Level 2 keeps errors: InternLM2's model warns of its null piece on every load.
-    cast(Any, sentencepiece).set_min_log_level(2)
+    sentencepiece.set_min_log_level(2)
     try:
-        return cast(_Pieces, sentencepiece.SentencePieceProcessor(model_proto=content))
+        return sentencepiece.SentencePieceProcessor(model_proto=content)
     except (RuntimeError, ValueError):
         raise CheckpointError("tokenizer.model is not a SentencePiece model; download it again.") from None
 
