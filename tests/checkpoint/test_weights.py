@@ -217,7 +217,7 @@ def test_the_device_receives_the_same_bits_in_file_order(
     tensors = {f"t{number:03d}": torch.randn(size).bfloat16() for number, size in enumerate(sizes)}
     save_file(tensors, tmp_path / "model.safetensors")
     sink = Sink(tensors)
-    report = load_weights(tmp_path, sink.slots, torch.device("cuda", 0))
+    load_weights(tmp_path, sink.slots, torch.device("cuda", 0))
     assert all(tensor.is_cuda for _, tensor in sink.arrived)
     assert_arrived_once(sink, tensors)
     assert report.num_tensors == len(tensors)

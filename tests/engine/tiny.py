@@ -47,7 +47,7 @@ def make_core(*, num_blocks: int = 256, num_tile_rows: int = 256, **options: obj
         "device": "cpu",
         "load_format": "dummy",
         "cache_block_seq_len": BLOCK_SIZE,
-        "kv_cache_bytes": num_blocks * KV_BLOCK_BYTES,
+        "kv_cache_bytes": num_blocks * KV_BLOCK_BYTES // (2 if options.get("dtype") == "bfloat16" else 1),
         "image_cache_bytes": num_tile_rows * TILE_BYTES,
         "max_prefill_tiles": 4,
         **options,

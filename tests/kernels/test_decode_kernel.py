@@ -91,6 +91,18 @@ def test_head_sizes_that_the_matrix_units_cannot_take_are_declined_by_name(head_
     assert f"head size {head_dim}" in (attention.decline_shapes(tensor, tensor) or "")
 
 
+def test_blocks_that_no_small_card_has_shared_memory_for_are_declined_and_the_26b_s_are_not() -> None:
+    for dtype, block_size, head_dim, is_declined in (
+        (torch.bfloat16, 64, 128, False),
+        (torch.bfloat16, 128, 128, False),
+        (torch.float32, 64, 128, False),
+        (torch.float32, 128, 128, True),
+        (torch.bfloat16, 128, 256, True),
+    ):
+        k_cache = torch.zeros(1, block_size, 2, head_dim, dtype=dtype)
+        assert bool(attention.decline_shapes(torch.zeros(1, 2, head_dim, dtype=dtype), k_cache)) == is_declined
+
+
 def test_a_cache_of_another_dtype_is_declined_by_name() -> None:
     q, k_cache = torch.zeros(1, 2, 64), torch.zeros(1, 16, 2, 64, dtype=torch.float16)
     assert "torch.float16" in (attention.decline_shapes(q, k_cache) or "")

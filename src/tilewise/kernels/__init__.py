@@ -141,7 +141,10 @@ def _create_side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def decline_capture(k_cache: Tensor) -> str | None:
-    """Say why steps over this cache cannot be captured, or None if they can: a captured one has Triton's attention."""
+    """Say why steps over a layer's cache cannot be captured, or None if they can: they need Triton's attention.
+
+    Shapes: k_cache: (num_blocks, block_size, Hkv, D)
+    """
     return attention.decline_decodes(k_cache, k_cache)
 
 

@@ -80,7 +80,7 @@ class Runner:
         self._folder = folder
         self._compiler = ThreadPoolExecutor(1, "tilewise-grammar")
         self._graphs: StepGraphs | None = None
-        if config.graphs is not None and kernels.decline_capture(caches.k) is None:
+        if config.graphs is not None and kernels.decline_capture(caches.k[0]) is None:
             with self._on_device():
                 self._graphs = StepGraphs(model, caches, -(-config.session_len // config.block_size), self._latest)
                 self._graphs.capture(config.graphs)
