@@ -220,7 +220,6 @@ def test_the_device_receives_the_same_bits_in_file_order(
     load_weights(tmp_path, sink.slots, torch.device("cuda", 0))
     assert all(tensor.is_cuda for _, tensor in sink.arrived)
     assert_arrived_once(sink, tensors)
-    assert report.num_tensors == len(tensors)
 
 
 @pytest.mark.gpu
