@@ -29,7 +29,7 @@ from tilewise.kernels import silu_and_multiply, skinny
 from tilewise.kernels.skinny import (
     Tiles,
     choose_tiles,
-    kernels,
+    kernel,
     launch_options,
     multiply,
     multiply_gated,
@@ -194,7 +194,7 @@ def compile_all(bench: Bench, products: dict[Product, list[Tiles]]) -> int:
     """Compile the candidates on all cores; what fails here fails again, alone, when it is tried."""
     import triton
 
-    multiply_share, _ = kernels()
+    multiply_share = kernel()
     start_s = time.perf_counter()
     seen: set[tuple[int, Tiles, bool, bool]] = set()
     with (
@@ -210,9 +210,9 @@ def compile_all(bench: Bench, products: dict[Product, list[Tiles]]) -> int:
                 if kind in seen:
                     continue
                 seen.add(kind)
-                out = weight.float() if tiles.num_splits > 1 else weight
                 options = launch_options(m, tiles, None, is_gated)
-                multiply_share.warmup(x, weight, None, out, m, n, k, grid=(1, 1), **options)
+                shared = (weight.float(), weight.int()) if tiles.num_splits > 1 else (None, None)
+                multiply_share.warmup(x, weight, None, weight, *shared, m, n, k, grid=(1, 1), **options)
     print(f"{len(seen)} kernels compiled in {time.perf_counter() - start_s:.1f} s on {os.cpu_count()} cores")
     return len(seen)
 

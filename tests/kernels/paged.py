@@ -96,7 +96,7 @@ def compare_decodes(case: DecodeCase, device: str) -> float:
         out[:number, 1] = math.nan
         returned = attention.attend_decodes(q, k_cache, v_cache, table.contiguous(), lengths[:, 0], out[:size, 1])
         assert returned.data_ptr() == out[0, 1].data_ptr()
-        assert not attention._create_arrivals(q.device).any()
+        assert not attention.get_arrivals(q.device).any()
         assert (out[:, 0] == 7).all()
         assert (out[number:] == 7).all()
     wide = q[:number].float(), k_cache.float(), v_cache.float(), table[:number], lengths[:number, 0]

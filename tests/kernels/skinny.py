@@ -87,8 +87,9 @@ _CUTS = (
     (64, 129, 384, Tiles(128, 128, 2, 4, 3), True),
     (64, 100, 256, Tiles(64, 128, 1, 4, 3, weight_first=True), False),
 )
-# Gates that fill no tile, both orders, every padding.
+# Gates that fill no tile, both orders, every padding, K in one share and in several.
 GATED = (
+    (3, 70, 640, Tiles(32, 128, 3, 4, 3)),
     (1, 66, 256, Tiles(16, 128, 1, 4, 3)),
     (3, 70, 384, Tiles(64, 128, 1, 4, 3, weight_first=True)),
     (17, 128, 256, Tiles(64, 256, 1, 4, 3)),

@@ -76,13 +76,14 @@ def test_the_last_of_many_programs_finds_what_all_others_wrote_and_repeats_its_b
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 8])
 def test_a_grid_fills_a_large_gpu_and_every_shared_context_has_a_counter(num_kv_heads: int) -> None:
-    counters = len(attention._create_arrivals(torch.device("cpu")))
+    counters = len(attention.get_arrivals(torch.device("cpu")))
     for num_sequences in range(1, 600):
-        num_splits = attention.choose_num_splits(num_sequences, num_kv_heads)
+        for is_padded in (True, False):
+            num_splits = attention.choose_num_splits(num_sequences, num_kv_heads, is_padded)
+            assert num_splits == 1 or num_sequences * num_kv_heads <= counters
         num_programs = num_sequences * num_kv_heads * num_splits
         assert num_splits in (1, 2, 4, 8, 16)
         assert num_programs > 256 or num_splits == 16
-        assert num_splits == 1 or num_sequences * num_kv_heads <= counters
 
 
 @pytest.mark.parametrize("head_dim", [8, 80, 96])

@@ -48,9 +48,10 @@ def attention_cases() -> list[Case]:
 
 
 def skinny_cases(capability: int) -> list[Case]:
-    multiply_share, add_shares = skinny.kernels()
+    multiply_share = skinny.kernel()
     scalars = dict.fromkeys(("num_rows", "n", "k"), "i32")
     tensors = dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "out_ptr"), "*bf16")
+    shared = {"shares_ptr": "*fp32", "arrivals_ptr": "*i32"}
     cases: list[Case] = []
     kinds: set[tuple[int, skinny.Tiles, bool]] = set()
     for is_gated, table in ((False, skinny._TABLE), (True, skinny._GATED_TABLE)):
@@ -58,13 +59,14 @@ def skinny_cases(capability: int) -> list[Case]:
             tiles = skinny.choose_tiles(m, n, k, 132, SHARED_BYTES[capability], is_gated)
             kinds.add((skinny.pad_rows(m), replace(tiles, num_splits=1), is_gated))
     for rows, tiles, is_gated in sorted(kinds, key=str):
-        options = skinny.launch_options(rows, tiles, None if is_gated else torch.zeros(1), is_gated)
-        constants = {name: value for name, value in options.items() if name.isupper()}
-        launch = {name: value for name, value in options.items() if not name.isupper()}
-        name = f"multiply_share by {rows} rows, {tiles}{', gated' if is_gated else ''}"
-        cases.append(Case(name, multiply_share, {**tensors, **scalars}, constants, launch))
-    types = {"shares_ptr": "*fp32", "bias_ptr": "*bf16", "out_ptr": "*bf16", "num_rows": "i32", "n": "i32"}
-    cases.append(Case("add_shares", add_shares, types, {"NUM_SPLITS": 4, "HAS_BIAS": True, "BLOCK": 256}, {}))
+        for cut in (tiles, replace(tiles, num_splits=4)):
+            options = skinny.launch_options(rows, cut, None if is_gated else torch.zeros(1), is_gated)
+            constants = {name: value for name, value in options.items() if name.isupper()}
+            launch = {name: value for name, value in options.items() if not name.isupper()}
+            constants |= dict.fromkeys(shared) if cut.num_splits == 1 else {}
+            types = tensors | scalars | (shared if cut.num_splits > 1 else {})
+            name = f"multiply_share by {rows} rows, {cut}{', gated' if is_gated else ''}"
+            cases.append(Case(name, multiply_share, types, constants, launch))
     return cases
 
 

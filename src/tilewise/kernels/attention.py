@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tilewise.kernels.arrivals import create_arrivals
+
 _MAX_SPLITS = 16
 _NUM_PROGRAMS = 512  # a few for every multiprocessor
 _MIN_ROWS = 16  # smallest M of a Triton dot
@@ -154,14 +156,9 @@ def choose_num_stages(k_cache: Tensor) -> int:
     return 3 if 2 * block_bytes <= _IN_FLIGHT_BYTES else 2
 
 
-@cache
-def _create_arrivals(device: torch.device) -> Tensor:
-    """Create a counter for each sequence and KV head that several programs may share; a launch leaves all at zero.
-
-    NOTE: one set a device: launches on one device follow each other, on one stream or on streams that wait.
-    """
-    # Copied, not filled: the copy is over when it returns, whichever stream needs the zeros. In a capture it raises.
-    return torch.zeros(_MAX_PAIRS, dtype=torch.int32).to(device)
+def get_arrivals(device: torch.device) -> Tensor:
+    """Return the counters of this kernel's launches on a device, one for each sequence and KV head of a batch."""
+    return create_arrivals(device, "attend_decodes", _MAX_PAIRS)
 
 
 def attend_decodes(
@@ -193,7 +190,7 @@ def attend_decodes(
     if num_splits > 1:
         partial = torch.empty((*shares, group, head_dim), dtype=torch.float32, device=q.device)
         stats = torch.empty((*shares, 2, group), dtype=torch.float32, device=q.device)
-        arrivals = _create_arrivals(q.device)
+        arrivals = get_arrivals(q.device)
     _kernel()[shares](
         q, k_cache, v_cache, block_table, lengths, out, partial, stats, arrivals, head_dim**-0.5,
         q.stride(0), out.stride(0), block_table.stride(0), *k_cache.stride()[:3],

@@ -2,8 +2,8 @@
 
 Each program owns some rows of the weight and a share of K, streams them once, and multiplies them with all rows of x,
 padded to 16, 32 or 64 for the matrix units. Where the weight is too narrow to keep the device busy, K is
-split and a second kernel adds the fp32 shares in their order: no atomics, so that the same inputs give the same bits.
-A gated product owns rows of gate and the same ones of up by turns, and stores what SwiGLU makes of them.
+split, and the program that arrives last for its rows adds the fp32 shares in their order, so that the same inputs give
+the same bits. A gated product owns rows of gate and the same ones of up by turns, and stores what SwiGLU makes of them.
 The grid follows from shapes alone and nothing waits for the host, so that graphs capture it.
 """
 
@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tilewise.kernels.arrivals import create_arrivals
+
 MAX_ROWS = 64
 K_MULTIPLE = 128  # every block_k that is chosen divides K
 _MIN_WEIGHT_ELEMENTS = 1 << 22  # 8 MB, read in 3 us at 3 TB/s: below, launching costs more than reading
-_ADD_BLOCK = 256
+_MAX_SPLIT_TILES = 4096  # of weight rows: what is cut into more keeps the device busy as it is
 # Largest shared memory of a block, KiB, by compute capability: CUDA C++ programming guide, "technical specifications".
 _SHARED_KIB = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}
 _LEAST_SHARED_KIB = 99  # 8.6, 8.9, 12.0, and whatever is unknown
@@ -145,8 +147,6 @@ def decline_gated(x: Tensor, weight: Tensor) -> str | None:
     reason = decline(x, weight)
     if reason is None and weight.shape[0] % 2:
         return f"{weight.shape[0]} rows are no two halves"
-    if reason is None and _choose_here(x, weight, is_gated=True).num_splits > 1:
-        return "K has to be split, and SwiGLU needs whole sums"
     return reason
 
 
@@ -199,23 +199,23 @@ def _measure_device(device: torch.device) -> tuple[tuple[int, int], int, int]:
 
 
 @cache
-def kernels() -> tuple[Any, Any]:
-    """Return the two kernels, compiled for each new kind of arguments at their first launch."""
+def kernel() -> Any:
+    """Return the kernel, compiled for each new kind of arguments at its first launch."""
     import triton
     import triton.language as tl
 
     # num_rows is not specialised: 1 and multiples of 16 would be compiled again, in the middle of serving.
     @triton.jit(do_not_specialize=["num_rows"])
     def multiply_share(
-        x_ptr, weight_ptr, bias_ptr, out_ptr, num_rows, n, k,
-        HAS_BIAS: tl.constexpr, IS_GATED: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
+        x_ptr, weight_ptr, bias_ptr, out_ptr, shares_ptr, arrivals_ptr, num_rows, n, k,
+        HAS_BIAS: tl.constexpr, IS_GATED: tl.constexpr, IS_SPLIT: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
         BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     ):  # fmt: skip
-        split = tl.program_id(1)
+        split, num_splits = tl.program_id(1), tl.num_programs(1)
         row, inner = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
         owned = tl.arange(0, BLOCK_N)
         num_blocks = k // BLOCK_K
-        share = tl.cdiv(num_blocks, tl.num_programs(1))
+        share = tl.cdiv(num_blocks, num_splits)
         first = split * share
         last = tl.minimum(first + share, num_blocks)
         is_row = row < num_rows
@@ -243,6 +243,19 @@ def kernels() -> tuple[Any, Any]:
                 out = tl.dot(x, tl.trans(weight), out, input_precision="ieee")
         if WEIGHT_FIRST:
             out = tl.trans(out)
+        if IS_SPLIT:
+            size = BLOCK_M * BLOCK_N
+            place = shares_ptr + tl.program_id(0).to(tl.int64) * num_splits * size
+            place += row[:, None] * BLOCK_N + owned[None]
+            tl.store(place + split * size, out, mask=is_row[:, None])
+            # NOTE: one thread counts for all: the others' stores come before it through this barrier alone.
+            tl.debug_barrier()
+            if tl.atomic_add(arrivals_ptr + tl.program_id(0), 1, sem="acq_rel", scope="gpu") < num_splits - 1:
+                return
+            tl.store(arrivals_ptr + tl.program_id(0), 0)  # for the next launch
+            out = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            for number in range(num_splits):  # other multiprocessors wrote these: from L2
+                out += tl.load(place + number * size, mask=is_row[:, None], other=0.0, cache_modifier=".cg")
         is_column = column < n
         if HAS_BIAS:
             out += tl.load(bias_ptr + column, mask=is_column, other=0.0).to(tl.float32)[None]
@@ -250,26 +263,10 @@ def kernels() -> tuple[Any, Any]:
             gate, up = tl.split(tl.reshape(out.to(out_ptr.dtype.element_ty), [BLOCK_M, BLOCK_N // 2, 2]))
             wide = gate.to(tl.float32)
             out = (wide / (1.0 + tl.exp(-wide))).to(gate.dtype).to(tl.float32) * up.to(tl.float32)
-        offset = (split * num_rows + row).to(tl.int64)[:, None] * n + column[None]
+        offset = row.to(tl.int64)[:, None] * n + column[None]
         tl.store(out_ptr + offset, out.to(out_ptr.dtype.element_ty), mask=is_row[:, None] & is_column[None])
 
-    @triton.jit(do_not_specialize=["num_rows"])
-    def add_shares(
-        shares_ptr, bias_ptr, out_ptr, num_rows, n,
-        NUM_SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
-    ):  # fmt: skip
-        row = tl.program_id(1)
-        column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        is_column = column < n
-        out = tl.zeros([BLOCK], tl.float32)
-        for split in tl.static_range(NUM_SPLITS):  # pyright: ignore[reportGeneralTypeIssues]
-            offset = (split * num_rows + row).to(tl.int64) * n + column
-            out += tl.load(shares_ptr + offset, mask=is_column, other=0.0)
-        if HAS_BIAS:
-            out += tl.load(bias_ptr + column, mask=is_column, other=0.0).to(tl.float32)
-        tl.store(out_ptr + row.to(tl.int64) * n + column, out.to(out_ptr.dtype.element_ty), mask=is_column)
-
-    return multiply_share, add_shares
+    return multiply_share
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles) -> Tensor:
@@ -294,32 +291,30 @@ def multiply_gated(x: Tensor, weight: Tensor, tiles: Tiles) -> Tensor:
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles, is_gated: bool) -> Tensor:
     n, k = weight.shape
-    block_n = tiles.block_n
+    block_n, num_splits = tiles.block_n, tiles.num_splits
     if is_gated:
-        assert tiles.num_splits == 1, "SwiGLU needs whole sums"
         n, block_n = n // 2, block_n // 2
     x = x.contiguous()
-    num_rows = x.numel() // k
+    num_rows, num_tiles = x.numel() // k, -(-n // block_n)
     out = torch.empty((*x.shape[:-1], n), dtype=x.dtype, device=x.device)
-    is_split = tiles.num_splits > 1
-    shares = torch.empty((tiles.num_splits, num_rows, n), dtype=torch.float32, device=x.device) if is_split else out
-    multiply_share, add_shares = kernels()
-    multiply_share[-(-n // block_n), tiles.num_splits](
-        x, weight, None if is_split else bias, shares, num_rows, n, k, **launch_options(num_rows, tiles, bias, is_gated)
+    shares = arrivals = None
+    if num_splits > 1:
+        assert num_tiles <= _MAX_SPLIT_TILES, "so many programs need no more"
+        shape = (num_tiles, num_splits, pad_rows(num_rows), tiles.block_n)
+        shares = torch.empty(shape, dtype=torch.float32, device=x.device)
+        arrivals = create_arrivals(x.device, "multiply", _MAX_SPLIT_TILES)
+    kernel()[num_tiles, num_splits](
+        x, weight, bias, out, shares, arrivals, num_rows, n, k, **launch_options(num_rows, tiles, bias, is_gated)
     )
-    if is_split:
-        add_shares[-(-n // _ADD_BLOCK), num_rows](
-            shares, bias, out, num_rows, n, NUM_SPLITS=tiles.num_splits, HAS_BIAS=bias is not None, BLOCK=_ADD_BLOCK,
-            num_warps=2,
-        )  # fmt: skip
     return out
 
 
 def launch_options(num_rows: int, tiles: Tiles, bias: Tensor | None, is_gated: bool = False) -> dict[str, Any]:
-    """Return the constants that the first kernel is compiled with."""
+    """Return the constants that the kernel is compiled with."""
     return {
-        "HAS_BIAS": bias is not None and tiles.num_splits == 1,
+        "HAS_BIAS": bias is not None,
         "IS_GATED": is_gated,
+        "IS_SPLIT": tiles.num_splits > 1,
         "WEIGHT_FIRST": tiles.weight_first,
         "BLOCK_M": pad_rows(num_rows),
         "BLOCK_N": tiles.block_n,
