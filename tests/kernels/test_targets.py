@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tilewise.kernels import attention, resample, skinny
+from tilewise.kernels import activation, attention, norm, prefill, resample, rope, skinny
 
 # Bytes of shared memory that one program may take, by compute capability. Source: CUDA C++ Programming Guide, table of
 # technical specifications.
@@ -23,7 +23,7 @@ class Case:
     kernel: Any
     types: Mapping[str, str]
     constants: Mapping[str, Any]
-    options: Mapping[str, int]
+    options: Mapping[str, int | bool]
 
 
 def attention_cases() -> list[Case]:
@@ -88,9 +88,54 @@ def pixel_cases() -> list[Case]:
     return cases
 
 
+def prefill_cases() -> list[Case]:
+    strides = ("q_stride", "out_stride", "table_stride", "kv_block_stride", "kv_token_stride", "kv_head_stride")
+    cases: list[Case] = []
+    for dtype, block_size, num_stages in (("bf16", 64, 2), ("bf16", 128, 1), ("fp16", 16, 2), ("fp32", 64, 1)):
+        types = {
+            **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{dtype}"),
+            **dict.fromkeys(("table_ptr", "items_ptr"), "*i32"),
+            "scale": "fp32",
+            **dict.fromkeys(strides, "i32"),
+        }
+        own = {"GROUP": 6, "QUERIES": prefill.QUERIES, "BLOCK": block_size, "DIM": 128}
+        cases.append(Case(f"attend_item {dtype} {own}", prefill.kernel(), types, own, {"num_stages": num_stages}))
+    return cases
+
+
+def elementwise_cases() -> list[Case]:
+    normalize, add_and_normalize = norm._kernels()
+    gate_and_multiply, add_and_gelu = activation._kernels()
+    cases: list[Case] = []
+    for dtype in ("bf16", "fp16", "fp32"):
+
+        def point(*names: str, dtype: str = dtype) -> dict[str, str]:
+            return dict.fromkeys((f"{name}_ptr" for name in names), f"*{dtype}")
+
+        row = {"WIDTH": 3200, "BLOCK": 4096}
+        types = {**point("x", "weight", "next_weight", "out"), "x_stride": "i32", "out_stride": "i32", "eps": "fp32"}
+        cases.append(Case(f"normalize {dtype}", normalize, types, row, {"num_warps": 8}))
+        types = point("residual", "x", "scale", "weight", "sum", "normed")
+        types |= {"residual_stride": "i32", "x_stride": "i32", "eps": "fp32"}
+        options = {"num_warps": 8, "enable_fp_fusion": False}
+        name = f"add_and_normalize {dtype}"
+        cases.append(Case(name, add_and_normalize, types, {**row, "HAS_SCALE": True}, options))
+        types = {**point("gate_up", "out"), "row_stride": "i32"}
+        piece = {"WIDTH": 12800, "BLOCK": 1024}
+        cases.append(Case(f"gate_and_multiply {dtype}", gate_and_multiply, types, piece, {}))
+        types = {**point("x", "bias", "out"), "x_stride": "i32", "out_stride": "i32"}
+        cases.append(Case(f"add_and_gelu {dtype}", add_and_gelu, types, {**piece, "HAS_BIAS": True}, {"num_warps": 2}))
+        types = {**point("qkv"), "cos_ptr": "*fp32", "sin_ptr": "*fp32", "slots_ptr": "*i64"}
+        types |= point("q", "k", "k_cache", "v_cache")
+        types |= dict.fromkeys(("qkv_stride", "block_stride", "slot_stride", "head_stride"), "i32")
+        constants = {"NUM_HEADS": 48, "NUM_KV_HEADS": 8, "HEADS": 8, "HALF": 64, "LANES": 64, "BLOCK_SIZE": 64}
+        cases.append(Case(f"rotate {dtype}", rope._kernel(), types, {**constants, "KEEPS_KEYS": True}, {}))
+    return cases
+
+
 def all_cases(capability: int) -> list[Case]:
     pytest.importorskip("triton")
-    return attention_cases() + skinny_cases(capability) + pixel_cases()
+    return attention_cases() + skinny_cases(capability) + pixel_cases() + prefill_cases() + elementwise_cases()
 
 
 @pytest.mark.parametrize("capability", SHARED_BYTES)
