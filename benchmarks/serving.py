@@ -109,7 +109,7 @@ def measure_start(args: argparse.Namespace, pictures: Pictures) -> tuple[Pipelin
         door.ask([door.prepare(pictures.one_pixel(), _FIRST_ANSWER_TOKENS)])
         answered_s = process_age_s()
     figures: Figures = {"loaded_s": loaded_s, "first_answer_s": answered_s, **watch.figures()}
-    if pipe.engine.resolved.graphs:
+    if pipe.engine.resolved.use_cuda_graphs:
         figures["captured_s"] = loaded_s
     return pipe, figures
 

@@ -142,6 +142,7 @@ def _is_scaling(value: object) -> bool:
 # What a field may be, as a test and in words.
 Allowed = tuple[Callable[[Any], bool], str]
 _OPTIONAL_COUNT: Allowed = (lambda value: value is None or _is_count(value), "a whole number from 1 up")
+_OPTIONAL_TEXT: Allowed = (lambda value: value is None or isinstance(value, str), "a string or None")
 _ALLOWED: dict[str, Allowed] = {
     "tp": (lambda value: value == 1, "1: this version has no tensor parallelism; leave tp=1"),
     "session_len": _OPTIONAL_COUNT,
@@ -158,7 +159,7 @@ _ALLOWED: dict[str, Allowed] = {
     "dtype": (lambda value: value in ("auto", *DTYPE_BYTES), f"one of auto, {', '.join(DTYPE_BYTES)}"),
     "enable_prefix_caching": (lambda value: isinstance(value, bool), "True or False"),
     "download_dir": (lambda value: value is None or isinstance(value, (str, os.PathLike)), "a path"),
-    "revision": (lambda value: value is None or isinstance(value, str), "a string"),
+    "revision": _OPTIONAL_TEXT,
     "device": (lambda value: isinstance(value, str), "auto, cpu or cuda:N"),
     "load_format": (lambda value: value in ("auto", "dummy"), "'auto' or 'dummy'"),
     "kv_cache_bytes": _OPTIONAL_COUNT,
@@ -252,10 +253,7 @@ class ChatTemplateConfig:
 
     def __post_init__(self) -> None:
         """Refuse what is no text; the words are checked with the profile."""
-        for name in ("model_name", "meta_instruction"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                raise ConfigError(f"ChatTemplateConfig: {name}={value!r:.80} must be a string or None.", param=name)
+        check_fields(self, {"model_name": _OPTIONAL_TEXT, "meta_instruction": _OPTIONAL_TEXT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +292,11 @@ class ResolvedConfig:
     max_busy_work: int | None = None
     graphs: GraphSizes | None = None
     tensor_parallel_size: int = 1
+
+    @property
+    def use_cuda_graphs(self) -> bool:
+        """Small steps are captured."""
+        return self.graphs is not None
 
     @property
     def kv_bytes_per_token(self) -> int:
