@@ -70,7 +70,7 @@ def test_an_abort_while_a_step_is_on_its_way_leaves_nothing_behind() -> None:
     core = make_core()
     core.looks_ahead = True
     for name in ("a", "b"):
-        core.receive(Submit(make_request(name, [[1, 2]], replace(GREEDY, max_new_tokens=50))))
+        core.receive(Submit((make_request(name, [[1, 2]], replace(GREEDY, max_new_tokens=50)),)))
     for _ in range(3):
         core.step()
     core.receive(Abort("a"))

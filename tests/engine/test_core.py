@@ -77,15 +77,15 @@ def test_a_request_that_is_too_long_ends_with_an_error_and_the_others_do_not() -
 def test_of_requests_that_come_together_each_is_taken_or_refused_on_its_own() -> None:
     core = make_core(session_len=32)
     taken, refused = make_request("taken", [[1] * 8]), make_request("refused", [[1] * 32])
-    (refusal,) = core.receive(Submit(taken, (refused, replace(taken, request_id="also"))))
+    (refusal,) = core.receive(Submit((taken, refused, replace(taken, request_id="also"))))
     assert (refusal.request_id, refusal.finish_reason) == ("refused", FinishReason.ERROR)
     assert [sequence.request.request_id for sequence in core.scheduler.waiting] == ["taken", "also"]
 
 
 def test_an_abort_frees_everything_at_once_and_unknown_ids_mean_nothing() -> None:
     core = make_core()
-    core.receive(Submit(make_request("r", [[1, 2], make_picture(1, 2, 2)])))
-    core.receive(Submit(make_request("waiting", [[1, 2]])))
+    core.receive(Submit((make_request("r", [[1, 2], make_picture(1, 2, 2)]),)))
+    core.receive(Submit((make_request("waiting", [[1, 2]]),)))
     core.step()
     assert core.scheduler.pool.num_held > 0
     (output,) = core.receive(Abort("r"))

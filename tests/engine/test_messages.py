@@ -64,31 +64,31 @@ def requests(draw: st.DrawFn) -> Request:
 
 @given(requests())
 def test_a_request_comes_out_as_it_went_in(request: Request) -> None:
-    frames = encode(Submit(request))
+    frames = encode(Submit((request,)))
     assert len(frames) == 1 + len(request.images)
-    assert decode(MESSAGE, [memoryview(frame) for frame in frames]) == Submit(request)
+    assert decode(MESSAGE, [memoryview(frame) for frame in frames]) == Submit((request,))
 
 
 @given(requests(), st.integers(1, 3))
 def test_requests_of_the_same_pictures_share_them_on_the_wire_and_beyond(request: Request, num_more: int) -> None:
     more = tuple(replace(request, request_id=str(number)) for number in range(num_more))
-    frames = encode(Submit(request, more))
+    frames = encode(Submit((request, *more)))
     assert len(frames) == 1 + len(request.images)
     come_out = decode(MESSAGE, [memoryview(frame) for frame in frames])
-    assert come_out == Submit(request, more)
+    assert come_out == Submit((request, *more))
     assert isinstance(come_out, Submit)
-    assert all(each.images is come_out.request.images for each in come_out.more)
+    assert all(each.images is come_out.requests[0].images for each in come_out.requests)
 
 
 def test_requests_of_other_pictures_do_not_travel_together() -> None:
     other = replace(PICTURES, images=(PICTURES.images[0],) * 2)
     with pytest.raises(InputError, match="same pictures"):
-        encode(Submit(PICTURES, (other,)))
+        encode(Submit((PICTURES, other)))
 
 
 def test_pixels_are_sent_as_they_lie() -> None:
     assert all(
-        frame is image.pixels for frame, image in zip(encode(Submit(PICTURES))[1:], PICTURES.images, strict=True)
+        frame is image.pixels for frame, image in zip(encode(Submit((PICTURES,)))[1:], PICTURES.images, strict=True)
     )
 
 
@@ -133,11 +133,11 @@ class Opens:
 
 def make_junk(mark: Path) -> list[list[bytes]]:
     """Frames that are no message; the pickle among them would leave `mark`."""
-    header, *pixels = encode(Submit(PICTURES))
-    forged = msgspec.msgpack.decode(encode(Submit(PICTURES, (PICTURES,)))[0])
-    forged["more"][0]["images"][1]["width"] = 9
+    header, *pixels = encode(Submit((PICTURES,)))
+    forged = msgspec.msgpack.decode(encode(Submit((PICTURES, PICTURES)))[0])
+    forged["requests"][1]["images"][1]["width"] = 9
     loose = msgspec.msgpack.decode(header)
-    loose["request"]["generation"]["temperature"] = float("nan")
+    loose["requests"][0]["generation"]["temperature"] = float("nan")
     return [
         [b""],
         [b"\x00"],
@@ -155,6 +155,7 @@ def make_junk(mark: Path) -> list[list[bytes]]:
         [*encode(Abort("r")), b"more"],
         [msgspec.msgpack.encode({"type": "Start"})],
         [msgspec.msgpack.encode({"type": "Abort", "request_id": 5})],
+        [msgspec.msgpack.encode({"type": "Submit", "requests": []})],
     ]
 
 
@@ -188,4 +189,4 @@ def test_neither_side_takes_what_only_the_other_may_say() -> None:
 )
 def test_what_the_other_end_would_drop_is_refused_before_it_is_sent(request_: Request) -> None:
     with pytest.raises(InputError, match="cannot be sent"):
-        encode(Submit(request_))
+        encode(Submit((request_,)))

@@ -100,7 +100,7 @@ def make_request(
 def run(core: EngineCore, requests: Iterable[Request]) -> dict[str, list[StepOutput]]:
     """Submit all at once, step until everything has ended, and hold the engine to its laws on the way."""
     heard: dict[str, list[StepOutput]] = {}
-    outputs = [output for request in requests for output in core.receive(Submit(request))]
+    outputs = [output for request in requests for output in core.receive(Submit((request,)))]
     while outputs or core.has_work:
         for output in outputs:
             said = heard.setdefault(output.request_id, [])

@@ -92,7 +92,7 @@ def speak(tokenizer: Tokenizer, text: str) -> Script:
     def script(_: Request) -> list[StepOutput]:
         ids: list[int] = []
         for piece in re.split("(" + "|".join(map(re.escape, SPECIAL_NAMES)) + ")", text):
-            ids += [tokenizer.special_id(piece)] if tokenizer.has_special(piece) else tokenizer.encode(piece)
+            ids += [tokenizer.special_id(piece)] if piece in tokenizer.special_tokens else tokenizer.encode(piece)
         return say(ids, FinishReason.STOP, tokenizer.special_id("<|im_end|>"))
 
     return script
@@ -496,7 +496,7 @@ def test_offsets_of_tokens_are_their_places_in_the_text_streamed_or_whole(
         assert text == ("ab cd \u9f98 e" if skips else "ab <ref>cd</ref> \u9f98 e")
         offsets = told["text_offset"]
         for token, offset, end in zip(told["tokens"], offsets, [*offsets[1:], len(text)], strict=True):
-            is_hidden = skips and tokenizer.has_special(token)
+            is_hidden = skips and token in tokenizer.special_tokens
             is_part = "\ufffd" in token
             assert is_hidden or is_part or text[offset:end] == token
             assert offset == end if is_hidden else offset <= end

@@ -8,9 +8,8 @@ failures read. The hub's own library keeps the cache and does mirrors (HF_ENDPOI
 import importlib
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from tilewise.errors import CheckpointError, ConfigError, DownloadError
 
@@ -18,9 +17,6 @@ ALLOW_PATTERNS = ("*.safetensors", "*.json", "*.model")
 _WITHOUT_WEIGHTS = ("*.json", "*.model")
 # Both hubs match with fnmatch, whose * crosses folders; a model's own files lie at the top.
 IGNORE_PATTERNS = ("*/*",)
-
-_Fetch = Callable[..., str]
-_Explain = Callable[[Exception, str, str | None], CheckpointError]
 
 _MODELSCOPE_PREFIX = "modelscope:"
 _MODELSCOPE_VARIABLE = "TILEWISE_USE_MODELSCOPE"
@@ -78,18 +74,9 @@ def _download(model: str, revision: str | None, download_dir: str | None, patter
             "check the path."
         )
     from_modelscope = hub_id != model or os.environ.get(_MODELSCOPE_VARIABLE, "").lower() in ("1", "true", "yes", "on")
-    fetch, explain = _use_modelscope() if from_modelscope else _use_huggingface()
-    try:
-        found = fetch(
-            hub_id,
-            revision=revision,
-            cache_dir=download_dir,
-            allow_patterns=list(patterns),
-            ignore_patterns=list(IGNORE_PATTERNS),
-        )
-    except Exception as error:  # Both libraries let their HTTP client's and the disk's errors through.
-        raise explain(error, hub_id, revision) from error
-    folder = Path(found)
+    fetch = _fetch_from_modelscope if from_modelscope else _fetch_from_huggingface
+    kinds = {"allow_patterns": list(patterns), "ignore_patterns": list(IGNORE_PATTERNS)}
+    folder = Path(fetch(hub_id, revision, cache_dir=download_dir, **kinds))
     has_all = any(folder.glob("*.safetensors")) or patterns is not ALLOW_PATTERNS
     if not (folder / "config.json").is_file() or not has_all:
         raise DownloadError(
@@ -105,13 +92,15 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {said.partition(chr(10))[0]:.200}"
 
 
-def _use_huggingface() -> tuple[_Fetch, _Explain]:
+def _fetch_from_huggingface(hub_id: str, revision: str | None, **options: Any) -> str:
     from huggingface_hub import errors as hub_errors
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 
-    def explain(error: Exception, hub_id: str, revision: str | None) -> CheckpointError:
-        if isinstance(error, hub_errors.HFValidationError):
-            return CheckpointError(f"{hub_id!r} is not a valid hub id ({_reason(error)}).")
+    try:
+        return cast(Any, snapshot_download)(hub_id, revision=revision, **options)
+    except hub_errors.HFValidationError as error:
+        raise CheckpointError(f"{hub_id!r} is not a valid hub id ({_reason(error)}).") from error
+    except Exception as error:  # The library lets its HTTP client's and the disk's errors through.
         known: dict[type[Exception], str] = {  # A gated repository is a kind of one that is not found.
             hub_errors.GatedRepoError: f"{hub_id} is gated: accept its terms on the hub's page, then set HF_TOKEN to "
             "a token that may read it.",
@@ -125,23 +114,20 @@ def _use_huggingface() -> tuple[_Fetch, _Explain]:
             Exception: f"Downloading {hub_id} failed ({_reason(error)}): check network and disk space, then run the "
             "same again; files that are complete are kept.",
         }
-        return DownloadError(next(text for kind, text in known.items() if isinstance(error, kind)))
-
-    return cast(_Fetch, snapshot_download), explain
+        raise DownloadError(next(text for kind, text in known.items() if isinstance(error, kind))) from error
 
 
-def _use_modelscope() -> tuple[_Fetch, _Explain]:
+def _fetch_from_modelscope(hub_id: str, revision: str | None, **options: Any) -> str:
     try:
         modelscope = importlib.import_module("modelscope")
     except ImportError as error:
         raise DownloadError(
             "Downloading from ModelScope needs its package: pip install modelscope (or tilewise[modelscope])."
         ) from error
-
-    def explain(error: Exception, hub_id: str, revision: str | None) -> CheckpointError:
-        return DownloadError(
+    try:
+        return modelscope.snapshot_download(hub_id, revision=revision, **options)
+    except Exception as error:  # as above
+        raise DownloadError(
             f"Downloading {hub_id} from ModelScope failed ({_reason(error)}): check the id, the revision and the "
             "network, then run the same again."
-        )
-
-    return modelscope.snapshot_download, explain
+        ) from error

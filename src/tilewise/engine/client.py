@@ -111,7 +111,7 @@ class EngineClient(ABC):
             for each, sink in ((request, on_output), *more):
                 self._sinks.add(each.request_id, sink)
                 added.append(each.request_id)
-            self._send(messages.Submit(request, tuple(each for each, _ in more)))
+            self._send(messages.Submit((request, *(each for each, _ in more))))
         except BaseException:
             for request_id in added:
                 self._sinks.remove(request_id)
@@ -285,7 +285,4 @@ class ProcessClient(EngineClient):
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
-    process.wait()
-    with contextlib.suppress(BrokenPipeError):
-        assert process.stdin is not None
-        process.stdin.close()
+    process.communicate()  # closes stdin, and waits

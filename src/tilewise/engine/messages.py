@@ -27,15 +27,9 @@ class Start(msgspec.Struct, frozen=True, tag=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Answer this request, and `more` that have the same pictures."""
+    """Answer these requests, one at least, which have the same pictures."""
 
-    request: Request
-    more: tuple[Request, ...] = ()
-
-    @property
-    def requests(self) -> tuple[Request, ...]:
-        """All of them."""
-        return (self.request, *self.more)
+    requests: tuple[Request, ...]
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -100,10 +94,10 @@ def encode(message: Start | Message | Report) -> list[bytes]:
     """
     if not isinstance(message, Submit):
         return [_ENCODER.encode(message)]
-    images = message.request.images
+    images = message.requests[0].images
     bare = tuple(replace(image, pixels=b"") for image in images)
     try:
-        if any(request.images != images for request in message.more):
+        if any(request.images != images for request in message.requests):
             raise ValueError("its choices must have the same pictures")
         header = _ENCODER.encode(_with_images(message, bare))
         frames = [header, *(image.pixels for image in images)]
@@ -122,20 +116,19 @@ def decode(decoder: Decoder[Kind], frames: Sequence[bytes | memoryview]) -> Kind
     message = _decode_header(decoder, frames)
     if not isinstance(message, Submit):
         return message
-    images = zip(message.request.images, frames[1:], strict=True)
+    images = zip(message.requests[0].images, frames[1:], strict=True)
     return _with_images(message, tuple(replace(image, pixels=bytes(frame)) for image, frame in images))
 
 
 def _with_images(message: Kind, images: tuple[PreparedImage, ...]) -> Kind:
     assert isinstance(message, Submit)
-    first, *more = (replace(request, images=images) for request in message.requests)
-    return type(message)(first, tuple(more))
+    return type(message)(tuple(replace(request, images=images) for request in message.requests))
 
 
 def _decode_header(decoder: Decoder[Kind], frames: Sequence[bytes | memoryview]) -> Kind:
     message = decoder.decode(frames[0])
-    images = message.request.images if isinstance(message, Submit) else ()
-    if isinstance(message, Submit) and any(request.images != images for request in message.more):
+    images = message.requests[0].images if isinstance(message, Submit) else ()
+    if isinstance(message, Submit) and any(request.images != images for request in message.requests):
         raise ValueError("the requests of a message must have the same pictures")
     if [len(frame) for frame in frames[1:]] != [image.width * image.height * 3 for image in images]:
         raise ValueError("the frames that follow are not the pixels of its pictures")

@@ -47,10 +47,9 @@ class Answer:
         self._num_prompt_tokens = len(request.token_ids)
         self._num_image_tokens = sum(span.end - span.start for span in request.spans)
         self._stop_token_ids = request.stop_token_ids
-        self._wants_logprobs = request.generation.logprobs is not None
-        self._min_new_tokens = request.generation.min_new_tokens
+        self._generation = request.generation
         self._call_id = find_call_id(request.generation, builder.tokenizer)
-        self._num_generated = 0
+        self._num_generated, self._num_shown = 0, 0
         self._cached_tokens = 0
         self._is_withheld = builder.model.is_random
         self._has_shown_notice = False
@@ -90,7 +89,7 @@ class Answer:
                 delta += self._detokenizer.finish()
                 if self._detokenizer.stop_word is None:
                     self._detokenizer = Detokenizer(self._tokenizer, skip_special_tokens=False)
-            delta += self._detokenizer.push((token_id,), may_stop=self._num_generated > self._min_new_tokens)
+            delta += self._detokenizer.push((token_id,), may_stop=self._num_generated > self._generation.min_new_tokens)
             if self._detokenizer.stop_word is not None:
                 self.finish_reason = FinishReason.STOP
                 break
@@ -98,29 +97,33 @@ class Answer:
 
     def response(self) -> Response:
         """The answer as far as it has come."""
-        return self.step_response(RANDOM_NOTICE if self._is_withheld else self.own_text, 0)
+        return self._respond(RANDOM_NOTICE if self._is_withheld else self.own_text, 0)
 
     @property
     def usage(self) -> Usage:
         """Token counts so far."""
         return Usage(self._num_prompt_tokens, self._num_generated, self._cached_tokens, self._num_image_tokens)
 
-    def step_response(self, delta: str, num_shown: int) -> Response:
-        """What came after the first `num_shown` tokens: `delta` and its ids; the counts are of the whole answer.
+    def step_response(self, delta: str) -> Response:
+        """What came since this was called last: `delta` and its ids; the counts are of the whole answer.
 
         The last one has the boxes of the whole answer.
         """
+        num_shown, self._num_shown = self._num_shown, len(self.token_ids)
+        return self._respond(delta, num_shown)
+
+    def _respond(self, text: str, num_shown: int) -> Response:
         boxes: tuple[Box, ...] = ()
         if self.finish_reason is not None and not self._is_withheld:
             boxes = parse_boxes(self._tokenizer.decode(self.token_ids, skip_special_tokens=False))
         return Response(
-            text=delta,
+            text=text,
             generate_token_len=self._num_generated,
             input_token_len=self._num_prompt_tokens,
             session_id=self.session_id,
             finish_reason=None if self.finish_reason is None else self.finish_reason.value,
             token_ids=self.token_ids[num_shown:],
-            logprobs=self.logprobs[num_shown:] if self._wants_logprobs else None,
+            logprobs=None if self._generation.logprobs is None else self.logprobs[num_shown:],
             usage=self.usage,
             boxes=boxes,
         )
@@ -128,16 +131,12 @@ class Answer:
 
 def create_jobs(request: Request, builder: RequestBuilder, session_id: int = 0) -> list[tuple[Request, Answer]]:
     """One request and answer for each of `n` choices, with ids and seeds of their own; they share the pictures."""
-    generation = request.generation
-    seeds = [
-        None if generation.random_seed is None else (generation.random_seed + choice) % _NUM_SEEDS
-        for choice in range(generation.n)
-    ]
-    requests = [
-        replace(request, request_id=uuid.uuid4().hex, generation=replace(generation, n=1, random_seed=seed))
-        for seed in seeds
-    ]
-    return [(own, Answer(own, builder, session_id)) for own in requests]
+    generation, jobs = request.generation, list[tuple[Request, Answer]]()
+    for choice in range(generation.n):
+        seed = None if generation.random_seed is None else (generation.random_seed + choice) % _NUM_SEEDS
+        own = replace(request, request_id=uuid.uuid4().hex, generation=replace(generation, n=1, random_seed=seed))
+        jobs.append((own, Answer(own, builder, session_id)))
+    return jobs
 
 
 def follow(

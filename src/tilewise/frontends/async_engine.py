@@ -99,7 +99,6 @@ class _Choice:
 
     def __init__(self, engine: "AsyncEngine", stream: Stream, index: int, answer: Answer) -> None:
         self._engine, self._stream, self._index, self._answer = engine, stream, index, answer
-        self._num_shown = 0
         self._last_at: float | None = None
 
     def take(self, output: StepOutput) -> None:
@@ -129,14 +128,12 @@ class _Choice:
                 metrics.inter_token_s.observe(now - self._last_at)
             self._last_at = now
         try:
-            piece = answer.step_response(answer.push(output), self._num_shown)
+            return answer.step_response(answer.push(output))
         except TilewiseError as error:
             return error
         except Exception:
             logger.exception("an answer failed")
             return EngineError("The answer could not be read; the server's log says why.")
-        self._num_shown = len(answer.token_ids)
-        return piece
 
     def _count(self, reason: FinishReason) -> None:
         metrics, usage = self._engine.metrics, self._answer.usage

@@ -87,10 +87,7 @@ def _serve_model(flags: Sequence[str]) -> Generator[tuple[APIClient, "subprocess
         yield client, process
     finally:
         process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(_DRAIN_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        assert process.stdin is not None
-        process.stdin.close()
+        process.kill()  # which does nothing to one that has ended
+        process.communicate()  # closes stdin, and waits

@@ -214,12 +214,9 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         return self._stream(batch, generations)
 
     def _stream(self, batch: Sequence[Any], generations: Sequence[GenerationConfig]) -> Iterator[Response]:
-        num_shown = [0] * len(batch)
         with closing(self._run(batch, generations, [], is_streamed=True)) as steps:
             for answer, delta in steps:
-                number = answer.session_id
-                yield answer.step_response(delta, num_shown[number])
-                num_shown[number] = len(answer.token_ids)
+                yield answer.step_response(delta)
 
     def chat(self, prompt: Any, session: Session | None = None, gen_config: GenerationConfig | None = None) -> Session:
         """Answer `prompt` as the next turn of `session`, or of a new one; returns the session.
@@ -258,12 +255,10 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         messages = (*session.messages, *parse_prompt(prompt))
         jobs = self._create_jobs(messages, generation, 0, is_streamed)
         answer = jobs[0][1]
-        num_shown = 0
         try:
             with closing(follow(self.engine.client, jobs, 1)) as steps:
                 for _, delta in steps:
-                    yield answer.step_response(delta, num_shown)
-                    num_shown = len(answer.token_ids)
+                    yield answer.step_response(delta)
         except (GeneratorExit, KeyboardInterrupt):
             if answer.finish_reason is None:
                 if not answer.own_text:

@@ -81,28 +81,21 @@ class ServerConfig:
             return None
         certificate = _read_pem("ssl_certfile", self.ssl_certfile, "CERTIFICATE")
         if "ENCRYPTED" in _read_pem("ssl_keyfile", self.ssl_keyfile, "PRIVATE KEY"):
-            raise ConfigError(
-                f"ssl_keyfile={self.ssl_keyfile!r:.200} is encrypted, and nobody is there to type its passphrase; "
-                "write it without one: openssl pkey -in OLD -out NEW.",
-                param="ssl_keyfile",
-            )
+            what = "is encrypted, and nobody is there to type its passphrase; write it without one: "
+            raise _unfit("ssl_keyfile", self.ssl_keyfile, what + "openssl pkey -in OLD -out NEW.")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.set_alpn_protocols(["http/1.1"])
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=certificate)
         except ssl.SSLError:
-            raise ConfigError(
-                f"ssl_certfile={self.ssl_certfile!r:.200} holds a damaged certificate; make it anew.",
-                param="ssl_certfile",
-            ) from None
+            raise _unfit("ssl_certfile", self.ssl_certfile, "holds a damaged certificate; make it anew.") from None
         try:
             context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password="")
         except ssl.SSLError as error:
-            raise ConfigError(
-                f"ssl_keyfile={self.ssl_keyfile!r:.200} is damaged or not the key of ssl_certfile="
-                f"{self.ssl_certfile!r:.200} ({error.reason or 'unreadable'}); give the pair that was made together.",
-                param="ssl_keyfile",
-            ) from None
+            what = (
+                f"is damaged or not the key of ssl_certfile={self.ssl_certfile!r:.200} ({error.reason or 'unreadable'})"
+            )
+            raise _unfit("ssl_keyfile", self.ssl_keyfile, f"{what}; give the pair that was made together.") from None
         return context
 
 
@@ -110,9 +103,11 @@ def _read_pem(name: str, path: str, kind: str) -> str:
     try:
         text = read_file(path, _MAX_FILE_BYTES).decode("ascii", errors="replace")
     except OSError as error:
-        raise ConfigError(
-            f"{name}={path!r:.200} cannot be read: {error.strerror}; give a PEM file.", param=name
-        ) from None
+        raise _unfit(name, path, f"cannot be read: {error.strerror}; give a PEM file.") from None
     if f"{kind}-----" not in text:
-        raise ConfigError(f"{name}={path!r:.200} holds no {kind.lower()}; give one in PEM format.", param=name)
+        raise _unfit(name, path, f"holds no {kind.lower()}; give one in PEM format.")
     return text
+
+
+def _unfit(name: str, path: str, what: str) -> ConfigError:
+    return ConfigError(f"{name}={path!r:.200} {what}", param=name)

@@ -76,7 +76,7 @@ class RequestBuilder:
     def create_detokenizer(self, generation: GenerationConfig) -> Detokenizer:
         """A detokenizer that watches for the caller's and the profile's stop words that are no special tokens."""
         profile_words = () if generation.ignore_eos else self.profile.stop_words
-        words = [word for word in (*generation.stop_words, *profile_words) if not self.tokenizer.has_special(word)]
+        words = [word for word in (*generation.stop_words, *profile_words) if word not in self.tokenizer.special_tokens]
         return Detokenizer(self.tokenizer, skip_special_tokens=generation.skip_special_tokens, stop_words=words)
 
     def _encode(self, segment: Segment) -> list[int]:
@@ -133,7 +133,7 @@ class RequestBuilder:
         """The caller's ids and special stop words, and the profile's unless the caller ignores them."""
         self._check_ids("stop_token_ids", generation.stop_token_ids)
         names = (*generation.stop_words, *(() if generation.ignore_eos else self.profile.stop_words))
-        special = (self.tokenizer.special_id(name) for name in names if self.tokenizer.has_special(name))
+        special = (self.tokenizer.special_id(name) for name in names if name in self.tokenizer.special_tokens)
         return tuple(dict.fromkeys((*generation.stop_token_ids, *special)))
 
     def _resolve_bad_words(self, generation: GenerationConfig, stop_token_ids: tuple[int, ...]) -> GenerationConfig:
@@ -141,7 +141,7 @@ class RequestBuilder:
         self._check_ids("logit_bias", [token_id for token_id, _ in generation.logit_bias])
         bad_token_ids = list(generation.bad_token_ids)
         for word in generation.bad_words:
-            is_special = self.tokenizer.has_special(word)
+            is_special = word in self.tokenizer.special_tokens
             ids = [self.tokenizer.special_id(word)] if is_special else self.tokenizer.encode(word)
             if len(ids) != 1:
                 raise InputError(

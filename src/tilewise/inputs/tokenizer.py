@@ -48,13 +48,13 @@ class Tokenizer:
         if [names[token_id] for token_id in byte_ids] != [f"<0x{byte:02X}>" for byte in range(256)]:
             raise CheckpointError("tokenizer.model has no byte fallback (pieces <0x00> to <0xFF>); it is required.")
         self._pieces = pieces
-        self._special_tokens = dict(special_tokens)
+        self.special_tokens = dict(special_tokens)
         self._byte_ids = byte_ids
         self._token_bytes = [name.replace(_SPACE_MARK, " ").encode() for name in names]
         for byte, token_id in enumerate(byte_ids):
             self._token_bytes[token_id] = bytes([byte])
         self._place_special_tokens()
-        self.special_ids = frozenset(self._special_tokens.values())
+        self.special_ids = frozenset(self.special_tokens.values())
         self.vocab_size = len(self._token_bytes)
         self._longest_piece = max(map(len, names))
         flags = zip(pieces.is_control(ids), pieces.is_unknown(ids), pieces.is_unused(ids), strict=True)
@@ -102,10 +102,6 @@ class Tokenizer:
         is_skipped = skip_special_tokens and token_id in self.special_ids
         return b"" if is_skipped or not 0 <= token_id < self.vocab_size else self._token_bytes[token_id]
 
-    def has_special(self, name: str) -> bool:
-        """Whether `name` is one of the model's special tokens."""
-        return name in self._special_tokens
-
     def special_id(self, name: str) -> int:
         """Id of a special token by its name.
 
@@ -113,17 +109,17 @@ class Tokenizer:
             CheckpointError: the model has no such token.
         """
         try:
-            return self._special_tokens[name]
+            return self.special_tokens[name]
         except KeyError:
-            known = ", ".join(self._special_tokens)
+            known = ", ".join(self.special_tokens)
             raise CheckpointError(f"The model has no special token {name!r}; it has {known}.") from None
 
     def _place_special_tokens(self) -> None:
-        by_id = {token_id: name.encode() for name, token_id in self._special_tokens.items()}
+        by_id = {token_id: name.encode() for name, token_id in self.special_tokens.items()}
         num_pieces = len(self._token_bytes)
         beyond = sorted(token_id for token_id in by_id if token_id >= num_pieces)
         is_gapless = beyond == list(range(num_pieces, num_pieces + len(beyond)))
-        if len(by_id) != len(self._special_tokens) or not is_gapless or not by_id.keys().isdisjoint(self._byte_ids):
+        if len(by_id) != len(self.special_tokens) or not is_gapless or not by_id.keys().isdisjoint(self._byte_ids):
             raise CheckpointError(
                 "The special tokens of tokenizer_config.json do not fit tokenizer.model: ids must be distinct, "
                 f"not those of bytes, and beyond its {num_pieces} pieces without a gap."
