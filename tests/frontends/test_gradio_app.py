@@ -228,7 +228,7 @@ def test_of_a_conversations_pictures_one_is_held_in_full_and_together_they_are_b
     _, last = page._show_tiles([{"role": "user", "content": picture("a.png") * 2}], TilingParameters(), 256)
     assert last is loaded[1]
     loaded.clear()
-    with pytest.raises(ImageTooLargeError, match="more than 2000000 pixels"):
+    with pytest.raises(ImageTooLargeError, match="at most 2000000 together"):
         page._show_tiles([{"role": "user", "content": picture("a.png") * 9}], TilingParameters(), 256)
     assert len(loaded) == 3
 

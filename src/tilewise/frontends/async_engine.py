@@ -49,7 +49,7 @@ class Stream(AbstractContextManager["Stream"]):
         self.opened_at = time.perf_counter()
         self.is_closed = False
         self.request_ids: list[str] = []
-        self.num_open, self.num_pixel_bytes = num_choices, 0
+        self.num_open, self.num_unsubmitted, self.num_pixel_bytes = num_choices, num_choices, 0
         self._engine, self._num_left = engine, num_choices
         self._waiting: deque[Piece] = deque()
         self._reader: asyncio.Future[None] | None = None
@@ -221,16 +221,10 @@ class AsyncEngine:
         self.check_room()
         stream = Stream(self, 1)
 
-        def build() -> Request:
-            try:
-                return builder.build(messages, generation, "")
-            finally:
-                self.end(stream, 1)
-
-        return await self._run(stream, messages, build)
+        return await self._run(stream, messages, lambda: builder.build(messages, generation, ""))
 
     async def _run(self, stream: Stream, messages: tuple[Message, ...], work: Callable[[], T]) -> T:
-        """Count a stream as open and do its work, which ends its choices, on a thread; or end them all here."""
+        """Count a stream as open and do its work on a thread; whatever is not submitted there ends with it."""
         if self._loop is not (loop := asyncio.get_running_loop()):
             self._loop, self._is_woken = loop, False
         num_choices, limits = stream.num_open, self.builder.policy.limits
@@ -240,7 +234,10 @@ class AsyncEngine:
 
         def run() -> T:
             with on_errand(limits.fetch_timeout_s, lambda: not stream.is_closed, self.metrics.observe_stage):
-                return work()
+                try:
+                    return work()
+                finally:
+                    self.end(stream, stream.num_unsubmitted)
 
         has_pictures = any(message.images for message in messages)
         running = (self._picture_threads if has_pictures else self._text_threads).submit(run)
@@ -353,22 +350,18 @@ class AsyncEngine:
             choice.read(output)
 
     def _start(self, stream: Stream, builder: RequestBuilder, build: Callable[[], Request]) -> None:
-        """Build and submit, on a thread; every choice that is not submitted ends here."""
+        """Build and submit, on a thread."""
         assert self.engine is not None
-        num_unsubmitted = stream.num_open
-        try:
+        if not stream.is_closed:
+            request = build()
+            self._hold_pixels(stream, request)
+            jobs = create_jobs(request, builder)
+            takers = [_Choice(self, stream, index, answer).take for index, (_, answer) in enumerate(jobs)]
+            (first, on_output), *more = [(own, take) for (own, _), take in zip(jobs, takers, strict=True)]
             if not stream.is_closed:
-                request = build()
-                self._hold_pixels(stream, request)
-                jobs = create_jobs(request, builder)
-                takers = [_Choice(self, stream, index, answer).take for index, (_, answer) in enumerate(jobs)]
-                (first, on_output), *more = [(own, take) for (own, _), take in zip(jobs, takers, strict=True)]
-                if not stream.is_closed:
-                    stream.request_ids += [own.request_id for own, _ in jobs]
-                    self.engine.client.submit(first, on_output, more)
-                    num_unsubmitted = 0
-        finally:
-            self.end(stream, num_unsubmitted)
+                stream.request_ids += [own.request_id for own, _ in jobs]
+                self.engine.client.submit(first, on_output, more)
+                stream.num_unsubmitted = 0
         if stream.is_closed:  # perhaps before it knew of these
             stream.close()
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, cast
 
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
 ENGINE_HELP = {
     "tp": "GPUs to spread the model over; only 1 in this version",
     "session_len": "most tokens of prompt and answer together; default: what the model was trained for",
@@ -121,9 +122,5 @@ def _options(hint: Any) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(hint) is tuple:
         kind = typing.get_args(hint)[0]
-        return {"action": "append", "type": kind, "metavar": _metavar(kind)}
-    return {"type": hint, "metavar": _metavar(hint)}
-
-
-def _metavar(kind: type) -> str:
-    return {int: "N", float: "X", str: "TEXT"}[kind]
+        return {"action": "append", "type": kind, "metavar": _METAVARS[kind]}
+    return {"type": hint, "metavar": _METAVARS[hint]}

@@ -24,7 +24,7 @@ from PIL import Image
 
 from tilewise.client import APIClient, chat_body
 from tilewise.demo import picture_path
-from tilewise.errors import ImageTooLargeError, InputError, TilewiseError
+from tilewise.errors import TilewiseError
 from tilewise.frontends import page_views as views
 from tilewise.frontends.page_frame import SHARED_HOSTS, FramedApp
 from tilewise.inputs.images import load_image
@@ -187,17 +187,12 @@ class Page:
 
     def _load(self, paths: Sequence[Path], small: list[Image.Image]) -> Iterator[Image.Image]:
         """Give one picture after another, each from the page's own folder or the bundled one; `small` gets the last."""
-        limits = self._policy.limits
-        if len(paths) > limits.max_request_images:
-            raise InputError(f"The chat has {len(paths)} pictures; at most {limits.max_request_images} are allowed.")
+        self._policy.limits.check_request(len(paths))
         num_pixels = 0
         for path in paths:
             picture = load_image(path, ImagePolicy() if path == picture_path() else self._policy)
             num_pixels += picture.width * picture.height
-            if num_pixels > limits.max_request_pixels:
-                raise ImageTooLargeError(
-                    f"The chat's pictures have more than {limits.max_request_pixels} pixels together; scale them down."
-                )
+            self._policy.limits.check_request(len(paths), num_pixels)
             yield picture
             picture.thumbnail((views.BOXED_SIDE, views.BOXED_SIDE))
             small[:] = [picture]

@@ -112,11 +112,7 @@ def create_builder(
 
 
 def _check_type(
-    name: str,
-    value: object,
-    kind: type | tuple[type, ...],
-    wanted: str,
-    error: type[TilewiseError] = ConfigError,
+    name: str, value: object, kind: type | tuple[type, ...], wanted: str, error: type[TilewiseError] = ConfigError
 ) -> None:
     """Refuse what is neither None nor of a `kind`."""
     if value is not None and not isinstance(value, kind):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import cast
 
-from tilewise.errors import ConfigError, ImageTooLargeError
+from tilewise.errors import ConfigError, ImageTooLargeError, InputError
 
 MIB = 1 << 20
 _MOST = 1 << 33
@@ -55,6 +55,22 @@ class ImageLimits:
         """
         if num_bytes > self.max_bytes:
             raise ImageTooLargeError(f"The picture has more than the {self.max_bytes} bytes allowed. Scale it down.")
+
+    def check_request(self, num_images: int, num_pixels: int = 0) -> None:
+        """Hold the pictures of one request, or of one chat, to what they may have together.
+
+        Raises:
+            InputError: there are more of them.
+            ImageTooLargeError: they have more pixels.
+        """
+        if num_images > self.max_request_images:
+            text = f"The request has {num_images} pictures; at most {self.max_request_images} are allowed."
+            raise InputError(text, param="messages")
+        if num_pixels > self.max_request_pixels:
+            raise ImageTooLargeError(
+                f"Up to this one the request's pictures have {num_pixels} pixels; at most {self.max_request_pixels} "
+                "together are allowed. Scale them down or send fewer."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,10 +93,7 @@ _ALL_PROFILES = (
 PROFILES = {profile.name: profile for profile in _ALL_PROFILES}
 
 # QUIRK: the official template lacks the line breaks of internvl-internlm2, but LMDeploy's users know the latter.
-_DEFAULTS = {
-    "internlm2-chat": _INTERNLM2,
-    "internvl2_5": PROFILES["internvl2_5"],
-}
+_DEFAULTS = {"internlm2-chat": _INTERNLM2, "internvl2_5": PROFILES["internvl2_5"]}
 
 
 def choose_profile(model: ModelConfig, chosen: ChatTemplateConfig | None = None) -> PromptProfile:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tilewise.config import ModelConfig
-from tilewise.errors import CheckpointError, ImageTooLargeError, InputError, PromptTooLongError
+from tilewise.errors import CheckpointError, InputError, PromptTooLongError
 from tilewise.inputs.conversation import ImagePart, Message
 from tilewise.inputs.detokenizer import Detokenizer
 from tilewise.inputs.errand import check_wanted
@@ -57,9 +57,7 @@ class RequestBuilder:
         """
         segments = render(self.profile, messages)
         parts = [part for message in messages for part in message.images]
-        most = self.policy.limits.max_request_images
-        if len(parts) > most:
-            raise InputError(f"The request has {len(parts)} pictures; at most {most} are allowed.", param="messages")
+        self.policy.limits.check_request(len(parts))
         self._check_at_least(segments)
         stop_token_ids = self._resolve_stops(generation)
         generation = self._resolve_bad_words(generation, stop_token_ids)
@@ -99,18 +97,13 @@ class RequestBuilder:
 
     def _load(self, parts: Sequence[ImagePart]) -> tuple[PreparedImage, ...]:
         """Load and prepare the pictures one by one, while together they stay within the request's pixels."""
-        most = self.policy.limits.max_request_pixels
         images, num_pixels = list[PreparedImage](), 0
         for number, part in enumerate(parts, start=1):
             check_wanted()
             try:
                 image = prepare_image(load_image(part.source, self.policy), self._choose_tiling(part))
                 num_pixels += image.width * image.height
-                if num_pixels > most:
-                    raise ImageTooLargeError(
-                        f"Up to this one the request's pictures have {num_pixels} pixels; at most {most} together are "
-                        "allowed. Scale them down or send fewer."
-                    )
+                self.policy.limits.check_request(number, num_pixels)
             except InputError as error:
                 place = f"Picture {number} of {len(parts)}: " if len(parts) > 1 else ""
                 raise type(error)(f"{place}{error}", param=error.param) from None
