@@ -58,8 +58,7 @@ def find_model(
 
         return model_folder()
     if not os.path.isdir(model):
-        is_broken = not os.path.exists(model)
-        what = "a symbolic link to nothing" if is_broken else "a file"
+        what = "a file" if os.path.exists(model) else "a symbolic link to nothing"
         raise CheckpointError(f"{model!r:.200} is {what}; give the model's folder, or a hub id (org/name).")
     if not os.path.isfile(os.path.join(model, "config.json")):
         raise CheckpointError(f"The folder {model!r:.200} holds no config.json; give the folder that does.")

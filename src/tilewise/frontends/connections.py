@@ -180,20 +180,15 @@ def create_protocol(most: int, tls: ssl.SSLContext | None = None) -> Any:
     Raises:
         ConfigError: the system does not let this process open so many.
     """
-    _allow_descriptors(most + _OTHER_DESCRIPTORS)
-    return functools.partial(BoundedProtocol, connections=Connections(most), tls=tls)
-
-
-def _allow_descriptors(wanted: int) -> None:
-    """Raise the soft limit of open files where it is lower; beyond it, connections would wait unseen."""
+    wanted = most + _OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError):
-        raise ConfigError(
-            f"max_connections={wanted - _OTHER_DESCRIPTORS} takes {wanted} open files, and the system allows {hard}; "
-            "lower --max-connections, or raise the limit (ulimit -n).",
-            param="max_connections",
-        ) from None
+    if soft != resource.RLIM_INFINITY and soft < wanted:  # beyond it, connections would wait unseen
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError):
+            raise ConfigError(
+                f"max_connections={most} takes {wanted} open files, and the system allows {hard}; lower "
+                "--max-connections, or raise the limit (ulimit -n).",
+                param="max_connections",
+            ) from None
+    return functools.partial(BoundedProtocol, connections=Connections(most), tls=tls)

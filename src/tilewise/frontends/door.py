@@ -51,6 +51,10 @@ _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "5"}}
 
 
+# What a client is told of a fault of ours.
+_FAULT = TilewiseError("The server failed on this request; its log says why.")
+
+
 class RequestError(TilewiseError):
     """A request that HTTP itself, or its form, rules out."""
 
@@ -74,11 +78,6 @@ def json_response(content: Any, status: int = 200, headers: dict[str, str] | Non
 def error_response(error: TilewiseError, headers: dict[str, str] | None = None) -> Response:
     """An error's response; one that may pass says when to come back, and one that lacks a key, where that goes."""
     return json_response(error_facts(error), error.status, {**_HEADERS.get(error.status, {}), **(headers or {})})
-
-
-def internal_error() -> TilewiseError:
-    """What a client is told of a fault of ours."""
-    return TilewiseError("The server failed on this request; its log says why.")
 
 
 class Door:
@@ -114,7 +113,7 @@ class Door:
         except Exception:
             logger.exception("request %s failed", request_id)
             if not status:
-                await error_response(internal_error())(scope, receive, send_named)
+                await error_response(_FAULT)(scope, receive, send_named)
         finally:
             facts = {
                 "request_id": request_id,
@@ -311,7 +310,7 @@ class EventStream(Response):
         except Exception as error:
             if not isinstance(error, TilewiseError):
                 logger.exception("a stream failed")
-            told = error if isinstance(error, TilewiseError) else internal_error()
+            told = error if isinstance(error, TilewiseError) else _FAULT
             unsent += encode_event(error_facts(told), "error")
         await send({"type": "http.response.body", "body": bytes(unsent), "more_body": False})
 

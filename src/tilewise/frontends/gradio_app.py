@@ -269,7 +269,14 @@ def create_page(client: APIClient, *, model: str | None = None, code_url: str | 
             with gr.Tab(_word("look")):
                 look = gr.HTML()
             with gr.Tab(_word("settings")):
-                settings = _create_settings()
+                settings: list[Any] = [
+                    gr.Slider(1, 4096, 512, step=1, label=_word("max_tokens")),
+                    gr.Slider(0, 2, 0.7, step=0.05, label=_word("temperature")),
+                    gr.Slider(0.05, 1, 0.8, step=0.05, label="top_p"),
+                    gr.Slider(0, 200, 50, step=1, label="top_k"),
+                    gr.Slider(1, 40, _MAX_TILES, step=1, label=_word("max_tiles")),
+                    gr.Textbox("", label=_word("system"), placeholder=_word("system_hint"), lines=3),
+                ]
             with gr.Tab(_word("code")):
                 code: list[Any] = []
                 for name in _CODE:
@@ -296,17 +303,6 @@ def _word(key: str) -> Any:
 
 def _say(key: str) -> tuple[str, str]:
     return _WORDS["en"][key], _WORDS["zh-CN"][key]
-
-
-def _create_settings() -> list[Any]:
-    return [
-        gr.Slider(1, 4096, 512, step=1, label=_word("max_tokens")),
-        gr.Slider(0, 2, 0.7, step=0.05, label=_word("temperature")),
-        gr.Slider(0.05, 1, 0.8, step=0.05, label="top_p"),
-        gr.Slider(0, 200, 50, step=1, label="top_k"),
-        gr.Slider(1, 40, _MAX_TILES, step=1, label=_word("max_tiles")),
-        gr.Textbox("", label=_word("system"), placeholder=_word("system_hint"), lines=3),
-    ]
 
 
 def _create_chat(page: Page, settings: list[Any], shown: list[Any]) -> _Chat:

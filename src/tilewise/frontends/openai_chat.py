@@ -160,13 +160,9 @@ class ChatChoice(Choice):
         }
 
     def _tell(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
-        told = [
-            {
-                **self._describe(entry.token_id, entry.logprob),
-                "top_logprobs": [self._describe(*pair) for pair in entry.top],
-            }
-            for entry in entries
-        ]
+        told = [self._describe(entry.token_id, entry.logprob) for entry in entries]
+        for token, entry in zip(told, entries, strict=True):
+            token["top_logprobs"] = [self._describe(*pair) for pair in entry.top]
         return {"content": told, "refusal": None}
 
 
@@ -221,11 +217,10 @@ async def _answer(body: Sampling, stream: Stream, choices: Sequence[Choice], nam
         async for index, piece in stream:
             choices[index].take(piece)
     # With the most choices and likely tokens that may be asked for it takes seconds.
-    data = (
-        await asyncio.to_thread(_encode_whole, choices, head)
-        if choices[0].wants_logprobs
-        else _encode_whole(choices, head)
-    )
+    if choices[0].wants_logprobs:
+        data = await asyncio.to_thread(_encode_whole, choices, head)
+    else:
+        data = _encode_whole(choices, head)
     return HttpResponse(data, media_type="application/json")
 
 

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, NoReturn
+from typing import Any
 
 from tilewise.client import APIClient, is_loopback
 from tilewise.errors import ConfigError, EngineError
@@ -38,11 +38,7 @@ def run_page(
         ConfigError: the page's port is taken.
         EngineError: the page's own server ended.
     """
-
-    def leave(number: int, frame: Any) -> NoReturn:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt), ExitStack() as stack:
         os.environ["GRADIO_TEMP_DIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="tilewise-page-"))
         process = None

@@ -117,10 +117,8 @@ def _remedy(config: EngineConfig) -> str:
 def _conclude(fit: Fit) -> list[str]:
     session_len = min(fit.config.session_len, fit.capacity)
     at_once = min(fit.num_blocks // -(-session_len // fit.config.block_size), fit.config.max_batch_size)
-    lines = [f"Sessions of up to {session_len:,} tokens; {at_once} of that length at once."]
-    if fit.changes:
-        flags = " ".join(to_argv(fit.changes)).replace("=", " ")
-        lines.append(f"It fits with: {flags}")
-    else:
-        lines.append("It fits with the settings given.")
-    return lines
+    flags = " ".join(to_argv(fit.changes)).replace("=", " ")
+    return [
+        f"Sessions of up to {session_len:,} tokens; {at_once} of that length at once.",
+        f"It fits with: {flags}" if flags else "It fits with the settings given.",
+    ]

@@ -12,7 +12,6 @@ from tilewise.errors import InputError
 
 IMAGE_MARK = "<IMAGE_TOKEN>"
 ROLES = ("system", "tools", "user", "assistant", "tool")
-Detail = Literal["auto", "low", "high"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class ImagePart:
     source: Any
     max_dynamic_patch: int | None = None
     min_dynamic_patch: int | None = None
-    detail: Detail = "auto"
+    detail: Literal["auto", "low", "high"] = "auto"
 
     def __post_init__(self) -> None:
         """Refuse two answers to the same question."""

@@ -25,8 +25,7 @@ class Errand:
     on_stage: Callable[[Stage, float], None]
 
 
-_errand: ContextVar[Errand | None] = ContextVar("tilewise_errand", default=None)
-current_errand = _errand.get
+current_errand: ContextVar[Errand | None] = ContextVar("tilewise_errand", default=None)
 
 
 @contextmanager
@@ -37,11 +36,11 @@ def on_errand(
 
     `on_stage` is told of every stage inside: its name and its seconds.
     """
-    token = _errand.set(Errand(timeout_s, is_wanted, on_stage))
+    token = current_errand.set(Errand(timeout_s, is_wanted, on_stage))
     try:
         yield
     finally:
-        _errand.reset(token)
+        current_errand.reset(token)
 
 
 def check_wanted() -> None:
@@ -50,7 +49,7 @@ def check_wanted() -> None:
     Raises:
         ImageFetchError: nobody does.
     """
-    errand = current_errand()
+    errand = current_errand.get()
     if errand is not None and not errand.is_wanted():
         raise ImageFetchError("The picture is no longer wanted: whoever asked for it has left.")
 
@@ -62,5 +61,5 @@ def timed(stage: Stage) -> Generator[None]:
     try:
         yield
     finally:
-        if errand := current_errand():
+        if errand := current_errand.get():
             errand.on_stage(stage, time.perf_counter() - started_at)

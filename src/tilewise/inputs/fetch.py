@@ -133,7 +133,7 @@ def fetch(url: str, policy: ImagePolicy, resolve: Resolver = resolve_host) -> by
         ImageFetchError: the URL is refused, unreachable, too slow, or answers with anything but 200.
         ImageTooLargeError: the body is longer than the limit.
     """
-    most_s, errand, started_at = policy.limits.fetch_timeout_s, current_errand(), time.monotonic()
+    most_s, errand, started_at = policy.limits.fetch_timeout_s, current_errand.get(), time.monotonic()
     if errand is not None and errand.left_s <= 0:
         raise ImageFetchError("The hosts of the request's pictures together took too long; send fewer, or their data.")
     try:

@@ -138,9 +138,12 @@ def create_guide(response_format: str, tokenizer: Tokenizer) -> Guide:
 
 @lru_cache(maxsize=16)
 def _compile(response_format: str, tokenizer: Tokenizer) -> "LLMatcher":
+    return _create_matcher(_build_grammar(json.loads(response_format), tokenizer.special_id), tokenizer)
+
+
+def _create_matcher(grammar: str, tokenizer: Tokenizer | None) -> "LLMatcher":
     from llguidance import LLMatcher, LLParserLimits
 
-    grammar = _build_grammar(json.loads(response_format), tokenizer.special_id)
     return LLMatcher(_wrap(tokenizer), grammar, limits=LLParserLimits(**_LIMITS), log_level=0)
 
 
@@ -241,10 +244,8 @@ def _find_fault(grammar: str) -> str:
 
 
 def _validate(grammar: str) -> str:
-    from llguidance import LLMatcher, LLParserLimits
-
     # With a tokenizer, if the smallest: only then is everything compiled, and some faults show with the first token.
-    matcher = LLMatcher(_wrap(None), grammar, limits=LLParserLimits(**_LIMITS), log_level=0)
+    matcher = _create_matcher(grammar, None)
     if not matcher.is_error():
         matcher.compute_bitmask()
     return _shorten(matcher.get_error())

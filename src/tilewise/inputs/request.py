@@ -111,11 +111,8 @@ class RequestBuilder:
         return tuple(images)
 
     def _choose_tiling(self, part: ImagePart) -> TilingParameters:
-        if part.max_dynamic_patch is not None:
-            max_tiles = part.max_dynamic_patch
-        else:
-            by_detail = {"low": 1, "high": self.model.max_dynamic_patch, "auto": self.tiling.max_tiles}
-            max_tiles = by_detail[part.detail]
+        by_detail = {"low": 1, "high": self.model.max_dynamic_patch, "auto": self.tiling.max_tiles}
+        max_tiles = by_detail[part.detail] if part.max_dynamic_patch is None else part.max_dynamic_patch
         min_tiles = part.min_dynamic_patch
         if min_tiles is None:
             # A caller who lowers only the most must not meet a default least above it.
