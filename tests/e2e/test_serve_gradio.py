@@ -1,5 +1,6 @@
 """`tilewise serve gradio` as a process: its own server, its doors, its end."""
 
+import contextlib
 import os
 import re
 import signal
@@ -35,7 +36,10 @@ def page(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
 
 
 def children(pid: int) -> list[int]:
-    own = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    own: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():  # a child is that of the thread that started it
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # which may have ended
+            own += map(int, (task / "children").read_text().split())
     return own + [deeper for child in own for deeper in children(child)]
 
 
