@@ -192,7 +192,8 @@ class EngineConfig:
     `max_busy_token_num` bounds the work of a step in which streamed answers are decoded, in prompt tokens, of which a
     tile counts as many as its arithmetic: smaller steps hold their readers up less, larger ones waste less. Answers
     that are asked for whole bound nothing.
-    `use_cuda_graphs` captures small steps at the start; without a GPU there is nothing to capture.
+    `use_cuda_graphs` captures steps at the start, one for each of many sizes: launching their kernels one by one takes
+    longer than running them. Without a GPU, or where Triton cannot attend, there is nothing to capture.
 
     Raises:
         ConfigError: a field is outside its range or not available; `param` names it.

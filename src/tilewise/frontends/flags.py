@@ -31,7 +31,7 @@ ENGINE_HELP = {
     "image_cache_bytes": "memory for embeddings of pictures seen before",
     "max_prefill_tiles": "most picture tiles that the tower sees in one step",
     "max_busy_token_num": "most work of a step that streamed answers wait for, in prompt tokens; default: 800 on a GPU",
-    "use_cuda_graphs": "capture small steps at the start (GPU)",
+    "use_cuda_graphs": "capture steps of many sizes at the start: much faster, and seconds until ready (GPU)",
 }
 GENERATION_HELP = {
     "n": "answers to one prompt",
