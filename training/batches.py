@@ -102,7 +102,7 @@ class Encoder:
     def prompt(self, question: str, tiles: Sequence[int], profile: PromptProfile = _PROFILE) -> tuple[list[int], int]:
         """Ids of a first question about pictures of so many tiles each, and how many of them come before it."""
         parts = (*(ImagePart("") for _ in tiles), question)
-        ids, start = [self.tokenizer.bos_id], 1
+        ids, start = [self.tokenizer.special_id("<s>")], 1
         for segment in render(profile, (Message("user", parts),)):
             if isinstance(segment, ImageSlot):
                 ids += [self.context_id] * (tiles[segment.number] * self.tokens_per_tile)

@@ -112,7 +112,7 @@ def export(
     size = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": size, "training": asdict(progress)}, "weight_map": places}
     tokenizer = load_tokenizer(tokenizer_folder)
-    generation = {"bos_token_id": tokenizer.bos_id, "eos_token_id": [2, tokenizer.special_id("<|im_end|>")]}
+    generation = {"bos_token_id": tokenizer.special_id("<s>"), "eos_token_id": [2, tokenizer.special_id("<|im_end|>")]}
     files = {"model.safetensors.index": index, "config": description, "generation_config": generation}
     for name, data in files.items():
         (folder / f"{name}.json").write_text(json.dumps(data, indent=2) + "\n", "utf-8")

@@ -19,7 +19,7 @@ class Answer:
 def answer(core: EngineCore, *requests: Request) -> dict[str, Answer]:
     """Submit all, then step until every one has ended."""
     answers = {request.request_id: Answer() for request in requests}
-    outputs = [output for request in requests for output in core.receive(Submit(request))]
+    outputs = [output for request in requests for output in core.receive(Submit((request,)))]
     while core.has_work or outputs:
         for output in outputs or core.step():
             assert output.error is None, output.error
