@@ -109,7 +109,7 @@ class Encoder:
                 start = len(ids) + 1  # </img> is the last of them
             else:
                 special = isinstance(segment, Special)
-                ids += [self.tokenizer.special_id(segment.name)] if special else self._encode(segment.text)
+                ids += [self.tokenizer.special_id(segment.name)] if special else self._encode(segment)
         return ids, start
 
     def answer(self, text: str) -> list[int]:
@@ -150,7 +150,7 @@ class Encoder:
         special = [i for i, segment in enumerate(segments) if isinstance(segment, Special)]
         for segment in segments[special[-4] + 1 :]:
             is_special = isinstance(segment, Special)
-            ids += [self.tokenizer.special_id(segment.name)] if is_special else self._encode(segment.text)
+            ids += [self.tokenizer.special_id(segment.name)] if is_special else self._encode(segment)
         return ids
 
 
