@@ -30,7 +30,6 @@ def main() -> None:
     for number in range(num_sequences):
         prompt = tuple(range(number, number + PROMPT_TOKENS))
         scheduler.add(Request(str(number), prompt, generation=GenerationConfig(max_new_tokens=2000)))
-    latest = torch.zeros(num_sequences, dtype=torch.int64)
     stages: dict[str, list[float]] = {"schedule": [], "build": [], "commit": []}
     while len(stages["commit"]) < STEPS:
         clock = [time.perf_counter()]
@@ -38,7 +37,7 @@ def main() -> None:
         assert plan is not None
         clock.append(time.perf_counter())
         layout = lay_out(plan, block_size)
-        build_batch(layout, torch.device("cpu"), latest)
+        build_batch(layout, torch.device("cpu"))
         clock.append(time.perf_counter())
         scheduler.commit(plan, {sequence_id: Sampled(7) for sequence_id in layout.sampled_ids})
         clock.append(time.perf_counter())

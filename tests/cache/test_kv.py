@@ -14,7 +14,7 @@ def test_the_pools_take_the_bytes_that_the_plan_says(dtype: str) -> None:
     resolved = resolve(EngineConfig(dtype=dtype, image_cache_bytes=100_000), MODEL, DeviceConfig("cpu"))
     plan = plan_memory(resolved)
     caches = create_caches(resolved, 7, plan.num_tile_rows, getattr(torch, dtype), torch.device("cpu"))
-    assert caches.k.shape == caches.v.shape == (2, 7, 64, 2, 8)
+    assert caches.k.shape == caches.v.shape == (2, 7, 64, 2, 16)
     assert caches.k.nbytes + caches.v.nbytes == 7 * plan.kv_block == 7 * 64 * resolved.kv_bytes_per_token
     assert caches.tiles.shape == (plan.num_tile_rows, MODEL.tokens_per_tile, 32)
     assert caches.tiles.nbytes == plan.image_cache <= 100_000
