@@ -67,6 +67,22 @@ def test_every_choice_ends_once_and_room_is_given_back(make_engine: MakeEngine) 
     asyncio.run(run())
 
 
+def test_pictures_of_a_request_are_timed_by_its_own_engine_alone(make_engine: MakeEngine) -> None:
+    engines = [make_engine(lambda _: say([5]))[0] for _ in range(2)]
+
+    async def run() -> None:
+        await read(await engines[0].open(PICTURE, GenerationConfig()))
+
+    asyncio.run(run())
+    counts = [_read_count(engine, "tilewise:picture_decode_seconds_count") for engine in engines]
+    assert counts == [1.0, 0.0]
+
+
+def _read_count(engine: AsyncEngine, name: str) -> float:
+    lines = engine.metrics.text().decode().splitlines()
+    return float(next(line.rpartition(" ")[2] for line in lines if line.startswith(name)))
+
+
 def test_what_does_not_fit_is_refused_now_or_for_ever(make_engine: MakeEngine) -> None:
     held = threading.Event()
 

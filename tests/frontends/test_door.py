@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tilewise.errors import ImageTooLargeError, PromptTooLongError
 from tilewise.frontends import door
-from tilewise.frontends.door import MAX_TEXT_BYTES, RequestError, parse_json
+from tilewise.frontends.door import MAX_JSON_DEPTH, MAX_TEXT_BYTES, RequestError, parse_json
 
 URL = "data:image/png;base64," + "A+/=" * 20_000
 TEXT = 'He wrote {"url": "data:image/png;base64,AAAA"} \\ and "data:'
@@ -80,3 +80,12 @@ def test_pictures_do_not_count_as_text_and_one_has_a_bound_of_its_own() -> None:
     assert parse_json(json.dumps(many).encode()) == many
     with pytest.raises(ImageTooLargeError, match="Scale the picture down"):
         parse_json(json.dumps([URL * 500]).encode())
+
+
+@pytest.mark.parametrize("inner", ["", "0", '""'])
+def test_nesting_ends_at_its_bound_whatever_is_innermost(inner: str) -> None:
+    def nest(levels: int) -> bytes:
+        return ("[" * levels + inner + "]" * levels).encode()
+
+    assert parse_in_pieces(nest(MAX_JSON_DEPTH)) != "too_deep"
+    assert parse_in_pieces(nest(MAX_JSON_DEPTH + 1)) == "too_deep"

@@ -87,8 +87,12 @@ def test_names_of_special_tokens_in_messages_stay_text():
     assert render(PLAIN, user(words))[0] == f"U:{words}"
 
 
-def test_neighbouring_texts_are_one_segment():
-    assert render(PLAIN, user("q", "r", "s")) == ("U:q\nr\ns", Special("<|im_end|>"), "A:")
+def test_neighbouring_texts_are_one_segment_of_whatever_kind_of_str():
+    class Name(str):
+        __slots__ = ()
+
+    for last in ("s", Name("s")):
+        assert render(PLAIN, user("q", "r", last)) == ("U:q\nr\ns", Special("<|im_end|>"), "A:")
 
 
 def test_turns_out_of_order_are_refused():

@@ -223,8 +223,8 @@ class _Layout:
 
     def finish(self) -> tuple[Segment, ...]:
         segments: list[Segment] = []
-        for kind, run in groupby(self._parts, key=type):
-            if kind is str:
+        for is_text, run in groupby(self._parts, key=lambda part: isinstance(part, str)):
+            if is_text:
                 text = "".join(cast(Iterator[str], run))
                 segments += [text] if text else []
             else:
