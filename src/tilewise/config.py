@@ -120,9 +120,10 @@ class DeviceConfig:
         return self.type if self.type == "cpu" else f"{self.type}:{self.index}"
 
 
-# Work of a step beside decodes, in prompt tokens: a tile and its tokens. Computed: 33 ms of a 26B on an H100.
+# Work of a step beside decodes, in prompt tokens: a tile and its tokens, but not two.
+# PERF: with 16 decodes 46 ms of a 26B on an H100 (2026-11-28).
 BUSY_TOKENS = 800
-# PERF: a tile's 256 tokens beside 16 decodes, padded to 384, took a fifth longer than to 288 (H200, 2026-11-28).
+# Such a step has 272 tokens. PERF: padded to 384 it took 48 ms on an H200, to 288 46 on an H100 (2026-11-28).
 _FINE_UP_TO, _COARSE_FROM = 320, 1024
 _MAX_CAPTURED_TILES = 16
 
@@ -383,7 +384,7 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
 
 
 def _choose_graph_sizes(max_batch_size: int, max_tokens: int, max_tiles: int) -> GraphSizes:
-    """Every step that is no prompt alone has a graph: the larger ones, too, are launched slower than they run.
+    """Choose sizes for every step with decodes: larger ones, too, are believed to be launched slower than they run.
 
     What lies between two sizes is padded, which costs little where weights are read, and less the larger a step is.
     """

@@ -31,7 +31,7 @@ A, B = ImagePart("a"), ImagePart("b")
 PLAIN = PromptProfile("plain", "", system="", user="U:", assistant="A:", turn_end="<|im_end|>")
 
 
-def test_default_follows_architecture_and_template(model):
+def test_default_follows_the_template(model):
     assert choose_profile(model) is PROFILES["internvl-internlm2"]
 
 

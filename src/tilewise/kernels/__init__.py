@@ -150,7 +150,7 @@ def decline_capture(k_cache: Tensor) -> str | None:
 
 def _attend_decodes(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, out: Tensor) -> None:
     if attention.decline_decodes(q, k_cache) is None:
-        is_padded = batch.items is not None  # by a captured step, if there are chunks
+        is_padded = batch.items is not None and not batch.chunks  # in a captured step that has room for chunks
         attention.attend_decodes(q, k_cache, v_cache, batch.block_table, batch.lengths, out, is_padded)
         return
     # On a GPU one at a time: the twin copies contexts, and the plan has no room for all of them.

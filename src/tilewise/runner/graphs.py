@@ -45,9 +45,10 @@ class _Shape:
 
     def holds(self, layout: StepLayout) -> bool:
         """Chunks are no question of room alone: a step without any is not run by a graph for them."""
+        if bool(layout.chunks) != bool(self.num_chunks):
+            return False
         counts = len(layout.token_ids), len(layout.lengths), len(layout.last), len(layout.chunks)
-        room = self.num_tokens, self.num_decodes, self.num_rows, self.num_chunks
-        return bool(layout.chunks) == bool(self.num_chunks) and all(map(int.__le__, counts, room))
+        return all(map(int.__le__, counts, (self.num_tokens, self.num_decodes, self.num_rows, self.num_chunks)))
 
 
 @dataclass(frozen=True, slots=True)
