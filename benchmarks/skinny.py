@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tilewise.kernels import silu_and_multiply, skinny
+from tilewise.kernels.launch import depend
 from tilewise.kernels.skinny import (
     Tiles,
     choose_tiles,
@@ -210,7 +211,7 @@ def compile_all(bench: Bench, products: dict[Product, list[Tiles]]) -> int:
                 if kind in seen:
                     continue
                 seen.add(kind)
-                options = launch_options(m, tiles, None, is_gated)
+                options = {**launch_options(m, tiles, None, is_gated), **depend(bench.device, m)}
                 shared = (weight.float(), weight.int()) if tiles.num_splits > 1 else (None, None)
                 multiply_share.warmup(x, weight, None, weight, *shared, m, n, k, grid=(1, 1), **options)
     print(f"{len(seen)} kernels compiled in {time.perf_counter() - start_s:.1f} s on {os.cpu_count()} cores")

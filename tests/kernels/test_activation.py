@@ -87,6 +87,17 @@ def test_gelu_is_the_exact_one() -> None:
     assert (F.gelu(x, approximate="tanh") - exact).abs().max() > 1e-4
 
 
+def test_the_polynomial_of_half_precision_is_the_normal_distribution_in_fp32() -> None:
+    x = torch.linspace(-12, 12, 100_001)
+    near = x.clamp(-activation._PHI_RANGE, activation._PHI_RANGE)
+    t, p = near * near * (2 / activation._PHI_RANGE**2) - 1, torch.zeros_like(x)
+    for coefficient in activation.fit_phi():
+        p = p * t + coefficient
+    exact = x.double() * (1 + torch.erf(x.double() / 2**0.5)) / 2
+    assert (x * (0.5 + near * p) - exact).abs().max() < 4e-6
+    assert (F.gelu(x, approximate="tanh") - exact).abs().max() > 1e-4  # what it is not
+
+
 def test_shapes_that_the_kernels_cannot_take_are_declined_by_name() -> None:
     assert "7 columns" in (activation.decline_halves(torch.zeros(1, 7)) or "")
     assert "(3,)" in (activation.decline_bias(torch.zeros(1, 4), torch.zeros(3)) or "")

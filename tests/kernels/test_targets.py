@@ -124,7 +124,15 @@ def elementwise_cases() -> list[Case]:
         piece = {"WIDTH": 12800, "BLOCK": 1024}
         cases.append(Case(f"gate_and_multiply {dtype}", gate_and_multiply, types, piece, {}))
         types = {**point("x", "bias", "out"), "x_stride": "i32", "out_stride": "i32"}
-        cases.append(Case(f"add_and_gelu {dtype}", add_and_gelu, types, {**piece, "HAS_BIAS": True}, {"num_warps": 2}))
+        cases.append(
+            Case(
+                f"add_and_gelu {dtype}",
+                add_and_gelu,
+                types,
+                {**piece, "HAS_BIAS": True, "PHI": None if dtype == "fp32" else activation.fit_phi(), "PHI_RANGE": 5.0},
+                {"num_warps": 2},
+            )
+        )
         types = {**point("qkv"), "cos_ptr": "*fp32", "sin_ptr": "*fp32", "slots_ptr": "*i64"}
         types |= point("q", "k", "k_cache", "v_cache")
         types |= dict.fromkeys(("qkv_stride", "block_stride", "slot_stride", "head_stride"), "i32")
@@ -146,9 +154,12 @@ def test_every_kernel_compiles_and_fits(capability: int) -> None:
     from triton.compiler import ASTSource
 
     for case in cases:
-        signature = {**case.types, **dict.fromkeys(case.constants, "constexpr")}
-        source = ASTSource(case.kernel, signature, dict(case.constants))
+        constants, options = dict(case.constants), dict(case.options)
+        if "IS_DEPENDENT" in case.kernel.arg_names:
+            constants["IS_DEPENDENT"] = options["launch_pdl"] = capability >= 90
+        signature = {**case.types, **dict.fromkeys(constants, "constexpr")}
+        source = ASTSource(case.kernel, signature, constants)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Triton 3.9 announces another default of its own
-            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(case.options))
+            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
         assert compiled.metadata.shared <= SHARED_BYTES[capability], case.name

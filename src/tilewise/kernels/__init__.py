@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 from functools import cache
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tilewise.kernels import activation, attention, norm, prefill, reference, rope
 from tilewise.kernels.batch import AttentionBatch, PrefillChunk
+from tilewise.kernels.launch import has_triton
 from tilewise.kernels.reference import apply_rope, pixel_shuffle, write_kv
 from tilewise.kernels.resample import cut_tiles, normalize_tiles, resize_bicubic
 
@@ -46,11 +46,6 @@ if (torch.backends.cudnn.version() or 0) >= _CUDNN_RIGHT_FROM:
 _TRITON_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 
 
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
-
-
 def decline(*tensors: Tensor) -> str | None:
     """Say why no elementwise Triton kernel takes these tensors together, or None if one does."""
     if torch.compiler.is_compiling():
@@ -64,7 +59,7 @@ def decline(*tensors: Tensor) -> str | None:
         return "a last axis is not dense"
     if not all(tensor.is_cuda for tensor in tensors):
         return "not a CUDA device"
-    return None if _has_triton() else "triton is not installed"
+    return None if has_triton() else "triton is not installed"
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

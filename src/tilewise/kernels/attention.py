@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tilewise.kernels.arrivals import create_arrivals
+from tilewise.kernels.launch import await_inputs, depend, has_triton
 
 _MAX_SPLITS = 16
 _NUM_PROGRAMS = 512  # a few for every multiprocessor
@@ -44,11 +45,7 @@ def decline_shapes(q: Tensor, k_cache: Tensor) -> str | None:
         return f"blocks of {k_cache.shape[1]} with head size {head_dim} in {k_cache.dtype} take too much shared memory"
     if q.dtype != k_cache.dtype:
         return f"queries are {q.dtype} and keys {k_cache.dtype}"
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return "triton is not installed"
-    return None
+    return None if has_triton() else "triton is not installed"
 
 
 @cache
@@ -56,12 +53,14 @@ def _kernel() -> Any:
     import triton
     import triton.language as tl
 
+    wait = await_inputs()
+
     @triton.jit
     def attend_split(
         q_ptr, k_ptr, v_ptr, table_ptr, lengths_ptr, out_ptr, partial_ptr, stats_ptr, arrivals_ptr, scale,
         q_stride, out_stride, table_stride, kv_block_stride, kv_token_stride, kv_head_stride,
         NUM_SPLITS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, MERGED_ROWS: tl.constexpr,
-        BLOCK: tl.constexpr, DIM: tl.constexpr,
+        BLOCK: tl.constexpr, DIM: tl.constexpr, IS_DEPENDENT: tl.constexpr,
     ):  # fmt: skip
         sequence, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
         row, column, token = tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, BLOCK)
@@ -71,6 +70,8 @@ def _kernel() -> Any:
         first = split * share
         last = tl.minimum(first + share, num_blocks)
         is_head = row[:, None] < GROUP
+        if IS_DEPENDENT:
+            wait()
         q_offset = sequence.to(tl.int64) * q_stride + (head * GROUP + row)[:, None] * DIM + column[None]
         q = tl.load(q_ptr + q_offset, mask=is_head, other=0.0)  # (ROWS, DIM); on its way together with the length
         if first >= last:  # nobody waits for a share without blocks
@@ -195,6 +196,6 @@ def attend_decodes(
         q, k_cache, v_cache, block_table, lengths, out, partial, stats, arrivals, head_dim**-0.5,
         q.stride(0), out.stride(0), block_table.stride(0), *k_cache.stride()[:3],
         NUM_SPLITS=num_splits, GROUP=group, ROWS=max(_MIN_ROWS, padded), MERGED_ROWS=padded,
-        BLOCK=block_size, DIM=head_dim, num_stages=choose_num_stages(k_cache),
+        BLOCK=block_size, DIM=head_dim, num_stages=choose_num_stages(k_cache), **depend(q.device, num_sequences),
     )  # fmt: skip
     return out

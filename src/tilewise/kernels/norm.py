@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tilewise.kernels.launch import await_inputs, depend
+
 MAX_WIDTH = 16384  # 32 values a lane at 16 warps; wider rows would spill
 
 
@@ -37,11 +39,15 @@ def _kernels() -> tuple[Any, Any]:
     import triton
     import triton.language as tl
 
+    wait = await_inputs()
+
     @triton.jit
     def normalize(
         x_ptr, weight_ptr, next_weight_ptr, out_ptr, x_stride, out_stride, eps,
-        WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+        WIDTH: tl.constexpr, BLOCK: tl.constexpr, IS_DEPENDENT: tl.constexpr,
     ):  # fmt: skip
+        if IS_DEPENDENT:
+            wait()
         # Grid (rows, parts): part 1 are the WIDTH columns behind part 0, with a weight of their own.
         row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
         column = tl.arange(0, BLOCK)
@@ -60,11 +66,13 @@ def _kernels() -> tuple[Any, Any]:
     @triton.jit
     def add_and_normalize(
         residual_ptr, x_ptr, scale_ptr, weight_ptr, sum_ptr, normed_ptr, residual_stride, x_stride, eps,
-        HAS_SCALE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+        HAS_SCALE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, IS_DEPENDENT: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         column = tl.arange(0, BLOCK)
         valid = column < WIDTH
+        if IS_DEPENDENT:
+            wait()
         residual = tl.load(residual_ptr + row * residual_stride + column, mask=valid, other=0.0)
         x = tl.load(x_ptr + row * x_stride + column, mask=valid, other=0.0)
         weight = tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
@@ -82,9 +90,10 @@ def _kernels() -> tuple[Any, Any]:
     return normalize, add_and_normalize
 
 
-def _sizes(width: int) -> dict[str, int]:
+def _options(rows: Tensor, width: int) -> dict[str, int]:
     block = 1 << (width - 1).bit_length()
-    return {"WIDTH": width, "BLOCK": block, "num_warps": min(16, max(1, block // 512))}
+    num_warps = min(16, max(1, block // 512))
+    return {"WIDTH": width, "BLOCK": block, "num_warps": num_warps, **depend(rows.device, len(rows))}
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -97,7 +106,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     rows = x.reshape(-1, width)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     normalize, _ = _kernels()
-    normalize[(len(rows), 1)](rows, weight, weight, out, rows.stride(0), width, eps, **_sizes(width))
+    normalize[(len(rows), 1)](rows, weight, weight, out, rows.stride(0), width, eps, **_options(rows, width))
     return out
 
 
@@ -106,7 +115,7 @@ def rms_norm_queries_and_keys_(qkv: Tensor, q_weight: Tensor, k_weight: Tensor, 
     packed = qkv.shape[-1]
     rows = qkv.view(-1, packed)
     normalize, _ = _kernels()
-    normalize[(len(rows), 2)](rows, q_weight, k_weight, rows, packed, packed, eps, **_sizes(packed // 3))
+    normalize[(len(rows), 2)](rows, q_weight, k_weight, rows, packed, packed, eps, **_options(rows, packed // 3))
 
 
 def add_rms_norm(
@@ -119,7 +128,7 @@ def add_rms_norm(
     _, add_and_normalize = _kernels()
     add_and_normalize[(len(rows),)](
         residuals, rows, weight if scale is None else scale, weight, total, normed,
-        residuals.stride(0), rows.stride(0), eps, HAS_SCALE=scale is not None, **_sizes(width),
+        residuals.stride(0), rows.stride(0), eps, HAS_SCALE=scale is not None, **_options(rows, width),
         enable_fp_fusion=False,  # or product and sum become one operation in half precision, rounded once
     )  # fmt: skip
     return normed, total

@@ -61,22 +61,26 @@ def kernel() -> Any:
         blocks_ptr = table_ptr + row * table_stride
         head_offset = token[:, None] * kv_token_stride + (head // GROUP) * kv_head_stride
         block = tl.load(blocks_ptr)
-        for number in range(num_blocks):
-            kv_offset = block.to(tl.int64) * kv_block_stride + head_offset
-            # NOTE: read a turn ahead: Triton keeps only one block in flight if its address is loaded in the same turn.
-            block = tl.load(blocks_ptr + tl.minimum(number + 1, num_blocks - 1))
-            key = number * BLOCK + token
-            # A freed block may hold NaN, which no weight of 0 removes.
-            k = tl.load(k_ptr + kv_offset + column[None], mask=(key < end)[:, None], other=0.0)  # (BLOCK, DIM)
-            v = tl.load(v_ptr + kv_offset + column[None], mask=(key < end)[:, None], other=0.0)
-            scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # (QUERIES, BLOCK)
-            scores = tl.where(key[None] <= (position + query)[:, None], scores, float("-inf"))
-            new_max = tl.maximum(running_max, tl.max(scores, 1))  # finite: everyone sees the first key
-            weights = tl.exp2(scores - new_max[:, None])
-            shrink = tl.exp2(running_max - new_max)
-            running_sum = running_sum * shrink + tl.sum(weights, 1)
-            out = out * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-            running_max = new_max
+        num_whole = tl.minimum(position // BLOCK, num_blocks)  # blocks that every query sees to their end
+        for is_masked in tl.static_range(2):  # pyright: ignore[reportGeneralTypeIssues]
+            for number in range(num_whole if is_masked else 0, num_blocks if is_masked else num_whole):
+                kv_offset = block.to(tl.int64) * kv_block_stride + head_offset
+                # NOTE: read a turn ahead: Triton keeps one block in flight if its address is loaded in the same turn.
+                block = tl.load(blocks_ptr + tl.minimum(number + 1, num_blocks - 1))
+                key = number * BLOCK + token
+                # A freed block may hold NaN, which no weight of 0 removes.
+                is_key = (key < end)[:, None] if is_masked else None
+                k = tl.load(k_ptr + kv_offset + column[None], mask=is_key, other=0.0 if is_masked else None)
+                v = tl.load(v_ptr + kv_offset + column[None], mask=is_key, other=0.0 if is_masked else None)
+                scores = tl.dot(q, tl.trans(k), input_precision="ieee")  # (QUERIES, BLOCK)
+                if is_masked:
+                    scores = tl.where(key[None] <= (position + query)[:, None], scores, float("-inf"))
+                new_max = tl.maximum(running_max, tl.max(scores, 1) * scale)  # finite: everyone sees the first key
+                weights = tl.exp2(scores * scale - new_max[:, None])
+                shrink = tl.exp2(running_max - new_max)
+                running_sum = running_sum * shrink + tl.sum(weights, 1)
+                out = out * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+                running_max = new_max
         out = out / running_sum[:, None]
         tl.store(out_ptr + place * out_stride + head * DIM + column[None], out.to(q.dtype), mask=is_query[:, None])
 

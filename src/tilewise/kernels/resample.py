@@ -13,13 +13,13 @@ same in both.
 """
 
 from functools import cache, lru_cache
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tilewise.kernels.launch import has_triton
 from tilewise.kernels.transfer import upload
 
 _FRACTION_BITS = 22
@@ -120,12 +120,7 @@ def decline(pixels: Tensor) -> str | None:
         return "pixels are not contiguous"
     if not pixels.is_cuda:
         return "not a CUDA device"
-    return None if _has_triton() else "triton is not installed"
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+    return None if has_triton() else "triton is not installed"
 
 
 @lru_cache(maxsize=128)  # 0.6 MB at most for the largest accepted side, and 20 KB for a common one

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tilewise.kernels.launch import await_inputs, depend
+
 _MAX_HEADS = 8  # of one program: at head size 128 it reads 2 KiB in half precision
 
 
@@ -37,17 +39,22 @@ def _kernel() -> Any:
     import triton
     import triton.language as tl
 
+    wait = await_inputs()
+
     @triton.jit
     def rotate_and_write(
         qkv_ptr, cos_ptr, sin_ptr, slots_ptr, q_ptr, k_ptr, k_cache_ptr, v_cache_ptr,
         qkv_stride, block_stride, slot_stride, head_stride,
         NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
         LANES: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEEPS_KEYS: tl.constexpr,
+        IS_DEPENDENT: tl.constexpr,
     ):  # fmt: skip
         token, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * HEADS
         head, column = tl.arange(0, HEADS)[:, None], tl.arange(0, LANES)[None]
         valid = (column < HALF) & (head < HEADS)  # (HEADS, LANES)
         source = qkv_ptr + token * qkv_stride + (first + head) * (2 * HALF) + column
+        if IS_DEPENDENT:
+            wait()
         left = tl.load(source, mask=valid, other=0.0)
         right = tl.load(source + HALF, mask=valid, other=0.0)
         if first < NUM_HEADS + NUM_KV_HEADS:
@@ -105,6 +112,7 @@ def rope_and_write_kv(
         qkv, cos, sin, slots, q, k, k_cache, v_cache, qkv.stride(0), *k_cache.stride()[:3],
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEADS=heads, HALF=head_dim // 2,
         LANES=lanes, BLOCK_SIZE=block_size, KEEPS_KEYS=returns_fresh, num_warps=max(1, heads * lanes // 256),
+        **depend(qkv.device, len(qkv)),
     )  # fmt: skip
     if not returns_fresh:
         return q, None

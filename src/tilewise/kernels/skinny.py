@@ -9,7 +9,6 @@ The grid follows from shapes alone and nothing waits for the host, so that graph
 
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tilewise.kernels.arrivals import create_arrivals
+from tilewise.kernels.launch import await_inputs, depend, has_triton
 
 MAX_ROWS = 64
 K_MULTIPLE = 128  # every block_k that is chosen divides K
@@ -182,12 +182,7 @@ def _decline_tensors(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> s
         return f"{x.numel() // k} rows are not 1 to {MAX_ROWS}"
     if not weight.is_contiguous() or (bias is not None and not bias.is_contiguous()):
         return "the weight or bias is not contiguous"
-    return None if _has_triton() else "triton is not installed"
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+    return None if has_triton() else "triton is not installed"
 
 
 @cache
@@ -204,12 +199,14 @@ def kernel() -> Any:
     import triton
     import triton.language as tl
 
+    wait = await_inputs()
+
     # num_rows is not specialised: 1 and multiples of 16 would be compiled again, in the middle of serving.
     @triton.jit(do_not_specialize=["num_rows"])
     def multiply_share(
         x_ptr, weight_ptr, bias_ptr, out_ptr, shares_ptr, arrivals_ptr, num_rows, n, k,
         HAS_BIAS: tl.constexpr, IS_GATED: tl.constexpr, IS_SPLIT: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
-        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, IS_DEPENDENT: tl.constexpr,
     ):  # fmt: skip
         split, num_splits = tl.program_id(1), tl.num_programs(1)
         row, inner = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
@@ -233,6 +230,8 @@ def kernel() -> Any:
             out = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         else:
             out = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        if IS_DEPENDENT:
+            wait()
         for block in range(first, last):
             # NOTE: Triton 3.6 drops the policy where it makes the load asynchronous, as it does here; 3.9 keeps it.
             weight = tl.load(weight_tile + block * BLOCK_K, eviction_policy="evict_first")
@@ -303,9 +302,8 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles, is_g
         shape = (num_tiles, num_splits, pad_rows(num_rows), tiles.block_n)
         shares = torch.empty(shape, dtype=torch.float32, device=x.device)
         arrivals = create_arrivals(x.device, "multiply", _MAX_SPLIT_TILES)
-    kernel()[num_tiles, num_splits](
-        x, weight, bias, out, shares, arrivals, num_rows, n, k, **launch_options(num_rows, tiles, bias, is_gated)
-    )
+    options = {**launch_options(num_rows, tiles, bias, is_gated), **depend(x.device, num_rows)}
+    kernel()[num_tiles, num_splits](x, weight, bias, out, shares, arrivals, num_rows, n, k, **options)
     return out
 
 
