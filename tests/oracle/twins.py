@@ -57,16 +57,17 @@ def create_twin(
     rope_scaling: dict[str, Any] | None = None,
     select_layer: int = -1,
     has_decoder_bias: bool = False,
+    width: int = 64,
     seed: int = 4,
 ) -> InternVLForConditionalGeneration:
-    """Random weights, wide enough that every branch counts and greedy answers vary."""
+    """Random weights, spread so that every branch counts and greedy answers vary; `width` is the decoder's."""
     rope = {"rope_type": "default", "rope_theta": 10000.0, **(rope_scaling or {})}
     text = {
         "model_type": "llama",
-        "hidden_size": 64,
-        "intermediate_size": 96,
+        "hidden_size": width,
+        "intermediate_size": width * 3 // 2,
         "num_hidden_layers": 3,
-        "num_attention_heads": 4,
+        "num_attention_heads": 4 if width == 64 else width // 128,
         "num_key_value_heads": 2,
         "vocab_size": VOCAB_SIZE,
         "max_position_embeddings": MAX_POSITIONS,
@@ -94,7 +95,7 @@ def create_twin(
         tie_word_embeddings=False,
     )
     twin = InternVLForConditionalGeneration._from_config(config, dtype=torch.float32).eval()
-    _randomize(twin, torch.Generator().manual_seed(seed))
+    _randomize(twin, 0.2 * (64 / width) ** 0.5, torch.Generator().manual_seed(seed))
     if vision["use_qk_norm"]:
         # The official code gives these norms the tower's epsilon; transformers leaves them at a default of 1e-6.
         for layer in twin.model.vision_tower.encoder.layer:
@@ -103,10 +104,10 @@ def create_twin(
 
 
 @torch.no_grad()
-def _randomize(twin: nn.Module, generator: torch.Generator) -> None:
+def _randomize(twin: nn.Module, spread: float, generator: torch.Generator) -> None:
     for name, parameter in twin.named_parameters():
         is_scale = "lambda" in name or ("norm" in name and name.endswith("weight"))
-        parameter.normal_(0.0, 0.2, generator=generator)
+        parameter.normal_(0.0, spread, generator=generator)
         if is_scale:
             parameter.add_(1.0)
 
