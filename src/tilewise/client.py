@@ -120,16 +120,14 @@ class APIClient:
             data = response.read()
             return json.loads(data) if data else None
 
-    def _stream(self, path: str, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
+    def _stream(self, path: str, body: Mapping[str, Any]) -> Generator[dict[str, Any]]:
         with self._request("POST", path, body) as response:
             for line in response.iter_lines():
                 if (chunk := _read_event(line)) is not None:
                     yield chunk
 
     @contextmanager
-    def _request(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
-    ) -> Generator[httpx.Response, None, None]:
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Generator[httpx.Response]:
         with (
             _in_our_words(self.server_url),
             httpx.Client(**self._options) as client,
@@ -190,7 +188,7 @@ def is_loopback(host: str) -> bool:
 
 
 @contextmanager
-def _in_our_words(server_url: str) -> Generator[None, None, None]:
+def _in_our_words(server_url: str) -> Generator[None]:
     try:
         yield
     except httpx.TimeoutException:

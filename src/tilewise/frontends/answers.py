@@ -141,7 +141,7 @@ def create_jobs(request: Request, builder: RequestBuilder, session_id: int = 0) 
 
 def follow(
     client: EngineClient, jobs: Iterable[tuple[Request, Answer]], max_running: int
-) -> Generator[tuple[Answer, str], None, None]:
+) -> Generator[tuple[Answer, str]]:
     """Run requests to their ends; yield each's answer with the text that a step added, in the engine's order.
 
     `jobs` is drawn on only where there is room, so that a lazy one keeps the pictures of at most `max_running`

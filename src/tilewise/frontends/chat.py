@@ -47,9 +47,7 @@ class RemotePipeline:
         self.client = client
         self._model = client.available_models[0]
 
-    def stream_chat(
-        self, prompt: Any, session: Session, generation: GenerationConfig
-    ) -> Generator[Response, None, None]:
+    def stream_chat(self, prompt: Any, session: Session, generation: GenerationConfig) -> Generator[Response]:
         """As `Pipeline.stream_chat`, but for the ids, which do not travel."""
         messages = (*session.messages, *parse_prompt(prompt))
         turns = [_to_turn(message) for message in messages]

@@ -61,7 +61,7 @@ def run_page(
 
 
 @contextmanager
-def _serve_model(flags: Sequence[str]) -> Generator[tuple[APIClient, "subprocess.Popen[bytes]"], None, None]:
+def _serve_model(flags: Sequence[str]) -> Generator[tuple[APIClient, "subprocess.Popen[bytes]"]]:
     """An API server for this page alone: a port of loopback, and a key that nobody else has."""
     key = secrets.token_urlsafe(24)
     # The socket itself is handed over: a port that is free for a moment may be taken by whoever wants the key.

@@ -234,7 +234,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     def stream_chat(
         self, prompt: Any, session: Session | None = None, gen_config: GenerationConfig | None = None
-    ) -> Generator[Response, None, None]:
+    ) -> Generator[Response]:
         """Yield the next turn's answer as it grows, in pieces as `stream_infer`'s; `session` has it at the end.
 
         A turn that fails leaves the session as it was. Leaving the loop, or an interrupt, aborts the answer: the
@@ -244,7 +244,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     def _open_turn(
         self, prompt: Any, session: Session | None, gen_config: GenerationConfig | None, *, is_streamed: bool
-    ) -> Generator[Response, None, None]:
+    ) -> Generator[Response]:
         _check_type("session", session, Session, "a Session, or None for a new one", InputError)
         _check_type("gen_config", gen_config, GenerationConfig, "one GenerationConfig", InputError)
         generation = gen_config or GenerationConfig()
@@ -254,7 +254,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     def _stream_turn(
         self, prompt: Any, session: Session, generation: GenerationConfig, is_streamed: bool
-    ) -> Generator[Response, None, None]:
+    ) -> Generator[Response]:
         messages = (*session.messages, *parse_prompt(prompt))
         jobs = self._create_jobs(messages, generation, 0, is_streamed)
         answer = jobs[0][1]
@@ -280,7 +280,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     def _run(
         self, prompts: Sequence[Any], generations: Sequence[GenerationConfig], groups: Groups, *, is_streamed: bool
-    ) -> Generator[tuple[Answer, str], None, None]:
+    ) -> Generator[tuple[Answer, str]]:
         """Follow all prompts; `groups` receives each prompt's answers, in order."""
         # Twice what runs at once: the next ones are prepared while these run, and a long list's pictures never all
         # lie in memory.
