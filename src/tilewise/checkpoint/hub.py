@@ -48,10 +48,8 @@ def find_model(
         return _download(model, revision, None if download_dir is None else str(download_dir), patterns)
     for name, value in (("revision", revision), ("download_dir", download_dir)):
         if value is not None:
-            raise ConfigError(
-                f"{name}={str(value)!r} is for hub ids only; {model or 'the embedded model'} is local. Leave it out.",
-                param=name,
-            )
+            text = f"{name}={str(value)!r} is for hub ids only; {model or 'the embedded model'} is local. Leave it out."
+            raise ConfigError(text, param=name)
     if model is None:
         # Inside: the demo ranks above this module, which knows only that there is one.
         from tilewise.demo import model_folder

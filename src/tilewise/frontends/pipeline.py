@@ -322,8 +322,6 @@ def _spread(gen_config: Generations, num_prompts: int) -> list[GenerationConfig]
         return [gen_config or GenerationConfig()] * num_prompts
     given: list[Any] = list(gen_config) if isinstance(cast(object, gen_config), (list, tuple)) else []
     if len(given) != num_prompts or not all(isinstance(item, GenerationConfig) for item in given):
-        raise InputError(
-            f"gen_config must be one GenerationConfig or a list of one for each of the {num_prompts} prompts.",
-            param="gen_config",
-        )
+        text = f"gen_config must be one GenerationConfig or a list of one for each of the {num_prompts} prompts."
+        raise InputError(text, param="gen_config")
     return given

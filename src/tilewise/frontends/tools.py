@@ -49,10 +49,8 @@ def add_tools(
             case _:
                 raise InputError(f"tool_choice {tool_choice!r:.200} names none of the tools.", param="tool_choice")
     elif tool_choice not in ("auto", "required"):
-        raise InputError(
-            f"tool_choice {tool_choice!r:.80} is unknown; use 'none', 'auto', 'required' or a tool.",
-            param="tool_choice",
-        )
+        text = f"tool_choice {tool_choice!r:.80} is unknown; use 'none', 'auto', 'required' or a tool."
+        raise InputError(text, param="tool_choice")
     # Source: the layout of the examples in InternLM/InternLM chat/chat_format.md.
     told = [{key: f[key] for key in ("name", "description", "parameters") if key in f} for f in functions.values()]
     turn = {"role": "tools", "content": json.dumps(told, ensure_ascii=False, indent=4)}

@@ -205,10 +205,8 @@ def _parse_calls(calls: object) -> tuple[ToolCall, ...]:
                 _check_keys("A tool call's function", fields["function"], ("name", "arguments"))
                 parsed.append(ToolCall(call_id, name, arguments))
             case _:
-                raise InputError(
-                    "tool_calls is a list of objects with an id and a function of a name and arguments, all texts.",
-                    param="tool_calls",
-                )
+                text = "tool_calls is a list of objects with an id and a function of a name and arguments, all texts."
+                raise InputError(text, param="tool_calls")
     return tuple(parsed)
 
 

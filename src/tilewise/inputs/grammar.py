@@ -236,10 +236,8 @@ def _find_fault(grammar: str) -> str:
     except (subprocess.SubprocessError, OSError):
         done = None
     if done is None or done.returncode not in (0, *_ENDS_OF_COSTLY):
-        raise CapacityError(
-            "response_format could not be checked: this machine is too busy; try again in a moment.",
-            param="response_format",
-        )
+        text = "response_format could not be checked: this machine is too busy; try again in a moment."
+        raise CapacityError(text, param="response_format")
     return _TOO_COSTLY if done.returncode else done.stdout.decode(errors="replace")
 
 

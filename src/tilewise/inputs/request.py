@@ -142,10 +142,8 @@ class RequestBuilder:
         banned = tuple(dict.fromkeys(bad_token_ids))
         stops = stop_token_ids if generation.min_new_tokens else ()
         if len({*banned, *stops}) >= self.tokenizer.vocab_size:
-            raise InputError(
-                "bad_words, bad_token_ids and min_new_tokens together ban every token; leave some for the answer.",
-                param="bad_token_ids",
-            )
+            text = "bad_words, bad_token_ids and min_new_tokens together ban every token; leave some for the answer."
+            raise InputError(text, param="bad_token_ids")
         return generation if banned == generation.bad_token_ids else replace(generation, bad_token_ids=banned)
 
     def _check_ids(self, name: str, token_ids: Sequence[int]) -> None:
