@@ -14,19 +14,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "ChatTemplateConfig",
-    "EngineConfig",
-    "GenerationConfig",
-    "Pipeline",
-    "PytorchEngineConfig",
-    "Response",
-    "Session",
-    "TilewiseError",
-    "TurbomindEngineConfig",
-    "__version__",
-    "pipeline",
-]
+__all__ = ["ChatTemplateConfig", "EngineConfig", "GenerationConfig", "Pipeline", "PytorchEngineConfig", "Response"]
+__all__ += ["Session", "TilewiseError", "TurbomindEngineConfig", "__version__", "pipeline"]
 
 _HOMES = {
     "config": ("ChatTemplateConfig", "EngineConfig", "PytorchEngineConfig", "TurbomindEngineConfig"),

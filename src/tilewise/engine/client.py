@@ -106,16 +106,12 @@ class EngineClient(ABC):
             EngineError: the engine is gone, or an id is in use.
             InputError: the request cannot be sent.
         """
-        added: list[str] = []
-        try:
+        with contextlib.ExitStack() as added:
             for each, sink in ((request, on_output), *more):
                 self._sinks.add(each.request_id, sink)
-                added.append(each.request_id)
+                added.callback(self._sinks.remove, each.request_id)
             self._send(messages.Submit((request, *(each for each, _ in more))))
-        except BaseException:
-            for request_id in added:
-                self._sinks.remove(request_id)
-            raise
+            added.pop_all()
 
     def abort(self, request_id: str) -> None:
         """Ask to end a request; it then ends with `abort`, unless it ends otherwise first."""

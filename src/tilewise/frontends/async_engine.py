@@ -217,11 +217,8 @@ class AsyncEngine:
             InputError: the request is refused.
             CapacityError: as `check_room`.
         """
-        builder = self.builder
         self.check_room()
-        stream = Stream(self, 1)
-
-        return await self._run(stream, messages, lambda: builder.build(messages, generation, ""))
+        return await self._run(Stream(self, 1), messages, lambda: self.builder.build(messages, generation, ""))
 
     async def _run(self, stream: Stream, messages: tuple[Message, ...], work: Callable[[], T]) -> T:
         """Count a stream as open and do its work on a thread; whatever is not submitted there ends with it."""

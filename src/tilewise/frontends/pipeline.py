@@ -54,12 +54,8 @@ def pipeline(
     _check_type("model_path", model_path, (str, os.PathLike), "a folder, a hub id, or None for the embedded model")
     _check_type("model_name", model_name, str, "the name of a prompt profile, or None")
     _check_type("backend_config", backend_config, EngineConfig, "an EngineConfig; or give its fields by name")
-    _check_type(
-        "chat_template_config",
-        chat_template_config,
-        ChatTemplateConfig,
-        "a ChatTemplateConfig; model_name takes the name of a prompt profile",
-    )
+    wanted = "a ChatTemplateConfig; model_name takes the name of a prompt profile"
+    _check_type("chat_template_config", chat_template_config, ChatTemplateConfig, wanted)
     logging.getLogger("tilewise").setLevel(read_log_level(log_level))
     if backend_config is not None and kwargs:
         given = ", ".join(kwargs)

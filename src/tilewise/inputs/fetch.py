@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Resolver = Callable[[str, int], Sequence[str]]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_HEADERS = ("User-Agent: tilewise", "Accept: image/*", "Accept-Encoding: identity", "Connection: close")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _FORBIDDEN_IN_URL = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]*:[0-9a-f:.]*")
@@ -269,16 +270,9 @@ def _connect(target: Target, addresses: Sequence[str], deadline: float) -> socke
 
 def _request(connection: socket.socket, target: Target, limits: ImageLimits, deadline: float) -> bytes | str:
     """Send the request; return the body, or the URL that a redirect names."""
-    lines = (
-        f"GET {target.path} HTTP/1.1",
-        f"Host: {target.origin}",
-        "User-Agent: tilewise",
-        "Accept: image/*",
-        "Accept-Encoding: identity",
-        "Connection: close",
-    )
+    lines = (f"GET {target.path} HTTP/1.1", f"Host: {target.origin}", *_HEADERS, "", "")
     connection.settimeout(_seconds_left(deadline))
-    connection.sendall("\r\n".join((*lines, "", "")).encode("ascii"))
+    connection.sendall("\r\n".join(lines).encode("ascii"))
     response = http.client.HTTPResponse(_PacedReader(connection, limits, deadline), method="GET")  # type: ignore[arg-type]
     with response:
         response.begin()

@@ -14,15 +14,10 @@ from tilewise.inputs.policy import ImageLimits
 
 ACCEPTED = "JPEG, PNG, WEBP, GIF and BMP"
 _ORIENTATION_TAG = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# What turns a picture of orientation 2, 3, ... upright.
+_TURN_NAMES = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+_TURNS = {orientation: Image.Transpose[name] for orientation, name in enumerate(_TURN_NAMES, start=2)}
+_BEGINNINGS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG", b"GIF87a": "GIF", b"GIF89a": "GIF", b"BM": "BMP"}
 _SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 _EIGHT_BIT_MODES = frozenset({"1", "L", "P", "LA", "La", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV"})
 
@@ -33,16 +28,11 @@ def sniff_format(data: bytes | bytearray) -> str:
     Raises:
         ImageError: none of the accepted five.
     """
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if data.startswith(b"BM"):
-        return "BMP"
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WEBP"
+    for beginning, name in _BEGINNINGS.items():
+        if data.startswith(beginning):
+            return name
     raise ImageError(f"The data is not a picture in an accepted format; {ACCEPTED} are accepted.")
 
 

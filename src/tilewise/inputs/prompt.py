@@ -6,7 +6,7 @@ Special tokens come from the profile alone: what users and answers say stays tex
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
@@ -224,12 +224,9 @@ class _Layout:
     def finish(self) -> tuple[Segment, ...]:
         segments: list[Segment] = []
         for is_text, run in groupby(self._parts, key=lambda part: isinstance(part, str)):
-            if is_text:
-                text = "".join(cast(Iterator[str], run))
-                segments += [text] if text else []
-            else:
-                segments += cast(Iterator[Special | ImageSlot], run)
-        return tuple(segments)
+            parts = list(run)
+            segments += ["".join(cast(list[str], parts))] if is_text else parts
+        return tuple(segment for segment in segments if segment != "")
 
     def _add_image(self, *, is_last_of_row: bool) -> None:
         # Not str.format: a template file must not reach into objects.
