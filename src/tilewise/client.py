@@ -11,7 +11,7 @@ import mimetypes
 import os
 import ssl
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -106,11 +106,10 @@ class APIClient:
                         yield chunk
 
     def _succeeds(self, path: str) -> bool:
-        try:
+        with suppress(TilewiseError):
             self._call("GET", path)
-        except TilewiseError:
-            return False
-        return True
+            return True
+        return False
 
     def _ask(self, path: str, body: Mapping[str, Any]) -> Any:
         return self._stream(path, body) if body["stream"] else self._call("POST", path, body)
@@ -181,10 +180,9 @@ def _embed_picture(part: Any) -> Any:
 
 def is_loopback(host: str) -> bool:
     """Whether a host, as an address or by its usual name, is this machine alone."""
-    try:
+    with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return host == "localhost"
 
 
 @contextmanager
@@ -210,19 +208,17 @@ def _read_event(line: str) -> dict[str, Any] | None:
 
 
 def _read_error(status: int, body: bytes) -> TilewiseError:
-    try:
+    with suppress(ValueError, KeyError, TypeError):
         return _create_error(status, json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
-        return _create_error(status, {"message": f"The server answered with status {status}."})
+    return _create_error(status, {"message": f"The server answered with status {status}."})
 
 
 def _create_error(status: int, said: Mapping[str, Any]) -> TilewiseError:
     """The error of the server's code, or else of its status; status and code stay the server's."""
     code = said.get("code")
     by_status = CapacityError if status in (429, 503) else EngineError if status >= 500 else InputError
-    error = {kind.code: kind for kind in _kinds(TilewiseError)}.get(str(code), by_status)(
-        str(said.get("message")), param=said.get("param")
-    )
+    kind = {kind.code: kind for kind in _kinds(TilewiseError)}.get(str(code), by_status)
+    error = kind(str(said.get("message")), param=said.get("param"))
     error.status = status
     error.code = str(code or error.code)
     return error

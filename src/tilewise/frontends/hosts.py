@@ -31,11 +31,10 @@ def is_cross_origin(scope: Any, allowed_hosts: Collection[str] = ()) -> bool:
 
 
 def _is_over_loopback(scope: Any) -> bool:
-    try:
+    with contextlib.suppress(ValueError):  # no address: a socket of the file system, or none at all
         address = ipaddress.ip_address((scope.get("server") or ("",))[0])
-    except ValueError:  # no address: a socket of the file system, or none at all
-        return False
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    return False
 
 
 def _read(scope: Any, header: bytes) -> list[str]:

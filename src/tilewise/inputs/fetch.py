@@ -44,10 +44,8 @@ _GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 # Not reachable from outside, though ipaddress of some Python 3.11-3.13 calls them global.
 # Source: IANA special-purpose address registries; 168.63.129.16 is Azure's host agent.
-_CLOSED_NETWORKS = tuple(
-    ipaddress.ip_network(text)
-    for text in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "2001::/23", "3fff::/20")
-)
+_CLOSED = ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "2001::/23", "3fff::/20")
+_CLOSED_NETWORKS = tuple(ipaddress.ip_network(text) for text in _CLOSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,10 +218,8 @@ def _checked_addresses(target: Target, policy: ImagePolicy, resolve: Resolver, d
     answers: list[str] = []
 
     def look_up() -> None:
-        try:
+        with suppress(OSError, UnicodeError):
             answers.extend(resolve(target.host, target.port))
-        except (OSError, UnicodeError):
-            return
 
     thread = threading.Thread(target=look_up, daemon=True)  # getaddrinfo has no time-out of its own
     thread.start()
@@ -251,9 +247,8 @@ def _connect(target: Target, addresses: Sequence[str], deadline: float) -> socke
     failure: OSError = TimeoutError()
     for number, address in enumerate(addresses):
         try:
-            connection = socket.create_connection(
-                (address, target.port), timeout=_seconds_left(deadline) / (len(addresses) - number)
-            )
+            share_s = _seconds_left(deadline) / (len(addresses) - number)
+            connection = socket.create_connection((address, target.port), timeout=share_s)
         except OSError as error:
             failure = error
             continue

@@ -228,13 +228,9 @@ def _find_fault(grammar: str) -> str:
     """
     if len(grammar) <= _MAX_PLAIN_CHARS and not _COSTLY.search(grammar):
         return _validate(grammar)
-    command = [sys.executable, "-P", "-m", "tilewise.inputs.grammar"]
-    try:
-        done = subprocess.run(
-            command, input=grammar.encode(), capture_output=True, timeout=_TIMEOUT_S, env=child_environment()
-        )
-    except (subprocess.SubprocessError, OSError):
-        done = None
+    command, given, done = [sys.executable, "-P", "-m", "tilewise.inputs.grammar"], grammar.encode(), None
+    with contextlib.suppress(subprocess.SubprocessError, OSError):
+        done = subprocess.run(command, input=given, capture_output=True, timeout=_TIMEOUT_S, env=child_environment())
     if done is None or done.returncode not in (0, *_ENDS_OF_COSTLY):
         text = "response_format could not be checked: this machine is too busy; try again in a moment."
         raise CapacityError(text, param="response_format")

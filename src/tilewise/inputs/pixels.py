@@ -6,6 +6,7 @@ pictures that callers made themselves. Sizes are checked on the header, before p
 
 import io
 import warnings
+from contextlib import suppress
 
 from PIL import Image
 
@@ -126,10 +127,9 @@ def to_rgb(image: Image.Image, limits: ImageLimits) -> Image.Image:
 
 def _read_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation; damaged EXIF counts as none, since it says nothing about the pixels."""
-    try:
+    with suppress(Exception):
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:
-        return 1
+    return 1
 
 
 def _flatten(image: Image.Image) -> Image.Image:
