@@ -53,6 +53,9 @@ class Slot(Protocol):
         ...
 
 
+Slots = Mapping[str, Slot]
+
+
 @dataclass(frozen=True, slots=True)
 class _StoredTensor:
     """One tensor of a shard; its data is the half-open byte range [start, start + num_bytes) of the file."""
@@ -82,12 +85,9 @@ def _find_shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         return [folder / SINGLE_NAME], None
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
-        has_pickle = any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth"))
-        remedy = (
-            "its pickled weights (.bin, .pt) are never opened; convert them to safetensors."
-            if has_pickle
-            else "download it again, or use load_format='dummy' for random weights."
-        )
+        remedy = "download it again, or use load_format='dummy' for random weights."
+        if any(any(folder.glob(pattern)) for pattern in ("*.bin", "*.pt", "*.pth")):
+            remedy = "its pickled weights (.bin, .pt) are never opened; convert them to safetensors."
         raise CheckpointError(f"The model folder holds no .safetensors file: {remedy}")
     return shards, None
 
@@ -136,10 +136,7 @@ def _some(items: list[str]) -> str:
 
 
 def _check_fit(
-    tensors: list[_StoredTensor],
-    index: Mapping[str, str] | None,
-    slots: Mapping[str, Slot],
-    ignored: Callable[[str], bool],
+    tensors: list[_StoredTensor], index: Mapping[str, str] | None, slots: Slots, ignored: Callable[[str], bool]
 ) -> list[_StoredTensor]:
     """Return the tensors to load, in file order, or raise one error that lists all that does not fit."""
     found: dict[str, _StoredTensor] = {}
@@ -168,7 +165,7 @@ def _check_fit(
     return [tensor for tensor in tensors if tensor.name in slots]
 
 
-def _stream_to_cpu(tensors: list[_StoredTensor], slots: Mapping[str, Slot]) -> None:
+def _stream_to_cpu(tensors: list[_StoredTensor], slots: Slots) -> None:
     for path, group in groupby(tensors, key=lambda tensor: tensor.path):
         with safe_open(path, framework="pt") as shard:
             for tensor in group:
@@ -208,7 +205,7 @@ class _Staging:
             self._stream.synchronize()
 
 
-def _stream_to_cuda(tensors: list[_StoredTensor], slots: Mapping[str, Slot], device: torch.device) -> None:
+def _stream_to_cuda(tensors: list[_StoredTensor], slots: Slots, device: torch.device) -> None:
     """Overlap reading, copying and `Slot.load`; tensors reach their slots in file order.
 
     NOTE: targets are allocated and freed on this thread's stream alone, so a block that the allocator hands
@@ -253,11 +250,7 @@ def _stream_to_cuda(tensors: list[_StoredTensor], slots: Mapping[str, Slot], dev
 
 @torch.no_grad()
 def load_weights(
-    folder: Path,
-    slots: Mapping[str, Slot],
-    device: torch.device,
-    *,
-    ignored: Callable[[str], bool] = lambda name: False,
+    folder: Path, slots: Slots, device: torch.device, *, ignored: Callable[[str], bool] = lambda name: False
 ) -> None:
     """Put every tensor of the checkpoint in its slot, exactly once, in file order.
 

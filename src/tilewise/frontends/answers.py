@@ -52,7 +52,7 @@ class Answer:
         self._num_generated, self._num_shown = 0, 0
         self._cached_tokens = 0
         self._is_withheld = builder.model.is_random
-        self._has_shown_notice = False
+        self._notice = RANDOM_NOTICE
         self._tokenizer = builder.tokenizer
         self._detokenizer = builder.create_detokenizer(request.generation)
 
@@ -72,8 +72,7 @@ class Answer:
         self.own_text += delta
         if not self._is_withheld:
             return delta
-        notice = "" if self._has_shown_notice else RANDOM_NOTICE
-        self._has_shown_notice = True
+        notice, self._notice = self._notice, ""
         return notice
 
     def _take(self, output: StepOutput) -> str:
@@ -129,9 +128,12 @@ class Answer:
         )
 
 
-def create_jobs(request: Request, builder: RequestBuilder, session_id: int = 0) -> list[tuple[Request, Answer]]:
+Job = tuple[Request, Answer]
+
+
+def create_jobs(request: Request, builder: RequestBuilder, session_id: int = 0) -> list[Job]:
     """One request and answer for each of `n` choices, with ids and seeds of their own; they share the pictures."""
-    generation, jobs = request.generation, list[tuple[Request, Answer]]()
+    generation, jobs = request.generation, list[Job]()
     for choice in range(generation.n):
         seed = None if generation.random_seed is None else (generation.random_seed + choice) % _NUM_SEEDS
         own = replace(request, request_id=uuid.uuid4().hex, generation=replace(generation, n=1, random_seed=seed))
@@ -139,9 +141,7 @@ def create_jobs(request: Request, builder: RequestBuilder, session_id: int = 0) 
     return jobs
 
 
-def follow(
-    client: EngineClient, jobs: Iterable[tuple[Request, Answer]], max_running: int
-) -> Generator[tuple[Answer, str]]:
+def follow(client: EngineClient, jobs: Iterable[Job], max_running: int) -> Generator[tuple[Answer, str]]:
     """Run requests to their ends; yield each's answer with the text that a step added, in the engine's order.
 
     `jobs` is drawn on only where there is room, so that a lazy one keeps the pictures of at most `max_running`

@@ -44,6 +44,7 @@ _FAILED = {"id": "failed"}
 _MAX_TILES = 12
 _PULSE_S = 1.0
 _CODE = ("curl", "openai", "tilewise")
+Turn = Mapping[str, Any]
 
 
 class _Failure(str):
@@ -107,8 +108,8 @@ class Page:
 
     async def answer(
         self,
-        message: Mapping[str, Any] | str,
-        history: Sequence[Mapping[str, Any]],
+        message: Turn | str,
+        history: Sequence[Turn],
         max_tokens: int = 512,
         temperature: float = 0.7,
         top_p: float = 0.8,
@@ -125,9 +126,8 @@ class Page:
             facts = await asyncio.to_thread(self.describe)
             cut = facts.get("tilewise", {})
             least, most = cut.get("min_dynamic_patch", 1), cut.get("max_dynamic_patch", _MAX_TILES)
-            tiling = TilingParameters(
-                min(least, int(max_tiles)), int(max_tiles), cut.get("use_thumbnail", True), cut.get("tile_size", 448)
-            )
+            has_overview, tile_size = cut.get("use_thumbnail", True), cut.get("tile_size", 448)
+            tiling = TilingParameters(min(least, int(max_tiles)), int(max_tiles), has_overview, tile_size)
             body: dict[str, Any] = {
                 "model": facts["id"],
                 "messages": read_turns(history, message, system, None if max_tiles == most else int(max_tiles)),
@@ -172,7 +172,7 @@ class Page:
         yield text, views.show_facts(first_at - started_at, ended_at - first_at, usage, is_cut_off=end == "length")
 
     def _show_tiles(
-        self, messages: Sequence[Mapping[str, Any]], tiling: TilingParameters, tokens_per_tile: int
+        self, messages: Sequence[Turn], tiling: TilingParameters, tokens_per_tile: int
     ) -> tuple[str, Image.Image | None]:
         """The tiles of the conversation's pictures, and a small copy of the last one.
 
@@ -217,10 +217,7 @@ async def _pulse(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator
 
 
 def read_turns(
-    history: Sequence[Mapping[str, Any]],
-    message: Mapping[str, Any] | str,
-    system: str = "",
-    max_tiles: int | None = None,
+    history: Sequence[Turn], message: Turn | str, system: str = "", max_tiles: int | None = None
 ) -> list[dict[str, Any]]:
     """The history that gradio keeps, and the new message, as the API's: paths for pictures, before their text.
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -26,11 +26,7 @@ _DRAIN_S = 35.0
 
 
 def run_page(
-    server_url: str | None,
-    api_key: str | None,
-    launch: Mapping[str, Any],
-    model: str | None,
-    server_flags: Sequence[str],
+    server_url: str | None, api_key: str | None, launch: dict[str, Any], model: str | None, server_flags: Sequence[str]
 ) -> None:
     """Serve the page until told to end: over `server_url`, or over a server of its own with `model` and its flags.
 

@@ -25,6 +25,7 @@ import sys
 import threading
 from collections.abc import Generator
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import cast
 
 from tilewise.errors import CapacityError, ImageError, ImageTooLargeError
@@ -92,9 +93,7 @@ def _pipes(process: subprocess.Popen[bytes]) -> tuple[io.FileIO, io.FileIO]:
     return cast(io.FileIO, process.stdin), cast(io.FileIO, process.stdout)
 
 
-def _exchange(
-    process: subprocess.Popen[bytes], data: bytes, limits: ImageLimits
-) -> tuple[int, int, int, bytes | bytearray]:
+def _exchange(process: subprocess.Popen[bytes], data: bytes, limits: ImageLimits) -> tuple[int, int, int, bytearray]:
     """Send one picture; return status, width and height, and the pixels or the message."""
     requests, replies = _pipes(process)
     _write_all(requests, _REQUEST.pack(len(data), *(getattr(limits, name) for name in _SENT_LIMITS)))
@@ -184,14 +183,10 @@ class Decoder:
         for _ in range(2):
             self._end()
             with contextlib.suppress(OSError, EOFError):
-                self._process = subprocess.Popen(  # -P: the folder that the user happens to be in may hold its own PIL
-                    [sys.executable, "-P", "-m", "tilewise.inputs.decoder"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    bufsize=0,
-                    env=child_environment(),
-                )
+                # -P: the folder that the user happens to be in may hold its own PIL
+                command = [sys.executable, "-P", "-m", "tilewise.inputs.decoder"]
+                env = child_environment()
+                self._process = subprocess.Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=env)
                 with _killed_after(self._process, _START_TIMEOUT_S):
                     _read_exactly(_pipes(self._process)[1], len(_READY))
                 return self._process
