@@ -15,14 +15,14 @@ from typing import Any, cast
 from tilewise.config import ChatTemplateConfig, EngineConfig
 from tilewise.engine.launch import Checkpoint, Engine, find_checkpoint, launch_engine
 from tilewise.errors import ConfigError, EngineError, InputError, TilewiseError
-from tilewise.frontends.answers import Answer, create_jobs, follow
+from tilewise.frontends.answers import Answer, Job, create_jobs, follow
 from tilewise.frontends.progress import show_progress
 from tilewise.inputs.conversation import Message, is_message_list, parse_prompt
 from tilewise.inputs.policy import ImagePolicy
 from tilewise.inputs.prompt import choose_profile
 from tilewise.inputs.request import RequestBuilder
 from tilewise.inputs.tokenizer import load_tokenizer
-from tilewise.types import FinishReason, GenerationConfig, Request, Response, TilingParameters
+from tilewise.types import FinishReason, GenerationConfig, Response, TilingParameters
 
 Generations = GenerationConfig | Sequence[GenerationConfig] | None
 Groups = list[list[Answer]]
@@ -71,20 +71,13 @@ def pipeline(
             )
         template = replace(template, model_name=model_name)
     checkpoint = find_checkpoint(None if model_path is None else os.fspath(model_path), config)
-    builder = create_builder(
-        checkpoint,
-        template,
-        max_dynamic_patch=max_dynamic_patch,
-        min_dynamic_patch=min_dynamic_patch,
-        allowed_media_hosts=allowed_media_hosts,
-    )
+    builder = create_builder(checkpoint, template, max_dynamic_patch, min_dynamic_patch, allowed_media_hosts)
     return Pipeline(launch_engine(checkpoint, config), builder)
 
 
 def create_builder(
     checkpoint: Checkpoint,
     chat_template: ChatTemplateConfig | None = None,
-    *,
     max_dynamic_patch: int | None = None,
     min_dynamic_patch: int | None = None,
     allowed_media_hosts: Sequence[str] = (),
@@ -104,14 +97,10 @@ def create_builder(
     )
     if min_dynamic_patch is None:  # whoever lowers only the most must not meet the checkpoint's least above it
         min_dynamic_patch = min(model.min_dynamic_patch, tiling.max_tiles)
-    return RequestBuilder(
-        model,
-        model.decoder.max_position_embeddings,
-        load_tokenizer(checkpoint.folder),
-        choose_profile(model, chat_template),
-        ImagePolicy(allowed_media_hosts=cast(tuple[str, ...], allowed_media_hosts)),
-        replace(tiling, min_tiles=min_dynamic_patch),
-    )
+    tokenizer, profile = load_tokenizer(checkpoint.folder), choose_profile(model, chat_template)
+    policy = ImagePolicy(allowed_media_hosts=cast(tuple[str, ...], allowed_media_hosts))
+    tiling = replace(tiling, min_tiles=min_dynamic_patch)
+    return RequestBuilder(model, model.decoder.max_position_embeddings, tokenizer, profile, policy, tiling)
 
 
 def _check_type(
@@ -285,7 +274,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     def _prepare(
         self, prompts: Sequence[Any], generations: Sequence[GenerationConfig], groups: Groups, is_streamed: bool
-    ) -> Iterator[tuple[Request, Answer]]:
+    ) -> Iterator[Job]:
         for number, (prompt, generation) in enumerate(zip(prompts, generations, strict=True)):
             try:
                 jobs = self._create_jobs(parse_prompt(prompt), generation, number, is_streamed)
@@ -298,7 +287,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     def _create_jobs(
         self, messages: Sequence[Message], generation: GenerationConfig, session_id: int, is_streamed: bool
-    ) -> list[tuple[Request, Answer]]:
+    ) -> list[Job]:
         """One request and answer for each of `n` choices; the pictures are prepared once."""
         if not self._finalizer.alive:
             raise EngineError("This pipeline is closed; make a new one with pipeline(...).")
