@@ -109,13 +109,8 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     )
     gradio.add_argument("--server-name", metavar="TEXT", default="127.0.0.1", help="address to listen at")
     gradio.add_argument("--server-port", metavar="N", type=int, default=6006, help="port to listen at (default: 6006)")
-    gradio.add_argument(
-        "--allowed-hosts",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="name of the page behind a proxy on this machine; may be repeated",
-    )
+    text = "name of the page behind a proxy on this machine; may be repeated"
+    gradio.add_argument("--allowed-hosts", metavar="NAME", action="append", default=[], help=text)
     gradio.add_argument("--share", action="store_true", help="also open a public link through gradio's servers")
     _add_remote_flags(gradio)
     _add_model_flags(gradio, {})
@@ -123,12 +118,8 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
 
 def _add_remote_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--server", metavar="URL", help="talk to this API server, and load no model")
-    command.add_argument(
-        "--api-key",
-        metavar="KEY",
-        default=os.environ.get("TILEWISE_API_KEY"),
-        help="its key. Others may see it in the process list: better the variable TILEWISE_API_KEY",
-    )
+    text = "its key. Others may see it in the process list: better the variable TILEWISE_API_KEY"
+    command.add_argument("--api-key", metavar="KEY", default=os.environ.get("TILEWISE_API_KEY"), help=text)
 
 
 def _add_model_flags(
@@ -136,17 +127,15 @@ def _add_model_flags(
 ) -> None:
     """What every command takes that loads a model and answers."""
     command.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL_HELP)
-    command.add_argument(
-        "--chat-template", metavar="NAME|FILE.json", help="prompt profile (see: tilewise list), or a file of one"
-    )
+    text = "prompt profile (see: tilewise list), or a file of one"
+    command.add_argument("--chat-template", metavar="NAME|FILE.json", help=text)
     command.add_argument("--log-level", metavar="LEVEL", default=log_level, help="DEBUG, INFO, WARNING or ERROR")
     add_flags(command, "answer", GenerationConfig, generation_help)
     add_flags(command, "engine", EngineConfig, ENGINE_HELP)
     pictures = command.add_argument_group("pictures")
     for name, text in PICTURE_HELP.items():
-        kind: dict[str, Any] = {"type": int, "metavar": "N"}
-        if name == "allowed_media_hosts":
-            kind = {"action": "append", "metavar": "HOST"}
+        is_host = name == "allowed_media_hosts"
+        kind: dict[str, Any] = {"action": "append", "metavar": "HOST"} if is_host else {"type": int, "metavar": "N"}
         pictures.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, help=text, **kind)
 
 
