@@ -26,6 +26,9 @@ _SAME_NAMES = (
 )
 
 Word = Annotated[str, Field(min_length=1, max_length=MAX_WORD_LENGTH)]
+Text = Annotated[str, Field(min_length=1)]
+IdText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 Label = Annotated[str, Field(max_length=512)]
 Count = Annotated[int, Field(ge=1, le=_MAX_COUNT)]
 TokenId = Annotated[int, Field(ge=0, le=_MAX_COUNT)]
@@ -132,10 +135,7 @@ class Sampling(Generating):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    logit_bias: Annotated[
-        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
-        Field(max_length=_MAX_KEYS),
-    ] = {}
+    logit_bias: Annotated[dict[IdText, Bias], Field(max_length=_MAX_KEYS)] = {}
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = None
     # Not OpenAI's, but LMDeploy's and vLLM's.
@@ -215,9 +215,7 @@ class CompletionRequest(Sampling):
 
     api_names: ClassVar[dict[str, str]] = {**Sampling.api_names, "messages": "prompt"}
 
-    prompt: (
-        Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=1)]
-    )
+    prompt: Text | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: No = False
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
@@ -246,10 +244,7 @@ class ResponsesRequest(Generating):
         "response_format": "text.format",
     }
 
-    input: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[dict[str, Any]], Field(fail_fast=True, min_length=1, max_length=4096)]
-    )
+    input: Text | Annotated[list[dict[str, Any]], Field(fail_fast=True, min_length=1, max_length=4096)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     text: TextFormat | None = None
@@ -315,9 +310,8 @@ def _read_part(part: Any) -> dict[str, Any]:
     if kind == "input_image":
         more = {key: given[key] for key in given if key not in ("type", "image_url")}
         return {"type": "image_url", "image_url": {"url": given.get("image_url"), **more}}
-    raise InputError(
-        f"Content part type {kind!r:.80} is not supported; use 'input_text' or 'input_image'.", param="input"
-    )
+    text = f"Content part type {kind!r:.80} is not supported; use 'input_text' or 'input_image'."
+    raise InputError(text, param="input")
 
 
 class TokenizeRequest(Body):
