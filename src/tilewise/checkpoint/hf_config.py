@@ -88,9 +88,8 @@ class _Section:
         return value
 
     def section(self, key: str) -> "_Section":
-        return _Section(
-            f"{self._path}{key}.", self.read(key, _REQUIRED, "an object", lambda value: type(value) is dict)
-        )
+        data = self.read(key, _REQUIRED, "an object", lambda value: type(value) is dict)
+        return _Section(f"{self._path}{key}.", data)
 
     def count(self, key: str, default: Any = _REQUIRED, *, low: int = 1, high: int = _MAX_WIDTH) -> int:
         wanted = f"a whole number in [{low}, {high}]"

@@ -199,11 +199,9 @@ class ProcessClient(EngineClient):
             held.callback(shutil.rmtree, folder, ignore_errors=True)
             self._wire = Wire(folder, listen="reports", speak="requests", decoder=messages.REPORT)
             held.callback(self._wire.close)
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, str(folder)],
-                stdin=subprocess.PIPE,
-                env={**_MALLOC, **child_environment(with_secrets=True)},
-            )
+            command = [sys.executable, "-P", "-m", module, str(folder)]
+            environment = {**_MALLOC, **child_environment(with_secrets=True)}
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
             held.callback(_end, self._process)
             self.resolved = self._load(start)
             self._held = held.pop_all()
@@ -245,9 +243,8 @@ class ProcessClient(EngineClient):
                 is_ours = isinstance(kind, type) and issubclass(kind, TilewiseError)
                 raise (kind if is_ours else EngineError)(report.text, param=report.param)
             self._take(report)
-        raise EngineError(
-            f"The engine's process ended with status {self._process.returncode} in loading; stderr may say why."
-        )
+        text = f"The engine's process ended with status {self._process.returncode} in loading; stderr may say why."
+        raise EngineError(text)
 
     def _receive(self) -> messages.Report | None:
         """The next report, or None once the process has ended and all it sent is read."""

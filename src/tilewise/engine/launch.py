@@ -40,9 +40,8 @@ def find_checkpoint(model: str | None, config: EngineConfig) -> Checkpoint:
     Raises:
         CheckpointError: the model cannot be found or served.
     """
-    folder = find_model(
-        model, revision=config.revision, download_dir=config.download_dir, has_weights=config.load_format != "dummy"
-    )
+    is_real = config.load_format != "dummy"
+    folder = find_model(model, revision=config.revision, download_dir=config.download_dir, has_weights=is_real)
     return Checkpoint(folder, load_model_config(folder))
 
 

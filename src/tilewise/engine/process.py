@@ -114,9 +114,8 @@ def serve(folder: Path, build: Build) -> int:
     root.addHandler(_Forward(wire))
     inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
     ended = threading.Event()
-    listener = threading.Thread(
-        target=_listen, args=(wire, inbox, folder, ended), name="tilewise-listener", daemon=True
-    )
+    args = wire, inbox, folder, ended
+    listener = threading.Thread(target=_listen, args=args, name="tilewise-listener", daemon=True)
     listener.start()
     status = _work(wire, start, inbox, build)
     ended.set()
@@ -138,9 +137,8 @@ def _work(wire: Wire[Message], start: Start, inbox: "queue.SimpleQueue[Message]"
         return 1
     wire.send(Ready(resolved))
     ended = threading.Event()
-    heart = threading.Thread(
-        target=_beat, args=(wire, core, inbox, threading.get_ident(), ended), name="tilewise-heart", daemon=True
-    )
+    args = wire, core, inbox, threading.get_ident(), ended
+    heart = threading.Thread(target=_beat, args=args, name="tilewise-heart", daemon=True)
     heart.start()
     status = 0
     try:

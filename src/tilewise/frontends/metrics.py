@@ -28,10 +28,9 @@ class Metrics(Collector):
         self.inter_token_s = self._time("vllm:inter_token_latency", "From one token to the next.", _TOKEN_S)
         self.request_s = self._time("vllm:e2e_request_latency", "From arrival to the last token.", _REQUEST_S)
         self.build_s = self._time("tilewise:build", "Fetching, decoding and tokenising of a request.", _REQUEST_S)
-        self._stages: dict[Stage, Histogram] = {
-            "fetch": self._time("tilewise:picture_fetch", "Fetching of a picture by its URL.", _REQUEST_S),
-            "decode": self._time("tilewise:picture_decode", "Decoding of a picture, with its wait.", _REQUEST_S),
-        }
+        fetch_s = self._time("tilewise:picture_fetch", "Fetching of a picture by its URL.", _REQUEST_S)
+        decode_s = self._time("tilewise:picture_decode", "Decoding of a picture, with its wait.", _REQUEST_S)
+        self._stages: dict[Stage, Histogram] = {"fetch": fetch_s, "decode": decode_s}
         self.prompt_tokens = self._count("vllm:prompt_tokens", "Tokens of the prompts that were answered.")
         self.generation_tokens = self._count("vllm:generation_tokens", "Tokens of answers.")
         self.opened = self._count("tilewise:requests_opened", "Answers that were begun.")

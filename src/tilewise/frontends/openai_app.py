@@ -62,10 +62,8 @@ def create_app(service: Service) -> FastAPI:
         (gets, "GET", "/version", show_version, _document("The version.", "version")),
         (gets, "GET", "/metrics", show_metrics, _document("Metrics.", kind="text/plain")),
     ):
-        refusals = {status: _document(text, "error") for status, text in _REFUSALS.items()}
-        router.add_api_route(
-            path, endpoint, methods=[method], response_class=Response, responses={200: document, **refusals}
-        )
+        responses = {200: document, **{status: _document(text, "error") for status, text in _REFUSALS.items()}}
+        router.add_api_route(path, endpoint, methods=[method], response_class=Response, responses=responses)
     app.include_router(posts)
     app.include_router(gets)
     app.add_exception_handler(TilewiseError, _answer_error)

@@ -84,11 +84,8 @@ class TextChoice(Choice):
 
     def whole(self) -> dict[str, Any]:
         """See `Choice.whole`."""
-        return {
-            "text": self.text,
-            "logprobs": self._tell(self._logprobs, self._offsets),
-            "finish_reason": self.finish_reason,
-        }
+        told = self._tell(self._logprobs, self._offsets)
+        return {"text": self.text, "logprobs": told, "finish_reason": self.finish_reason}
 
     def _place(self, entries: Sequence[TokenLogprob]) -> list[int]:
         """Where in the text the newest tokens begin; one that goes on with a character, where that begins."""
@@ -153,11 +150,9 @@ class ChatChoice(Choice):
         """See `Choice.whole`."""
         calls = {"tool_calls": self._calls} if self._calls else {}
         content = self.text if self.text or not calls else None
-        return {
-            "message": {"role": "assistant", "content": content, "refusal": None, **calls},
-            "logprobs": self._tell(self._logprobs) if self.wants_logprobs else None,
-            "finish_reason": self.finish_reason,
-        }
+        message = {"role": "assistant", "content": content, "refusal": None, **calls}
+        told = self._tell(self._logprobs) if self.wants_logprobs else None
+        return {"message": message, "logprobs": told, "finish_reason": self.finish_reason}
 
     def _tell(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
         told = [self._describe(entry.token_id, entry.logprob) for entry in entries]
@@ -193,9 +188,8 @@ async def open_stream(request: Request, body: ChatRequest | CompletionRequest | 
     generation = await asyncio.to_thread(body.generation, session_len)  # a schema in it may be large
     is_raw = isinstance(body, CompletionRequest)
     _check_num_logprobs(generation, session_len, "logprobs" if is_raw else "top_logprobs")
-    return await service.engine.open(
-        body.conversation, generation, request.state.namespace, is_raw=is_raw, is_streamed=body.stream
-    )
+    what, namespace = body.conversation, request.state.namespace
+    return await service.engine.open(what, generation, namespace, is_raw=is_raw, is_streamed=body.stream)
 
 
 def _check_num_logprobs(generation: GenerationConfig, session_len: int, name: str) -> None:

@@ -44,10 +44,8 @@ def run_plan(args: argparse.Namespace) -> None:
         raise ConfigError("The GPU's memory is missing; add for instance --gpu 80GiB or --gpu 24GiB.", param="gpu")
     device_bytes = parse_bytes(args.gpu)
     config = EngineConfig.from_options(given_flags(args, ENGINE_HELP))
-    model = load_model_config(
-        find_model(args.model, revision=config.revision, download_dir=config.download_dir, has_weights=False)
-    )
-    fit = fit_memory(config, model, DeviceConfig("cuda"), device_bytes)
+    folder = find_model(args.model, revision=config.revision, download_dir=config.download_dir, has_weights=False)
+    fit = fit_memory(config, load_model_config(folder), DeviceConfig("cuda"), device_bytes)
     if args.json:
         print(json.dumps(describe(fit, device_bytes)))
     elif fit.num_blocks:
@@ -100,9 +98,8 @@ def _create_table(fit: Fit, device_bytes: int) -> "Table":
     for part, size, what in rows:
         table.add_row(part, f"{size / _GIB:.2f}", what)
     table.add_section()
-    table.add_row(
-        "total", f"{fit.total_bytes / _GIB:.2f}", f"{device_bytes / _GIB - fit.total_bytes / _GIB:.2f} stay free"
-    )
+    free = f"{(device_bytes - fit.total_bytes) / _GIB:.2f} stay free"
+    table.add_row("total", f"{fit.total_bytes / _GIB:.2f}", free)
     return table
 
 

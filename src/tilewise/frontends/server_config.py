@@ -92,9 +92,8 @@ class ServerConfig:
         try:
             context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile, password="")
         except ssl.SSLError as error:
-            what = (
-                f"is damaged or not the key of ssl_certfile={self.ssl_certfile!r:.200} ({error.reason or 'unreadable'})"
-            )
+            reason = error.reason or "unreadable"
+            what = f"is damaged or not the key of ssl_certfile={self.ssl_certfile!r:.200} ({reason})"
             raise _unfit("ssl_keyfile", self.ssl_keyfile, f"{what}; give the pair that was made together.") from None
         return context
 

@@ -243,9 +243,8 @@ def _parse_image_url(image_url: object) -> ImagePart:
     _check_keys("image_url", given, ("url", "detail", "max_dynamic_patch", "min_dynamic_patch"))
     if "url" not in given:
         raise InputError("image_url needs a url: http(s), or data: with the picture in base64.", param="image_url")
-    return ImagePart(
-        given["url"], given.get("max_dynamic_patch"), given.get("min_dynamic_patch"), given.get("detail", "auto")
-    )
+    most, least = given.get("max_dynamic_patch"), given.get("min_dynamic_patch")
+    return ImagePart(given["url"], most, least, given.get("detail", "auto"))
 
 
 def _check_keys(what: str, given: Mapping[str, object], allowed: tuple[str, ...]) -> None:
