@@ -53,9 +53,8 @@ def _frozen_words(name: str, words: object) -> tuple[str, ...]:
     given = (words,) if isinstance(words, str) else _frozen(name, words)
     for word in given:
         if not isinstance(word, str) or not 0 < len(word) <= MAX_WORD_LENGTH:
-            raise InputError(
-                f"{name} must hold strings of 1 to {MAX_WORD_LENGTH} characters, got {word!r:.80}.", param=name
-            )
+            text = f"{name} must hold strings of 1 to {MAX_WORD_LENGTH} characters, got {word!r:.80}."
+            raise InputError(text, param=name)
     return cast(tuple[str, ...], given)
 
 

@@ -118,9 +118,8 @@ def _fetch_from_modelscope(hub_id: str, revision: str | None, **options: Any) ->
     try:
         modelscope = importlib.import_module("modelscope")
     except ImportError as error:
-        raise DownloadError(
-            "Downloading from ModelScope needs its package: pip install modelscope (or tilewise[modelscope])."
-        ) from error
+        text = "Downloading from ModelScope needs its package: pip install modelscope (or tilewise[modelscope])."
+        raise DownloadError(text) from error
     try:
         return modelscope.snapshot_download(hub_id, revision=revision, **options)
     except Exception as error:  # as above

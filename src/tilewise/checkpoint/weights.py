@@ -77,9 +77,8 @@ def _find_shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         for name in weight_map.values():
             is_plain = isinstance(name, str) and name.endswith(".safetensors") and not set(name) & {"/", "\\", "\0"}
             if not is_plain:
-                raise CheckpointError(
-                    f"{INDEX_NAME}: {name!r:.120} is not the plain name of a .safetensors file in the same folder."
-                )
+                text = f"{INDEX_NAME}: {name!r:.120} is not the plain name of a .safetensors file in the same folder."
+                raise CheckpointError(text)
         return [folder / name for name in sorted(set(weight_map.values()))], weight_map
     if (folder / SINGLE_NAME).exists():
         return [folder / SINGLE_NAME], None

@@ -367,8 +367,7 @@ class AsyncEngine:
         with self._lock:
             others = self._num_pixel_bytes
             if num_bytes and others and others + num_bytes > self._max_pixel_bytes:
-                raise QueueFullError(
-                    f"Pictures of {others >> 20} MiB are under way, and no more may wait; try again later."
-                )
+                text = f"Pictures of {others >> 20} MiB are under way, and no more may wait; try again later."
+                raise QueueFullError(text)
             self._num_pixel_bytes += num_bytes
             stream.num_pixel_bytes = num_bytes

@@ -213,9 +213,8 @@ class Chat:
         if name == "/image":
             self._attach(rest)
         elif name not in ("/new", "/clear", "/undo", "/help", "/exit"):
-            raise InputError(
-                f"There is no command {name!r:.80}; /help lists them. A question that begins with a slash takes two."
-            )
+            text = f"There is no command {name!r:.80}; /help lists them. A question that begins with a slash takes two."
+            raise InputError(text)
         elif rest:
             raise InputError(f"{name} takes nothing after it, got {rest!r:.80}.")
         elif name == "/help":

@@ -119,9 +119,8 @@ def read_log_level(level: object) -> int:
     """
     known = logging.getLevelNamesMapping()
     if not isinstance(level, str) or level.upper() not in known:
-        raise ConfigError(
-            f"log_level={level!r:.80} is unknown; choose DEBUG, INFO, WARNING or ERROR.", param="log_level"
-        )
+        text = f"log_level={level!r:.80} is unknown; choose DEBUG, INFO, WARNING or ERROR."
+        raise ConfigError(text, param="log_level")
     return known[level.upper()]
 
 

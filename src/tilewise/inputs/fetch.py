@@ -152,9 +152,8 @@ def _follow(target: Target, policy: ImagePolicy, resolve: Resolver, deadline: fl
         except ssl.SSLError:
             raise ImageFetchError("The host in the picture's URL has no certificate that can be trusted.") from None
         except (OSError, http.client.HTTPException, ValueError):
-            raise ImageFetchError(
-                "The picture's URL could not be fetched: its host is unreachable, too slow, or broke off."
-            ) from None
+            text = "The picture's URL could not be fetched: its host is unreachable, too slow, or broke off."
+            raise ImageFetchError(text) from None
         if isinstance(body, bytes):
             return body
         target = parse_url(body)

@@ -208,9 +208,8 @@ def _build_call_rules(tools: list[dict[str, Any]], is_required: bool, find_id: C
 
 def _with_layout(schema: Mapping[str, Any], *, is_lenient: bool = False) -> dict[str, Any]:
     if "x-guidance" in schema:
-        raise InputError(
-            "The schema holds 'x-guidance', which is not supported; leave it out.", param="response_format"
-        )
+        text = "The schema holds 'x-guidance', which is not supported; leave it out."
+        raise InputError(text, param="response_format")
     return {**schema, "x-guidance": {**_LAYOUT, "lenient": is_lenient}}
 
 

@@ -84,9 +84,8 @@ def _read_source(source: object, policy: ImagePolicy) -> bytes:
     if isinstance(source, Path):
         return _read_file(str(source), policy)
     if not isinstance(source, str):
-        raise InputError(
-            f"A picture must be a path, a URL, bytes or a Pillow image, got {type(source).__name__}.", param="image"
-        )
+        text = f"A picture must be a path, a URL, bytes or a Pillow image, got {type(source).__name__}."
+        raise InputError(text, param="image")
     if source[:5].lower() == "data:":
         return _read_data_url(source, policy.limits)
     scheme = _SCHEME.match(source)

@@ -125,9 +125,8 @@ def _find_profile(model: ModelConfig, name: str | None) -> PromptProfile:
         return PROFILES[name]
     if name.endswith(".json"):
         return load_profile(Path(name))
-    raise ConfigError(
-        f"Prompt profile {name!r} is unknown; choose {known}, or a .json file.", param="chat_template_config"
-    )
+    text = f"Prompt profile {name!r} is unknown; choose {known}, or a .json file."
+    raise ConfigError(text, param="chat_template_config")
 
 
 def load_profile(path: Path) -> PromptProfile:

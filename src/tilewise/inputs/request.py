@@ -149,9 +149,8 @@ class RequestBuilder:
     def _check_ids(self, name: str, token_ids: Sequence[int]) -> None:
         for token_id in token_ids:
             if token_id >= self.tokenizer.vocab_size:
-                raise InputError(
-                    f"{name} holds {token_id}; the model's ids end at {self.tokenizer.vocab_size - 1}.", param=name
-                )
+                text = f"{name} holds {token_id}; the model's ids end at {self.tokenizer.vocab_size - 1}."
+                raise InputError(text, param=name)
 
     def _check_at_least(self, segments: Sequence[Segment]) -> None:
         num_tiles = sum(isinstance(segment, ImageSlot) for segment in segments)
