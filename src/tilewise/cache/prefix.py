@@ -67,8 +67,7 @@ class PrefixCache:
 
     def forget(self, block: int) -> None:
         """Take the identity of a block whose content is about to change."""
-        digest = self._digest_of.pop(block, None)
-        if digest is not None:
+        if (digest := self._digest_of.pop(block, None)) is not None:
             del self._block_of[digest]
 
     def check_integrity(self) -> None:

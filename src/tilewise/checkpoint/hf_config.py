@@ -96,8 +96,7 @@ class _Section:
         return self.read(key, default, wanted, lambda value: type(value) is int and low <= value <= high)
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
-        kinds = (int, float)
-        return float(self.read(key, default, "a positive number", lambda n: type(n) in kinds and 0 < n < 1e15))
+        return float(self.read(key, default, "a positive number", lambda n: type(n) in (int, float) and 0 < n < 1e15))
 
     def flag(self, key: str, default: bool) -> bool:
         return self.read(key, default, "true or false", lambda value: isinstance(value, bool))

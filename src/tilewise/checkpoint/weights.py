@@ -197,8 +197,7 @@ class _Staging:
                 buffer, copied = self._buffers[number % 2], self._copied[number % 2]
                 copied.synchronize()
                 size = min(_STAGING_BYTES, tensor.num_bytes - offset)
-                view = buffer.numpy().data[:size]
-                _read_exactly(file.fileno(), view, tensor.start + offset, tensor.path.name)
+                _read_exactly(file.fileno(), buffer.numpy().data[:size], tensor.start + offset, tensor.path.name)
                 data[offset : offset + size].copy_(buffer[:size], non_blocking=True)
                 copied.record(self._stream)
             self._stream.synchronize()
@@ -261,8 +260,7 @@ def load_weights(
             changes while it is read raises later.
     """
     shards, index = _find_shards(folder)
-    stored = [tensor for path in shards for tensor in _read_header(path)]
-    tensors = _check_fit(stored, index, slots, ignored)
+    tensors = _check_fit([tensor for path in shards for tensor in _read_header(path)], index, slots, ignored)
     if device.type == "cuda":
         _stream_to_cuda(tensors, slots, device)
     else:

@@ -99,8 +99,7 @@ def encode(message: Start | Message | Report) -> list[bytes]:
     try:
         if any(request.images != images for request in message.requests):
             raise ValueError("its choices must have the same pictures")
-        header = _ENCODER.encode(_with_images(message, bare))
-        frames = [header, *(image.pixels for image in images)]
+        frames = [_ENCODER.encode(_with_images(message, bare)), *(image.pixels for image in images)]
         _decode_header(MESSAGE, frames)
     except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
         raise InputError(f"The request cannot be sent to the engine: {error}.") from None

@@ -49,8 +49,7 @@ class Answer:
         self._stop_token_ids = request.stop_token_ids
         self._generation = request.generation
         self._call_id = find_call_id(request.generation, builder.tokenizer)
-        self._num_generated, self._num_shown = 0, 0
-        self._cached_tokens = 0
+        self._num_generated, self._num_shown, self._cached_tokens = 0, 0, 0
         self._is_withheld = builder.model.is_random
         self._notice = RANDOM_NOTICE
         self._tokenizer = builder.tokenizer

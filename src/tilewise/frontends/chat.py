@@ -5,12 +5,11 @@ to stdout, everything else to stderr. No model is loaded and no flag is read her
 being done, an answer mostly, and never the conversation; without one it ends the program, as it would any other.
 """
 
-import contextlib
 import os
 import shlex
 import sys
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any, cast
 
@@ -146,11 +145,11 @@ class Chat:
             self._handle(entry)
 
     def _set_up(self) -> None:
-        with contextlib.suppress(AttributeError):  # what stands in for stdin, in a notebook say, may lack it
+        with suppress(AttributeError):  # what stands in for stdin, in a notebook say, may lack it
             # Bytes that are not UTF-8 must not end the conversation.
             cast(Any, sys.stdin).reconfigure(errors="replace")
         if self._is_terminal:
-            with contextlib.suppress(ImportError):  # where it exists, importing it gives input() editing and history
+            with suppress(ImportError):  # where it exists, importing it gives input() editing and history
                 import readline
 
                 readline.set_completer_delims(" \t\n'\"")

@@ -60,8 +60,7 @@ def run_generate(args: argparse.Namespace) -> None:
         answer_s = time.perf_counter() - started_at - load_s
     if args.json:
         # Of a banned token the logprob, which JSON has no number for, becomes null.
-        said = {"answers": responses, "load_s": load_s, "answer_s": answer_s}
-        print(msgspec.json.encode(said).decode())
+        print(msgspec.json.encode({"answers": responses, "load_s": load_s, "answer_s": answer_s}).decode())
         return
     if not args.stream:
         for response in responses:

@@ -5,10 +5,9 @@ A flag that is not given does not appear in the result, so the configuration's o
 
 import argparse
 import types
-import typing
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 ENGINE_HELP = {
@@ -82,7 +81,7 @@ SERVER_HELP = {
 def add_flags(parser: argparse.ArgumentParser, title: str, config: type, help_texts: Mapping[str, str]) -> None:
     """Add a flag for every field of `config` that `help_texts` describes, in a group of their own."""
     group = parser.add_argument_group(title)
-    hints = typing.get_type_hints(config)
+    hints = get_type_hints(config)
     for field in fields(config):
         if field.name not in help_texts:
             continue
@@ -114,13 +113,13 @@ def to_argv(given: Mapping[str, Any]) -> list[str]:
 
 def _options(hint: Any) -> dict[str, Any]:
     """What argparse needs for a field's type: T, T | None, a tuple of T, a Literal or a bool."""
-    if typing.get_origin(hint) is types.UnionType:
-        hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
-    if typing.get_origin(hint) is typing.Literal:
-        return {"choices": typing.get_args(hint)}
+    if get_origin(hint) is types.UnionType:
+        hint = next(part for part in get_args(hint) if part is not types.NoneType)
+    if get_origin(hint) is Literal:
+        return {"choices": get_args(hint)}
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
-    if typing.get_origin(hint) is tuple:
-        kind = typing.get_args(hint)[0]
+    if get_origin(hint) is tuple:
+        kind = get_args(hint)[0]
         return {"action": "append", "type": kind, "metavar": _METAVARS[kind]}
     return {"type": hint, "metavar": _METAVARS[hint]}

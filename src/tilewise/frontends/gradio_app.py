@@ -144,8 +144,7 @@ class Page:
             look = views.panel(tiles)
             yield "", look, *code
             async for text, seen in self._follow(body):
-                boxes = views.show_boxes(last, text) if seen else ""
-                look = views.panel(boxes, seen, tiles)
+                look = views.panel(views.show_boxes(last, text) if seen else "", seen, tiles)
                 yield views.without_marks(text), look, *code
         except TilewiseError as error:
             # NOTE: an error of gradio's own would leave the text box locked.

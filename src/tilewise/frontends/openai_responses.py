@@ -55,9 +55,8 @@ class _Answer:
         return {"type": "output_text", "text": self.choice.text, "annotations": [], "logprobs": []}
 
     def item(self) -> dict[str, Any]:
-        content = [] if self.status == "in_progress" else [self.part()]
-        head = {"id": self.item_id, "type": "message", "role": "assistant"}
-        return {**head, "status": self.status, "content": content}
+        head = {"id": self.item_id, "type": "message", "role": "assistant", "status": self.status}
+        return {**head, "content": [] if self.status == "in_progress" else [self.part()]}
 
     def document(self) -> dict[str, Any]:
         is_over, usage = self.status != "in_progress", self.choice.usage

@@ -66,8 +66,7 @@ def _show_picture(number: int, picture: Image.Image, tiling: TilingParameters, t
     cut = f"{picture.width}×{picture.height} → {columns}×{rows}"
     more = (" + overview", " + 全图") if has_overview else ("", "")
     cost = both(f"{cut}{more[0]}: {cost} tokens", f"{cut}{more[1]}：{cost} 个词元")
-    title = both(f"Picture {number}", f"图片 {number}")
-    return _section(title, f'<div class="tw-tiles">{shown}</div><p>{cost}</p>')
+    return _section(both(f"Picture {number}", f"图片 {number}"), f'<div class="tw-tiles">{shown}</div><p>{cost}</p>')
 
 
 def show_boxes(picture: Image.Image | None, answer: str) -> str:
@@ -120,8 +119,6 @@ def _to_html(picture: Image.Image) -> str:
 
 class _Code(str):
     """Text that stands in a list of messages as itself, not as a string."""
-
-    __slots__ = ()
 
     def __repr__(self) -> str:
         return str(self)

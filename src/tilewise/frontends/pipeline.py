@@ -178,9 +178,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         self, prompts: Sequence[Any], gen_config: Generations = None, *, use_tqdm: bool | None = None
     ) -> list[Response | list[Response]]:
         """Answer several prompts, in order."""
-        generations = _spread(gen_config, len(prompts))
         groups: Groups = []
-        running = self._run(prompts, generations, groups, is_streamed=False)
+        running = self._run(prompts, _spread(gen_config, len(prompts)), groups, is_streamed=False)
         with show_progress(len(prompts), use_tqdm) as advance, closing(running):
             for answer, _ in running:
                 if all(choice.finish_reason is not None for choice in groups[answer.session_id]):

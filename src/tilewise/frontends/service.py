@@ -2,10 +2,9 @@
 
 import asyncio
 import reprlib
-import typing
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
@@ -58,7 +57,7 @@ class BodyRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """What answers a request."""
-        kind: type[Body] = typing.get_type_hints(self.endpoint)["body"]
+        kind: type[Body] = get_type_hints(self.endpoint)["body"]
 
         async def handle(request: Request) -> Response:
             engine = service_of(request).engine
