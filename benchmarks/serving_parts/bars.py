@@ -140,7 +140,7 @@ def print_table(figures: Figures, bars: Mapping[str, Bar]) -> None:
     table.add_column("ours", justify="right")
     table.add_column("unit")
     if bars:
-        for heading in ("wanted", "limit", "best other"):
+        for heading in ("wanted", "limit", "of limit", "best other"):
             table.add_column(heading, justify="right")
         table.add_column("times better")
         table.add_column("which")
@@ -164,7 +164,8 @@ def _describe(key: str, bar: Bar, compared: Mapping[str, float | bool]) -> list[
         wanted = f"{'>=' if is_rate(key) else '<='} {_shown(bar.wanted)} {'✓' if compared.get('is_as_wanted') else '✗'}"
     times = f"{compared['times_best_other']:.2f}" if "times_best_other" in compared else ""
     limit = "-".join(map(_shown, bar.limit))
-    return [wanted, limit, "" if bar.other is None else _shown(bar.other), times, bar.name]
+    share = f"{compared['of_limit']:.0%}" if "of_limit" in compared else ""
+    return [wanted, limit, share, "" if bar.other is None else _shown(bar.other), times, bar.name]
 
 
 def _shown(value: float | str) -> str:
