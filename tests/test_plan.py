@@ -124,7 +124,7 @@ def test_what_fits_is_left_as_it_was_asked_for() -> None:
 
 
 def test_advice_followed_is_a_plan_that_fits_without_advice() -> None:
-    for gib in (50, 50.5, 51):
+    for gib in (50.2, 50.5, 51):
         advised = fit(gib)
         followed = fit(gib, **advised.changes)
         assert advised.changes

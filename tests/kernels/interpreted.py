@@ -19,7 +19,7 @@ Case = TypeVar("Case")
 # and once behind it: two steps of 2^-10 in fp16, of 2^-7 in bf16. More than a few such values are no accident.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 EDGE_SHARE = 100
-CANCELLED = 1e-6  # what is left of 1 + erf(x) far below zero is noise, and equal in no two implementations
+CANCELLED = 1e-6  # what is left of GELU far below zero is noise, and equal in no two implementations
 
 
 def assert_twins(ours: Tensor, expected: Tensor) -> None:

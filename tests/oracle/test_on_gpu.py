@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from tests.oracle.driving import answer, record_logits
 from tests.oracle.test_internvl import TWO_PICTURES, continue_greedily, make_request, prepare
 from tests.oracle.twins import build_engine, create_twin, relative_error
 from tilewise import kernels
-from tilewise.kernels import attention, launch, skinny
+from tilewise.kernels import attention, launch, norm, skinny
+from tilewise.runner.graphs import StepGraphs
 from tilewise.types import Request
 
 TOLERANCE, BF16_TOLERANCE = 1e-4, 3e-2
@@ -43,6 +45,64 @@ WITHOUT: dict[str, tuple[tuple[Any, str, object], ...]] = {
 }
 
 
+def is_on(optimisation: str, calls: list[str]) -> bool:
+    """What took part: products, norms and attention say so when they are called."""
+    if optimisation == "cuDNN":
+        return kernels._BACKENDS[0] is SDPBackend.CUDNN_ATTENTION
+    if optimisation == "dependent launches":
+        return launch.depend(torch.device("cuda", torch.cuda.current_device()), 1)["IS_DEPENDENT"]
+    return optimisation in calls
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The optimisations that were called; graphs, too."""
+    called: list[str] = []
+
+    def watch(said: str, owner: Any, name: str) -> None:
+        work: Callable[..., Any] = getattr(owner, name)
+
+        def counted(*given: Any, **named: Any) -> Any:
+            called.append(said)
+            return work(*given, **named)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    watch("our products", skinny, "_multiply")
+    watch("elementwise kernels", norm, "add_rms_norm")
+    watch("our attention", attention, "attend_decodes")
+    watch("graphs", StepGraphs, "replay")
+    return called
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_captured", [True, False])
+@pytest.mark.parametrize("flavour", ["6b", "300m"])
+@pytest.mark.parametrize("chunk", [1024, 24], ids=["whole", "chunks that end inside a tile"])
+def test_answers_on_a_gpu_equal_transformers(
+    flavour: str, is_captured: bool, chunk: int, tmp_path: Path, calls: list[str]
+) -> None:
+    twin = create_twin(flavour)
+    options = {"use_cuda_graphs": is_captured, "max_prefill_token_num": chunk, "cache_block_seq_len": 16}
+    core = build_engine(twin, tmp_path, device="cuda", **options)
+    first, second = answer(core, *REQUESTS), answer(core, *REQUESTS)
+    for request in REQUESTS:
+        expected = continue_greedily(twin, request)[0]
+        assert first[request.request_id].token_ids == expected
+        assert second[request.request_id].token_ids == expected
+    assert second["two"].cached_tokens > TWO_PICTURES.spans[0].start
+    assert ("graphs" in calls) == is_captured
+
+
+@pytest.mark.gpu
+def test_logits_on_a_gpu_equal_transformers_in_fp32(tmp_path: Path) -> None:
+    twin = create_twin()
+    core = build_engine(twin, tmp_path, device="cuda", use_cuda_graphs=False)
+    recorded = record_logits(core)
+    answer(core, TWO_PICTURES)
+    assert relative_error(torch.cat(recorded).cpu(), continue_greedily(twin, TWO_PICTURES)[1]) < TOLERANCE
+
+
 def measure_wide(folder: Path, device: str) -> float:
     """The error of the logits behind a prompt with pictures, and of those behind the next token."""
     twin = create_twin(width=WIDE)
@@ -59,44 +119,15 @@ def measure_wide(folder: Path, device: str) -> float:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("is_captured", [True, False])
-@pytest.mark.parametrize("flavour", ["6b", "300m"])
-@pytest.mark.parametrize("chunk", [1024, 24], ids=["whole", "chunks that end inside a tile"])
-def test_answers_on_a_gpu_equal_transformers(flavour: str, is_captured: bool, chunk: int, tmp_path: Path) -> None:
-    twin = create_twin(flavour)
-    options = {"device": "cuda", "use_cuda_graphs": is_captured, "max_prefill_token_num": chunk}
-    core = build_engine(twin, tmp_path, **options)
-    assert (core.runner._graphs is not None) == is_captured
-    first, second = answer(core, *REQUESTS), answer(core, *REQUESTS)
-    for request in REQUESTS:
-        expected = continue_greedily(twin, request)[0]
-        assert first[request.request_id].token_ids == expected
-        assert second[request.request_id].token_ids == expected, "from the caches"
-
-
-@pytest.mark.gpu
-def test_logits_on_a_gpu_equal_transformers_in_fp32(tmp_path: Path) -> None:
-    twin = create_twin()
-    core = build_engine(twin, tmp_path, device="cuda", use_cuda_graphs=False)
-    recorded = record_logits(core)
-    answer(core, TWO_PICTURES)
-    assert relative_error(torch.cat(recorded).cpu(), continue_greedily(twin, TWO_PICTURES)[1]) < TOLERANCE
-
-
-@pytest.mark.gpu
 @pytest.mark.parametrize("without", WITHOUT)
 def test_logits_in_bf16_are_the_twins_with_and_without_each_optimisation(
-    without: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    without: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[str]
 ) -> None:
-    calls: list[str] = []
+    for name in ("cuDNN", "dependent launches"):
+        if without in (name, "nothing") and not is_on(name, []):
+            pytest.skip(f"{name}: not on this GPU")
     for module, name, value in WITHOUT[without]:
         monkeypatch.setattr(module, name, value)
-    multiply: Callable[..., Tensor] = skinny._multiply
-
-    def counted(*given: Any, **named: Any) -> Tensor:
-        calls.append("product")
-        return multiply(*given, **named)
-
-    monkeypatch.setattr(skinny, "_multiply", counted)
     assert measure_wide(tmp_path, "cuda") < BF16_TOLERANCE
-    assert bool(calls) == (without != "our products")
+    for name in list(WITHOUT)[1:]:
+        assert is_on(name, calls) == (name != without), name

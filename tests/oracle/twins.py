@@ -95,7 +95,7 @@ def create_twin(
         tie_word_embeddings=False,
     )
     twin = InternVLForConditionalGeneration._from_config(config, dtype=torch.float32).eval()
-    _randomize(twin, 0.2 * (64 / width) ** 0.5, torch.Generator().manual_seed(seed))
+    _randomize(twin, (64 / width) ** 0.5, torch.Generator().manual_seed(seed))
     if vision["use_qk_norm"]:
         # The official code gives these norms the tower's epsilon; transformers leaves them at a default of 1e-6.
         for layer in twin.model.vision_tower.encoder.layer:
@@ -104,10 +104,11 @@ def create_twin(
 
 
 @torch.no_grad()
-def _randomize(twin: nn.Module, spread: float, generator: torch.Generator) -> None:
+def _randomize(twin: nn.Module, decoder_share: float, generator: torch.Generator) -> None:
     for name, parameter in twin.named_parameters():
+        share = decoder_share if "language_model" in name or "lm_head" in name else 1.0
         is_scale = "lambda" in name or ("norm" in name and name.endswith("weight"))
-        parameter.normal_(0.0, spread, generator=generator)
+        parameter.normal_(0.0, 0.2 * share, generator=generator)
         if is_scale:
             parameter.add_(1.0)
 

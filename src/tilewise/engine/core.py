@@ -111,8 +111,10 @@ class EngineCore:
 
     def close(self) -> None:
         """Give back the device's memory."""
+        is_cuda = self.runner.device.type == "cuda"
         del self.runner
-        torch.cuda.empty_cache()  # which does nothing where no GPU is used
+        if is_cuda:
+            torch.cuda.empty_cache()
 
     def _check_ids(self, request: Request) -> None:
         """Refuse ids that no table of the model has, before a kernel reads beyond one."""

@@ -71,13 +71,15 @@ def pipeline(
             )
         template = replace(template, model_name=model_name)
     checkpoint = find_checkpoint(None if model_path is None else os.fspath(model_path), config)
-    builder = create_builder(checkpoint, template, max_dynamic_patch, min_dynamic_patch, allowed_media_hosts)
+    tiles = {"max_dynamic_patch": max_dynamic_patch, "min_dynamic_patch": min_dynamic_patch}
+    builder = create_builder(checkpoint, template, **tiles, allowed_media_hosts=allowed_media_hosts)
     return Pipeline(launch_engine(checkpoint, config), builder)
 
 
 def create_builder(
     checkpoint: Checkpoint,
     chat_template: ChatTemplateConfig | None = None,
+    *,
     max_dynamic_patch: int | None = None,
     min_dynamic_patch: int | None = None,
     allowed_media_hosts: Sequence[str] = (),

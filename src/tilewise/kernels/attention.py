@@ -64,6 +64,7 @@ def _kernel() -> Any:
     ):  # fmt: skip
         sequence, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
         row, column, token = tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, BLOCK)
+        # NOTE: before the wait: the host writes lengths, and no kernel of a step.
         length = tl.load(lengths_ptr + sequence)
         num_blocks = tl.cdiv(length, BLOCK)
         share = tl.cdiv(num_blocks, NUM_SPLITS)
@@ -73,7 +74,7 @@ def _kernel() -> Any:
         if IS_DEPENDENT:
             wait()
         q_offset = sequence.to(tl.int64) * q_stride + (head * GROUP + row)[:, None] * DIM + column[None]
-        q = tl.load(q_ptr + q_offset, mask=is_head, other=0.0)  # (ROWS, DIM); on its way together with the length
+        q = tl.load(q_ptr + q_offset, mask=is_head, other=0.0)  # (ROWS, DIM)
         if first >= last:  # nobody waits for a share without blocks
             return
         num_shares = tl.cdiv(num_blocks, share)

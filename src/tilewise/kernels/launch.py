@@ -1,7 +1,8 @@
 """How Triton kernels are launched: where there is Triton, and, in a decode step, one kernel into the end of another.
 
 With programmatic dependent launch a kernel's programs start while those of the kernel before it end, and wait for that
-end where it matters: what the kernel before writes or reads is touched behind the wait alone. A decode step is hundreds
+end where it matters. As that one lets them start before its own wait, several kernels may be under way: what any kernel
+writes or reads since the last one that was launched plainly is touched behind the wait alone. A decode step is hundreds
 of short kernels; without this every one of them begins with an idle device.
 
 Source: CUDA C++ programming guide, "programmatic dependent launch and synchronization".
