@@ -12,7 +12,7 @@ from tilewise.kernels import activation, attention, norm, prefill, resample, rop
 
 # Bytes of shared memory that one program may take, by compute capability. Source: CUDA C++ Programming Guide, table of
 # technical specifications.
-SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
+SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 
 
 @dataclass(frozen=True)
@@ -162,4 +162,4 @@ def test_every_kernel_compiles_and_fits(capability: int) -> None:
             assert found, case.name
             # Decode attention reads lengths, which no kernel writes.
             assert before.count("ld.global") <= int("attend_split" in case.name), case.name
-            assert not any(touch in before for touch in ("st.global", "cp.async", "atom.", "red.")), case.name
+            assert not any(touch in before for touch in ("st.global", "cp.async", "atom.", "red.global")), case.name
