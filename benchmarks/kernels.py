@@ -1,10 +1,10 @@
-"""Times every kernel of a 26B's step against its plain twin and against the device's own copy.
+"""Times every kernel of a 26B's step against its plain twin and against what the device can do.
 
     python benchmarks/kernels.py [--device cpu --rows 2]
 
-Prints a table for people and one JSON line. The ceiling is the rate of a large copy, measured first unless it is given
-with --bandwidth; each call finds the L2 cache flushed. --rows bounds the rows of every case: with --device cpu, where
-both columns are the twin, that only shows that the table runs.
+Prints a table for people and one JSON line. The ceilings are the rates of a large copy and of a large matrix product,
+measured first; the copy's may be given with --bandwidth. Each call finds the L2 cache flushed. --rows bounds the rows
+of every case: with --device cpu, where both columns are the twin, that only shows that the table runs.
 """
 
 import argparse
@@ -19,13 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tilewise import kernels
-from tilewise.kernels import AttentionBatch, reference, resample
+from tilewise.kernels import AttentionBatch, PrefillChunk, reference, resample, skinny
+from tilewise.kernels.prefill import list_items
 
 WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM = 6144, 16384, 48, 8, 128
-TOWER_WIDTH, TOWER_INNER, TOWER_ROWS = 3200, 12800, 7 * 1025
+TOWER_WIDTH, TOWER_INNER, TOWER_TILES, TOWER_POSITIONS = 3200, 12800, 7, 1025
+TOWER_ROWS = TOWER_TILES * TOWER_POSITIONS
+PRODUCTS = {"qkv": (8192, WIDTH), "o": (WIDTH, WIDTH), "down": (WIDTH, INNER), "head": (92672, WIDTH)}
+PROMPT_TOKENS = 1791  # of the mixed batch's mean request
 DECODER_ROWS = (1, 16, 64, 2048)
 BLOCK_SIZE = 64
 CONTEXT_BLOCKS = 30  # of a request with one picture
@@ -46,7 +51,7 @@ class Kernel:
     run: Callable[..., object]
     twin: Callable[..., object]
     work: Callable[..., int]
-    unit: str = "B"  # or "FLOP", which no ceiling of bytes applies to
+    unit: str = "B"  # of the ceiling that applies: bytes of a copy, or FLOP of a matrix product
 
 
 def size(*tensors: Tensor) -> int:
@@ -84,6 +89,46 @@ def make_decodes(rows: int, draw: Draw) -> tuple[Any, ...]:
 
 def attend_plainly(q: Tensor, _: None, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
     return reference.attend_decodes(q, k_cache, v_cache, batch.block_table, batch.lengths)
+
+
+def make_chunk(rows: int, draw: Draw) -> tuple[Any, ...]:
+    """The last `rows` tokens of a prompt whose keys and values are all stored, as a captured step has them."""
+    num_blocks = -(-PROMPT_TOKENS // BLOCK_SIZE)
+    q = draw(rows, HEADS, HEAD_DIM)
+    caches = (draw(num_blocks, BLOCK_SIZE, KV_HEADS, HEAD_DIM) for _ in range(2))
+    table = torch.randperm(num_blocks, device=q.device).int()[None]
+    chunk = PrefillChunk(0, PROMPT_TOKENS - rows, PROMPT_TOKENS)
+    items = torch.tensor(list(list_items([(0, 0, chunk.start, chunk.end)])), dtype=torch.int32, device=q.device)
+    positions, none = torch.arange(chunk.start, chunk.end, device=q.device), table[:0]
+    return q, None, *caches, AttentionBatch(positions, positions, 0, none, none[:, 0], (chunk,), table, items)
+
+
+def attend_chunk_plainly(q: Tensor, _: None, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
+    assert batch.chunk_table is not None
+    chunk = batch.chunks[0]
+    return reference.attend_prefill(
+        q, *reference.gather_context(k_cache, v_cache, batch.chunk_table[0], chunk.end), chunk
+    )
+
+
+def make_heads(num_tiles: int, draw: Draw) -> tuple[Any, ...]:
+    """Queries, keys and values as views of a packed projection."""
+    packed = draw(num_tiles, TOWER_POSITIONS, 3 * TOWER_WIDTH)
+    return packed.unflatten(-1, (3, TOWER_WIDTH // HEAD_DIM, HEAD_DIM)).unbind(2)
+
+
+def make_product(n: int, k: int) -> Callable[[int, Draw], tuple[Any, ...]]:
+    return lambda rows, draw: (draw(rows, k), draw(n, k))
+
+
+def multiply_gated(x: Tensor, weight: Tensor) -> Tensor:
+    if skinny.decline_gated(x, weight) is None:
+        return skinny.linear_gated(x, weight)
+    return kernels.silu_and_multiply(skinny.linear(x, weight))
+
+
+def multiply_gated_plainly(x: Tensor, weight: Tensor) -> Tensor:
+    return reference.silu_and_multiply(F.linear(x, weight))
 
 
 def make_picture(height: int, draw: Draw) -> tuple[Any, ...]:
@@ -137,6 +182,31 @@ KERNELS: list[Kernel] = [
         for rows in DECODER_ROWS[:-1]
     ),
     *(
+        Kernel(
+            "attend chunk", rows, make_chunk, kernels.attend_cached, attend_chunk_plainly,
+            lambda q, *_: 4 * HEADS * HEAD_DIM * sum(range(PROMPT_TOKENS - len(q) + 1, PROMPT_TOKENS + 1)), "FLOP",
+        )
+        for rows in (256, PROMPT_TOKENS)
+    ),
+    Kernel(
+        "attend tiles (cuDNN)", TOWER_TILES, make_heads, kernels.attend_tiles, reference.attend_tiles,
+        lambda q, *_: 4 * len(q) * TOWER_POSITIONS**2 * TOWER_WIDTH, "FLOP",
+    ),
+    *(
+        kernel
+        for rows in DECODER_ROWS[:-1]
+        for kernel in (
+            *(
+                Kernel(name, rows, make_product(*shape), skinny.linear, F.linear, lambda x, weight: size(x, weight))
+                for name, shape in PRODUCTS.items()
+            ),
+            Kernel(
+                "gate, up, swiglu", rows, make_product(2 * INNER, WIDTH), multiply_gated, multiply_gated_plainly,
+                lambda x, weight: size(x, weight),
+            ),
+        )
+    ),
+    *(
         kernel
         for rows in DECODER_ROWS
         for kernel in (
@@ -183,6 +253,13 @@ def measure_bandwidth(device: str) -> float:
     return 2 * source.numel() / measure_s(lambda: target.copy_(source), device)
 
 
+def measure_matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """FLOP a second of a large product of random matrices."""
+    size = 8192 if device == "cuda" else 512
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / measure_s(lambda: left @ right, device)
+
+
 def describe(device: str) -> dict[str, str]:
     cwd = Path(__file__).parent
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=cwd, capture_output=True, text=True, check=False)
@@ -200,10 +277,12 @@ def main() -> None:
     options = parser.parse_args()
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, device=options.device).to(getattr(torch, options.dtype))
+        return torch.randn(shape, device=options.device).to(dtype)
 
+    dtype = getattr(torch, options.dtype)
     bandwidth = options.bandwidth or measure_bandwidth(options.device)
-    print(f"ceiling: {bandwidth / 1e9:.0f} GB/s\n")
+    ceilings = {"B": bandwidth, "FLOP": measure_matrix_rate(options.device, dtype)}
+    print(f"ceilings: {bandwidth / 1e9:.0f} GB/s, {ceilings['FLOP'] / 1e12:.1f} TFLOP/s\n")
     print(f"{'kernel':24} {'rows':>5} {'us':>9} {'G/s':>8} {'share':>6} {'twin us':>9} {'x':>6}")
     results: list[dict[str, object]] = []
     seen: set[tuple[str, int]] = set()
@@ -218,9 +297,8 @@ def main() -> None:
             for function in (kernel.run, kernel.twin)
         )
         rate = kernel.work(*inputs) / ours
-        share = rate / bandwidth if kernel.unit == "B" else None
-        shown = "" if share is None else f"{share:.2f}"
-        figures = f"{1e6 * ours:9.1f} {rate / 1e9:8.0f} {shown:>6} {1e6 * twin:9.1f} {twin / ours:6.2f}"
+        share = rate / ceilings[kernel.unit]
+        figures = f"{1e6 * ours:9.1f} {rate / 1e9:8.0f} {share:6.2f} {1e6 * twin:9.1f} {twin / ours:6.2f}"
         print(f"{kernel.name:24} {rows:5} {figures}")
         results.append(
             {
@@ -230,11 +308,11 @@ def main() -> None:
                 "twin_us": round(1e6 * twin, 2),
                 "unit": f"G{kernel.unit}/s",
                 "rate": round(rate / 1e9, 1),
-                "share": None if share is None else round(share, 3),
+                "share": round(share, 3),
             }
         )
-    line = {"benchmark": "kernels", "bandwidth": round(bandwidth), "dtype": options.dtype, **describe(options.device)}
-    print(json.dumps({**line, "kernels": results}))
+    line = {"benchmark": "kernels", "bandwidth": round(bandwidth), "matrix_rate": round(ceilings["FLOP"])}
+    print(json.dumps({**line, "dtype": options.dtype, **describe(options.device), "kernels": results}))
 
 
 if __name__ == "__main__":

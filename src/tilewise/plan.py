@@ -107,9 +107,10 @@ class MemoryPlan:
 
     @property
     def workspace(self) -> int:
-        """The tower runs before the decoder, so the larger one counts; what pictures are cut in, neither can use.
+        """The tower runs before the decoder, so the larger one counts; what pictures are cut in stands beside both.
 
-        NOTE: counted once with the two, 100.1 % of the plan were reserved (H200, 2026-11-28): torch keeps it.
+        NOTE: torch keeps the pieces that pictures were cut in, and a step fits few of its own into them (believed).
+        While the plan counted on that, 100.1 % of it were reserved (H200, 2026-11-28).
         """
         return self.picture_workspace + max(self.tower_workspace, self.decoder_workspace)
 

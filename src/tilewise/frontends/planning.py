@@ -82,12 +82,14 @@ def _create_table(fit: Fit, device_bytes: int) -> "Table":
     from rich.table import Table
 
     memory, config = fit.memory, fit.config
+    step_bytes = memory.workspace - memory.picture_workspace
     kv_tokens = f"{fit.capacity:,} tokens of {config.kv_bytes_per_token:,} bytes"
     rows = [
         ("vision tower", memory.tower, f"weights, {config.dtype}"),
         ("projector", memory.projector, "weights"),
         ("language model", memory.decoder, "weights"),
-        ("workspace", memory.workspace, f"{config.max_step_tiles} tiles or {config.max_step_tokens} tokens a step"),
+        ("pictures", memory.picture_workspace, "cutting the largest accepted one"),
+        ("workspace", step_bytes, f"{config.max_step_tiles} tiles or {config.max_step_tokens} tokens a step"),
         ("graphs", memory.graphs, f"{config.graphs.number if config.graphs else 0} captured steps"),
         ("picture cache", memory.image_cache, f"{memory.num_tile_rows} tiles"),
         ("KV cache", fit.num_blocks * memory.kv_block, kv_tokens),

@@ -26,7 +26,6 @@ _MAX_CHUNKS = 16  # of a captured step; a step has more only where many short pr
 # A long prompt alone is not padded: the device is busy for longer than the CPU launches, and cuDNN attends faster.
 _MAX_LONELY_TOKENS = 1024
 
-
 _Place = tuple[Any, torch.cuda.Stream]  # the memory pool of all captures, and the stream that they are made on
 
 
