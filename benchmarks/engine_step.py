@@ -14,8 +14,8 @@ import time
 import torch
 
 from tilewise.runner.batch import build_batch, lay_out
-from tilewise.scheduler import Scheduler
-from tilewise.steps import Budgets, Sampled
+from tilewise.scheduling.scheduler import Scheduler
+from tilewise.scheduling.steps import Budgets, Sampled
 from tilewise.types import GenerationConfig, Request
 
 PROMPT_TOKENS = 1831

@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tilewise import kernels
-from tilewise.kernels import AttentionBatch, PrefillChunk, reference, resample, skinny
-from tilewise.kernels.prefill import list_items
+from tilewise.kernels import AttentionBatch, PrefillChunk, reference, resample
+from tilewise.kernels.triton import skinny
+from tilewise.kernels.triton.prefill_attention import list_items
 
 WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM = 6144, 16384, 48, 8, 128
 TOWER_WIDTH, TOWER_INNER, TOWER_TILES, TOWER_POSITIONS = 3200, 12800, 7, 1025

@@ -24,8 +24,8 @@ from serving_parts.stall import measure_stall
 from serving_parts.work import QUICK, Pictures, Work, load_base
 
 from tilewise import EngineConfig, Pipeline, TilewiseError, pipeline
+from tilewise.cli.flags import to_argv
 from tilewise.demo import picture_path
-from tilewise.frontends.flags import to_argv
 from tilewise.plan import count_weights
 
 PARTS = ("start", "seed", "again", "mixed", "stall", "memory")

@@ -25,9 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tilewise.kernels import silu_and_multiply, skinny
-from tilewise.kernels.launch import depend
-from tilewise.kernels.skinny import (
+from tilewise.kernels import silu_and_multiply
+from tilewise.kernels.triton import skinny
+from tilewise.kernels.triton.launch import depend
+from tilewise.kernels.triton.skinny import (
     Tiles,
     choose_tiles,
     kernel,

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.frontends.openai_double import USAGE, Double, Refusal
+from tests.serving.openai.openai_double import USAGE, Double, Refusal
 from tilewise.client import APIClient, chat_body, to_data_url
 from tilewise.demo import picture_path
 from tilewise.errors import CapacityError, EngineError, ImageError, InputError, PromptTooLongError, TilewiseError
-from tilewise.inputs.images import load_image
+from tilewise.inputs.media.sources import load_image
 
 GO_ON = ("word ",) * 10_000
 LEAVE_S = 10.0

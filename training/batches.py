@@ -21,10 +21,10 @@ from training.scenes import create_sample
 from training.scenes.sample import Chance, Picture, Sample
 
 from tilewise.inputs.conversation import ImagePart, Message
-from tilewise.inputs.prompt import PROFILES, ImageSlot, PromptProfile, Special, render
-from tilewise.inputs.request import IMAGE_CONTEXT
-from tilewise.inputs.tiling import choose_grid, has_thumbnail
-from tilewise.inputs.tokenizer import Tokenizer
+from tilewise.inputs.media.tiling import choose_grid, has_thumbnail
+from tilewise.inputs.request_builder import IMAGE_CONTEXT
+from tilewise.inputs.text.profiles import PROFILES, ImageSlot, PromptProfile, Special, render
+from tilewise.inputs.text.tokenizer import Tokenizer
 from tilewise.types import TilingParameters
 
 # How often a batch has pictures of so many tiles.

@@ -16,7 +16,7 @@ from torch import Tensor
 from training.network import create_model
 
 from tilewise.checkpoint.weights import load_weights
-from tilewise.inputs.tokenizer import load_tokenizer
+from tilewise.inputs.text.tokenizer import load_tokenizer
 from tilewise.model.internvl import InternVL
 
 SHARD_BYTES = 15_500_000

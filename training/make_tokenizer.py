@@ -16,7 +16,7 @@ from training.scenes import create_sample
 from training.scenes.letters import CHINESE, LATIN, WORDS
 from training.scenes.words import COLOURS, PLACES, SHAPES
 
-from tilewise.inputs.tokenizer import SPECIAL_NAMES
+from tilewise.inputs.text.tokenizer import SPECIAL_NAMES
 
 # With the special tokens behind the pieces, a vocabulary of 2,048.
 NUM_PIECES = 2033

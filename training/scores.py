@@ -7,7 +7,7 @@ from math import sqrt
 
 from training.scenes.sample import Turn
 
-from tilewise.inputs.boxes import parse_boxes
+from tilewise.inputs.text.boxes import parse_boxes
 
 _Z = 1.96
 MIN_IOU = 0.5

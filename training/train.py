@@ -29,7 +29,7 @@ from training.optimizer import Optimizer
 from training.scores import as_data, show_table
 
 from tilewise.config import ModelConfig
-from tilewise.inputs.tokenizer import load_tokenizer
+from tilewise.inputs.text.tokenizer import load_tokenizer
 from tilewise.kernels import normalize_tiles
 
 _HERE = Path(__file__).parent

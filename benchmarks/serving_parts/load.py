@@ -8,7 +8,7 @@ from serving_parts.bars import Figures
 from serving_parts.doors import PipelineDoor, measure_mixed, prepare_mixed
 from serving_parts.work import QUESTION, Pictures, Work
 from tilewise import GenerationConfig, Pipeline, TilewiseError
-from tilewise.inputs.request import RequestBuilder
+from tilewise.inputs.request_builder import RequestBuilder
 from tilewise.plan import Fit, plan_memory
 from tilewise.types import Request
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tilewise.config import ChatTemplateConfig, EngineConfig, PytorchEngineConfig, TurbomindEngineConfig
     from tilewise.errors import TilewiseError
-    from tilewise.frontends.pipeline import Pipeline, Session, pipeline
+    from tilewise.offline.pipeline import Pipeline, Session, pipeline
     from tilewise.types import GenerationConfig, Response
 
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ __all__ += ["Session", "TilewiseError", "TurbomindEngineConfig", "__version__", 
 _HOMES = {
     "config": ("ChatTemplateConfig", "EngineConfig", "PytorchEngineConfig", "TurbomindEngineConfig"),
     "errors": ("TilewiseError",),
-    "frontends.pipeline": ("Pipeline", "Session", "pipeline"),
+    "offline.pipeline": ("Pipeline", "Session", "pipeline"),
     "types": ("GenerationConfig", "Response"),
 }
 

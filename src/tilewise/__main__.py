@@ -2,7 +2,7 @@
 
 import sys
 
-from tilewise.frontends.cli import main
+from tilewise.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

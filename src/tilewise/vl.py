@@ -3,7 +3,7 @@
 import base64
 import io
 
-from tilewise.inputs.images import ImageSource, load_image
+from tilewise.inputs.media.sources import ImageSource, load_image
 
 __all__ = ["encode_image_base64", "load_image"]
 

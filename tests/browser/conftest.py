@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.frontends.openai_double import Double, gradios_loops_closed
+from tests.serving.openai.openai_double import Double, gradios_loops_closed
 from tilewise.client import APIClient
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -114,7 +114,7 @@ def visit(browser: Any) -> Iterator[Visit]:
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[APIClient], str]]:
     """Opens a page in this process."""
-    app: Any = pytest.importorskip("tilewise.frontends.gradio_app", reason="gradio (the extra `ui`) is not installed")
+    app: Any = pytest.importorskip("tilewise.page.app", reason="gradio (the extra `ui`) is not installed")
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("stored"))
     opened: list[Any] = []
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.browser.conftest import Visit
-from tests.frontends.openai_double import Double, Refusal
+from tests.serving.openai.openai_double import Double, Refusal
 from tilewise.demo import picture_path
 
 pytestmark = [

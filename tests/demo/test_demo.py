@@ -6,7 +6,7 @@ from PIL import Image
 
 from tilewise import demo
 from tilewise.checkpoint.hf_config import load_model_config
-from tilewise.inputs.tiling import count_tiles
+from tilewise.inputs.media.tiling import count_tiles
 from tilewise.types import TilingParameters
 
 TOKENIZER = Path(__file__).parents[2] / "training" / "tokenizer"

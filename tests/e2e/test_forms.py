@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from tests.inputs.forms import PERSON, is_valid, schema_format
+from tests.inputs.text.forms import PERSON, is_valid, schema_format
 from tilewise import GenerationConfig, demo, pipeline
 from tilewise.errors import InputError
-from tilewise.inputs.tokenizer import load_tokenizer
+from tilewise.inputs.text.tokenizer import load_tokenizer
 
 
 def test_a_pipelines_answers_have_the_form_that_was_asked_for() -> None:

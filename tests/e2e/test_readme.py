@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tilewise.frontends import cli, commands
+from tilewise.cli import commands
+from tilewise.cli import main as cli
 
 
 def read_blocks(readme: Path, language: str) -> list[str]:

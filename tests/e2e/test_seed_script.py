@@ -8,7 +8,7 @@ import pytest
 
 from tilewise import GenerationConfig, Pipeline, Response, pipeline
 from tilewise.demo import model_folder, picture_path
-from tilewise.inputs.tokenizer import load_tokenizer
+from tilewise.inputs.text.tokenizer import load_tokenizer
 from tilewise.vl import encode_image_base64, load_image
 
 SHORT = GenerationConfig(max_new_tokens=4)
@@ -79,9 +79,9 @@ def test_a_conversation_goes_on(pipe: Pipeline) -> None:
 def test_the_seed_s_question_takes_1831_tokens_in_the_official_layout(shared_data: Path) -> None:
     from tilewise.checkpoint.hf_config import load_model_config
     from tilewise.inputs.conversation import parse_prompt
-    from tilewise.inputs.policy import ImagePolicy
-    from tilewise.inputs.prompt import choose_profile
-    from tilewise.inputs.request import RequestBuilder
+    from tilewise.inputs.media.policy import ImagePolicy
+    from tilewise.inputs.request_builder import RequestBuilder
+    from tilewise.inputs.text.profiles import choose_profile
     from tilewise.types import TilingParameters
 
     seed = json.loads((shared_data / "seed.json").read_text())

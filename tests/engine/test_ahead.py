@@ -11,7 +11,7 @@ from tests.engine.tiny import GREEDY, make_core, make_picture, make_request, run
 from tilewise import demo
 from tilewise.engine.core import EngineCore
 from tilewise.engine.messages import Abort, Submit
-from tilewise.inputs.tokenizer import load_tokenizer
+from tilewise.inputs.text.tokenizer import load_tokenizer
 from tilewise.types import FinishReason, GenerationConfig, Request, StepOutput
 
 SAMPLED = GenerationConfig(max_new_tokens=24, do_sample=True, temperature=1.2, top_k=0, random_seed=3)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from tests.engine.tiny import BLOCK_SIZE, KV_BLOCK_BYTES, MODEL, TILE_BYTES, make_request, run
-from tests.inputs.forms import PERSON, SCHEMAS, is_valid, schema_format
+from tests.inputs.text.forms import PERSON, SCHEMAS, is_valid, schema_format
 from tilewise import demo
 from tilewise.config import EngineConfig
 from tilewise.engine.core import EngineCore, build_core
-from tilewise.inputs.tokenizer import Tokenizer, load_tokenizer
+from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
 from tilewise.types import FinishReason, GenerationConfig, Request, StepOutput
 
 LONG = 450  # white space between values is bounded too, and a greedy model may like it

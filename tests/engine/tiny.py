@@ -10,7 +10,7 @@ from PIL import Image
 from tilewise.config import DecoderConfig, EngineConfig, ModelConfig, VisionConfig
 from tilewise.engine.core import EngineCore, build_core
 from tilewise.engine.messages import Submit
-from tilewise.inputs.images import prepare_image
+from tilewise.inputs.media.sources import prepare_image
 from tilewise.types import GenerationConfig, ImageSpan, PreparedImage, Request, StepOutput, TilingParameters
 
 TILE_SIZE = 28

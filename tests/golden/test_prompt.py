@@ -5,10 +5,10 @@ from PIL import Image
 
 from tilewise.config import ChatTemplateConfig, DecoderConfig, ModelConfig, VisionConfig
 from tilewise.inputs.conversation import Message, parse_prompt
-from tilewise.inputs.images import ImagePolicy
-from tilewise.inputs.prompt import choose_profile
-from tilewise.inputs.request import RequestBuilder
-from tilewise.inputs.tokenizer import load_tokenizer
+from tilewise.inputs.media.sources import ImagePolicy
+from tilewise.inputs.request_builder import RequestBuilder
+from tilewise.inputs.text.profiles import choose_profile
+from tilewise.inputs.text.tokenizer import load_tokenizer
 from tilewise.types import GenerationConfig, Request, TilingParameters
 
 MODEL = ModelConfig(

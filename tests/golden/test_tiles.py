@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from tilewise.inputs.tiling import _candidate_grids, choose_grid, count_tiles
+from tilewise.inputs.media.tiling import _candidate_grids, choose_grid, count_tiles
 from tilewise.types import TilingParameters
 
 # (width, height, max_tiles, columns, rows, tiles with thumbnail)

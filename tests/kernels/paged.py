@@ -83,7 +83,8 @@ def compare_decodes(case: DecodeCase, device: str) -> float:
 
     Rows of length 0 follow those that are compared, and another row follows them: none of them may be written.
     """
-    from tilewise.kernels import attention, reference
+    from tilewise.kernels import reference
+    from tilewise.kernels.triton import decode_attention as attention
 
     dtype = getattr(torch, case.dtype)
     paged = scatter(LENGTHS, case.block_size, case.num_kv_heads, case.head_dim)

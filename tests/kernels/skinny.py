@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from tests.kernels.paged import measure_error
-from tilewise.kernels import activation, reference
-from tilewise.kernels.skinny import Tiles, multiply, multiply_gated
+from tilewise.kernels import reference
+from tilewise.kernels.triton import activation
+from tilewise.kernels.triton.skinny import Tiles, multiply, multiply_gated
 
 TOLERANCES = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 4e-3}
 

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 
 from tests.kernels.interpreted import assert_twins, compare_interpreted, run_interpreted
 from tilewise import kernels
-from tilewise.kernels import activation, reference
+from tilewise.kernels import reference
+from tilewise.kernels.triton import activation
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 

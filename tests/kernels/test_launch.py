@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tilewise import kernels
-from tilewise.kernels import launch, skinny
+from tilewise.kernels.triton import launch, skinny
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 WIDTH, HEADS, KV_HEADS, DIM, LAYERS, BLOCK_SIZE = 2048, 16, 4, 128, 24, 64

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tests.kernels.interpreted import assert_twins, compare_interpreted, run_interpreted
 from tilewise import kernels
-from tilewise.kernels import norm, reference
+from tilewise.kernels import reference
+from tilewise.kernels.triton import norm
 
 EPS = 1e-5
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.kernels import pillow
 from tests.kernels.interpreted import compare_interpreted, run_interpreted
-from tilewise.inputs.tiling import choose_grid
+from tilewise.inputs.media.tiling import choose_grid
 from tilewise.kernels import cut_tiles, normalize_tiles, resample, resize_bicubic
 from tilewise.types import TilingParameters
 

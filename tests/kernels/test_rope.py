@@ -16,7 +16,8 @@ from torch import Tensor
 from tests.kernels.interpreted import assert_twins, compare_interpreted, run_interpreted
 from tests.kernels.paged import poison
 from tilewise import kernels
-from tilewise.kernels import AttentionBatch, PrefillChunk, reference, rope
+from tilewise.kernels import AttentionBatch, PrefillChunk, reference
+from tilewise.kernels.triton import rope
 
 BLOCK = 16
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from tests.kernels.paged import measure_error
 from tests.kernels.skinny import GATED, INTERPRETED, TOLERANCES, Product, compare
-from tilewise.kernels import reference, skinny
-from tilewise.kernels.skinny import MAX_ROWS, Tiles, choose_tiles, decline, decline_gated, linear, multiply
+from tilewise.kernels import reference
+from tilewise.kernels.triton import skinny
+from tilewise.kernels.triton.skinny import MAX_ROWS, Tiles, choose_tiles, decline, decline_gated, linear, multiply
 from tilewise.quant import Plain
 
 KIB = 1 << 10

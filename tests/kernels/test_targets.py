@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from tilewise.kernels import activation, attention, norm, prefill, resample, rope, skinny
+from tilewise.kernels import resample
+from tilewise.kernels.triton import activation, norm, rope, skinny
+from tilewise.kernels.triton import decode_attention as attention
+from tilewise.kernels.triton import prefill_attention as prefill
 
 # Bytes of shared memory that one program may take, by compute capability. Source: CUDA C++ Programming Guide, table of
 # technical specifications.

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tilewise.frontends.metrics import Metrics
-from tilewise.frontends.server_config import ServerConfig
+from tilewise.serving.config import ServerConfig
+from tilewise.serving.metrics import Metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 pytestmark = pytest.mark.skipif(not DEPLOY.is_dir(), reason="deploy/ is not part of the package")

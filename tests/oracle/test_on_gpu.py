@@ -17,7 +17,8 @@ from tests.oracle.driving import answer, record_logits
 from tests.oracle.test_internvl import TWO_PICTURES, continue_greedily, make_request, prepare
 from tests.oracle.twins import build_engine, create_twin, relative_error
 from tilewise import kernels
-from tilewise.kernels import attention, launch, norm, skinny
+from tilewise.kernels.triton import decode_attention as attention
+from tilewise.kernels.triton import launch, norm, skinny
 from tilewise.runner.graphs import StepGraphs
 from tilewise.types import Request
 

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tilewise.scheduler import Scheduler
-from tilewise.steps import Budgets, Chunk, Sampled, StepPlan
+from tilewise.scheduling.scheduler import Scheduler
+from tilewise.scheduling.steps import Budgets, Chunk, Sampled, StepPlan
 from tilewise.types import FinishReason, GenerationConfig, ImageSpan, PreparedImage, Request, StepOutput
 
 PER_TILE = 3

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tilewise import demo
-from tilewise.inputs.detokenizer import Detokenizer
-from tilewise.inputs.tokenizer import Tokenizer, load_tokenizer
+from tilewise.inputs.text.detokenizer import Detokenizer
+from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="module", params=["demo", "internlm2"])

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from tests.property.simulation import PICTURES, STOP_ID, Simulation, make_request
-from tilewise.steps import Budgets
+from tilewise.scheduling.steps import Budgets
 from tilewise.types import PreparedImage
 
 SESSION_LEN = 32

@@ -3,7 +3,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tilewise.cache.images import TileCache
+from tilewise.cache.tiles import TileCache
 
 KEYS = [(bytes([picture]), tile) for picture in range(3) for tile in range(3)]
 keys = st.sampled_from(KEYS)

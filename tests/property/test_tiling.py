@@ -3,7 +3,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilewise.inputs.tiling import _candidate_grids, choose_grid, count_tiles
+from tilewise.inputs.media.tiling import _candidate_grids, choose_grid, count_tiles
 from tilewise.types import TilingParameters
 
 SIDES = st.integers(1, 40_000)

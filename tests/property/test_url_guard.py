@@ -6,8 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tilewise.errors import ImageFetchError
-from tilewise.inputs.fetch import fetch, is_global, parse_url
-from tilewise.inputs.policy import ImagePolicy
+from tilewise.inputs.media.fetch import fetch, is_global, parse_url
+from tilewise.inputs.media.policy import ImagePolicy
 
 CLOSED = [
     ipaddress.IPv4Network(text)

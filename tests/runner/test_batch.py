@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tilewise.runner.batch import StepBatch, build_batch, lay_out
-from tilewise.steps import Chunk, ImageRows, StepPlan
+from tilewise.scheduling.steps import Chunk, ImageRows, StepPlan
 
 CPU = torch.device("cpu")
 

@@ -1,7 +1,7 @@
 import torch
 
 from tests.engine.tiny import PER_TILE, make_core, make_picture, make_request
-from tilewise.steps import TileJob
+from tilewise.scheduling.steps import TileJob
 
 
 def test_each_job_writes_its_own_tile_to_its_own_row_and_no_other() -> None:

@@ -8,7 +8,7 @@ from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.checkpoint.weights import _find_shards, _read_header
 from tilewise.demo import model_folder
 from tilewise.errors import CheckpointError
-from tilewise.inputs.tokenizer import load_tokenizer
+from tilewise.inputs.text.tokenizer import load_tokenizer
 
 BROKEN = {
     "empty": b"",

@@ -7,8 +7,8 @@ import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
-from tilewise.frontends.door import Door
-from tilewise.frontends.hosts import is_cross_origin, is_rebound
+from tilewise.serving.http.gateway import Door
+from tilewise.serving.http.hosts import is_cross_origin, is_rebound
 
 OURS = ("localhost", "LOCALHOST:80", "127.0.0.1:23333", "[::1]:23333", "192.168.1.5", "a.localhost", "my-machine:1")
 OTHERS = ("evil.example", "evil.example:23333", "127.0.0.1.evil.example", "localhost@evil.example", "evil.example.")

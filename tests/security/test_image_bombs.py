@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tilewise.errors import ImageTooLargeError
-from tilewise.inputs.images import load_image
-from tilewise.inputs.policy import ImageLimits, ImagePolicy
+from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
+from tilewise.inputs.media.sources import load_image
 
 FORMATS = ["PNG", "GIF", "BMP", "JPEG", "WEBP"]
 HUGE = {
@@ -111,7 +111,7 @@ def test_bombs_cost_this_process_and_its_worker_less_than_300_mb(tmp_path):
         "import re, sys\n"
         "from pathlib import Path\n"
         "from tilewise.errors import ImageTooLargeError\n"
-        "from tilewise.inputs.decoder import SHARED_DECODER\n"
+        "from tilewise.inputs.media.image_decoder import SHARED_DECODER\n"
         "from tilewise.vl import load_image\n"
         "def peak_kb():\n"
         "    pids = ('self', SHARED_DECODER.process_id)\n"

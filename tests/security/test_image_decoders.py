@@ -16,9 +16,9 @@ from PIL import Image
 
 import tilewise
 from tilewise.errors import CapacityError, ImageError
-from tilewise.inputs import decoder as decoder_module
-from tilewise.inputs.decoder import Decoder
-from tilewise.inputs.policy import ImageLimits
+from tilewise.inputs.media import image_decoder as decoder_module
+from tilewise.inputs.media.image_decoder import Decoder
+from tilewise.inputs.media.policy import ImageLimits
 
 LIMITS = ImageLimits()
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP"]
@@ -249,7 +249,7 @@ def test_a_worker_is_bound_in_memory_cpu_time_and_core_files(decoder):
 
 
 def test_the_worker_imports_neither_torch_nor_numpy():
-    command = [sys.executable, "-X", "importtime", "-m", "tilewise.inputs.decoder"]
+    command = [sys.executable, "-X", "importtime", "-m", "tilewise.inputs.media.image_decoder"]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, env=ENVIRONMENT
     )
@@ -276,7 +276,9 @@ def test_a_script_without_main_guard_runs_once_even_where_a_foreign_pil_lies_abo
 @pytest.mark.parametrize("ending", ["", "os.kill(os.getpid(), 9)", "os._exit(0)", "raise SystemExit(3)"])
 def test_no_worker_outlives_its_parent_however_that_ends(ending, tmp_path):
     text = (
-        "import os, sys\nfrom tilewise.inputs.decoder import SHARED_DECODER\nfrom tilewise.vl import load_image\n"
+        "import os, sys\n"
+        "from tilewise.inputs.media.image_decoder import SHARED_DECODER\n"
+        "from tilewise.vl import load_image\n"
         f"load_image(sys.argv[1])\nprint(SHARED_DECODER.process_id, flush=True)\n{ending}\n"
     )
     worker = Path("/proc", run_script(tmp_path, text).stdout.strip())
@@ -296,7 +298,7 @@ def test_ctrl_c_does_not_reach_the_worker(decoder):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_child_forked_while_a_picture_is_decoded_gets_a_worker_of_its_own(tmp_path):
     text = (
-        "import os, signal, sys, threading\nfrom tilewise.inputs.decoder import SHARED_DECODER\n"
+        "import os, signal, sys, threading\nfrom tilewise.inputs.media.image_decoder import SHARED_DECODER\n"
         "from tilewise.vl import load_image\n"
         "load_image(sys.argv[1])\nworker = SHARED_DECODER.process_id\n"
         "os.kill(worker, signal.SIGSTOP)\n"

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from tilewise.errors import ImageError, ImageFetchError, ImageTooLargeError
-from tilewise.inputs.fetch import fetch, is_global, parse_url
-from tilewise.inputs.images import load_image
-from tilewise.inputs.policy import ImageLimits, ImagePolicy
+from tilewise.inputs.media.fetch import fetch, is_global, parse_url
+from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
+from tilewise.inputs.media.sources import load_image
 
 PUBLIC = "93.184.215.14"
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from tilewise.errors import ImageError, InputError
-from tilewise.inputs.images import load_image
-from tilewise.inputs.policy import ImageLimits, ImagePolicy
+from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
+from tilewise.inputs.media.sources import load_image
 
 
 def encoded(format_name: str, mode: str = "RGB", size: tuple[int, int] = (16, 16)) -> bytes:

@@ -8,10 +8,10 @@ from PIL import Image
 from tilewise import demo
 from tilewise.config import DecoderConfig, ModelConfig, VisionConfig
 from tilewise.inputs.conversation import ImagePart, Message
-from tilewise.inputs.images import ImagePolicy
-from tilewise.inputs.prompt import PROFILES
-from tilewise.inputs.request import RequestBuilder
-from tilewise.inputs.tokenizer import SPECIAL_NAMES, Tokenizer, load_tokenizer
+from tilewise.inputs.media.sources import ImagePolicy
+from tilewise.inputs.request_builder import RequestBuilder
+from tilewise.inputs.text.profiles import PROFILES
+from tilewise.inputs.text.tokenizer import SPECIAL_NAMES, Tokenizer, load_tokenizer
 from tilewise.types import GenerationConfig, TilingParameters
 
 MODEL = ModelConfig(

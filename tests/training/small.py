@@ -8,7 +8,7 @@ from training.network import create_model, describe, initialize, write_config
 from training.scenes.sample import Chance
 
 from tilewise.config import ModelConfig
-from tilewise.inputs.tokenizer import Tokenizer, load_tokenizer
+from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
 from tilewise.model.internvl import InternVL
 
 

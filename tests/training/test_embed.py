@@ -4,7 +4,7 @@ from PIL import Image
 from training.embed import read_curve, write_calibration, write_card
 from training.scenes import EVALUATED, create_sample
 
-from tilewise.inputs.tiling import choose_grid
+from tilewise.inputs.media.tiling import choose_grid
 from tilewise.types import TilingParameters
 
 

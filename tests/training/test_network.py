@@ -26,9 +26,9 @@ from tests.training import small
 from tilewise import GenerationConfig, pipeline
 from tilewise.config import ModelConfig
 from tilewise.inputs.conversation import parse_prompt
-from tilewise.inputs.policy import ImagePolicy
-from tilewise.inputs.prompt import PROFILES
-from tilewise.inputs.request import RequestBuilder
+from tilewise.inputs.media.policy import ImagePolicy
+from tilewise.inputs.request_builder import RequestBuilder
+from tilewise.inputs.text.profiles import PROFILES
 from tilewise.kernels import AttentionBatch, PrefillChunk, normalize_tiles
 from tilewise.kernels import cut_tiles as cut_in_engine
 from tilewise.types import TilingParameters

@@ -10,7 +10,7 @@ from training.scenes.shapes import ShapeScene
 from training.scenes.texts import TextScene
 from training.scenes.words import BACKGROUNDS, COLOURS, SHAPES, WORDINGS
 
-from tilewise.inputs.boxes import parse_boxes
+from tilewise.inputs.text.boxes import parse_boxes
 
 COUNTS = (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 13, 14)
 

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from PIL import Image, ImageDraw
 from training.scenes.words import BACKGROUNDS
 
-from tilewise.inputs.tiling import choose_grid, count_tiles
+from tilewise.inputs.media.tiling import choose_grid, count_tiles
 from tilewise.types import TilingParameters
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from tilewise.engine import messages
 from tilewise.engine.messages import Message
 from tilewise.engine.wire import Wire
 from tilewise.errors import EngineError, TilewiseError
-from tilewise.inputs.decoder import child_environment
+from tilewise.inputs.media.image_decoder import child_environment
 from tilewise.types import FinishReason, Request, StepOutput
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from tilewise.cache.kv import create_caches
+from tilewise.cache.tensors import create_caches
 from tilewise.checkpoint.weights import load_weights
 from tilewise.config import DeviceConfig, EngineConfig, ModelConfig, ResolvedConfig, resolve
 from tilewise.engine.messages import Abort, Message, Shutdown, Submit
@@ -24,8 +24,8 @@ from tilewise.errors import CapacityError, ConfigError, InputError, TilewiseErro
 from tilewise.model.internvl import DTYPES, InternVL
 from tilewise.plan import count_tile_work, plan_memory
 from tilewise.runner.runner import Launch, Runner
-from tilewise.scheduler import Scheduler
-from tilewise.steps import Budgets, StepPlan
+from tilewise.scheduling.scheduler import Scheduler
+from tilewise.scheduling.steps import Budgets, StepPlan
 from tilewise.types import FinishReason, Request, StepOutput
 
 logger = logging.getLogger(__name__)

@@ -1,1 +1,5 @@
-"""From words and pictures to requests, and from token ids back to words."""
+"""From words and pictures to requests, before any engine is asked.
+
+Here: conversations, and the builder that joins the words of `text` with the pictures of `media`.
+Not here: HTTP, engines, torch.
+"""

@@ -8,11 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tilewise.kernels import activation, attention, norm, prefill, reference, rope
+from tilewise.kernels import reference
 from tilewise.kernels.batch import AttentionBatch, PrefillChunk
-from tilewise.kernels.launch import has_triton
 from tilewise.kernels.reference import apply_rope, pixel_shuffle, write_kv
 from tilewise.kernels.resample import cut_tiles, normalize_tiles, resize_bicubic
+from tilewise.kernels.triton import activation, norm, rope
+from tilewise.kernels.triton import decode_attention as attention
+from tilewise.kernels.triton import prefill_attention as prefill
+from tilewise.kernels.triton.launch import has_triton
 
 __all__ = [
     "AttentionBatch",

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tilewise.kernels.launch import has_triton
 from tilewise.kernels.transfer import upload
+from tilewise.kernels.triton.launch import has_triton
 
 _FRACTION_BITS = 22
 _BICUBIC_SUPPORT = 2.0

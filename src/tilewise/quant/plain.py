@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from tilewise.kernels import silu_and_multiply
-from tilewise.kernels.skinny import decline_gated, linear, linear_gated
+from tilewise.kernels.triton.skinny import decline_gated, linear, linear_gated
 
 
 class Plain:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from tilewise.kernels import AttentionBatch, PrefillChunk
-from tilewise.kernels.prefill import list_items
 from tilewise.kernels.transfer import upload
-from tilewise.steps import Chunk, StepPlan
+from tilewise.kernels.triton.prefill_attention import list_items
+from tilewise.scheduling.steps import Chunk, StepPlan
 
 _NO_ROWS: Mapping[int, int] = {}
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tilewise.cache.kv import CacheTensors
+from tilewise.cache.tensors import CacheTensors
 from tilewise.model.internvl import InternVL
 from tilewise.runner.batch import StepBatch
 

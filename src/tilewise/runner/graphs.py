@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tilewise.cache.kv import CacheTensors
+from tilewise.cache.tensors import CacheTensors
 from tilewise.config import GraphSizes
 from tilewise.kernels import AttentionBatch, normalize_tiles
-from tilewise.kernels.prefill import count_items
 from tilewise.kernels.transfer import fill
+from tilewise.kernels.triton.prefill_attention import count_items
 from tilewise.model.internvl import InternVL
 from tilewise.runner.batch import StepBatch, StepLayout
 from tilewise.runner.forward import compute_logits

@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from tilewise import kernels
-from tilewise.cache.kv import CacheTensors
+from tilewise.cache.tensors import CacheTensors
 from tilewise.config import ResolvedConfig
-from tilewise.inputs.grammar import Guide, create_guide
-from tilewise.inputs.tokenizer import Tokenizer, load_tokenizer
+from tilewise.inputs.text.grammar import Guide, create_guide
+from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
 from tilewise.kernels.transfer import upload
 from tilewise.model.internvl import InternVL
 from tilewise.runner.batch import StepLayout, build_batch, lay_out
 from tilewise.runner.forward import compute_logits
 from tilewise.runner.graphs import StepGraphs
 from tilewise.runner.sampler import Samples, SamplingState, sample
-from tilewise.steps import Sampled, StepPlan, TileJob
+from tilewise.scheduling.steps import Sampled, StepPlan, TileJob
 from tilewise.types import PreparedImage, Request
 
 

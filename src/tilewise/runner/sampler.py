@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tilewise.errors import TilewiseError
-from tilewise.inputs.grammar import Guide
+from tilewise.inputs.text.grammar import Guide
 from tilewise.kernels.transfer import download, upload
 from tilewise.types import GenerationConfig, Request, TokenLogprob
 

@@ -1,0 +1,171 @@
+"""A conversation to a `Request`: pictures loaded and placed as spans, words as ids, limits checked.
+
+The one place where pictures and words meet. What is far too long is refused before anything is tokenised,
+fetched or decoded. Slots are placed by structure: no text adds or removes one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tilewise.config import ModelConfig
+from tilewise.errors import CheckpointError, InputError, PromptTooLongError
+from tilewise.inputs.conversation import ImagePart, Message
+from tilewise.inputs.media.fetch_context import check_wanted
+from tilewise.inputs.media.policy import ImagePolicy
+from tilewise.inputs.media.sources import load_image, prepare_image
+from tilewise.inputs.text.detokenizer import Detokenizer
+from tilewise.inputs.text.grammar import check_format
+from tilewise.inputs.text.profiles import ImageSlot, PromptProfile, Segment, Special, render
+from tilewise.inputs.text.tokenizer import Tokenizer
+from tilewise.types import GenerationConfig, ImageSpan, PreparedImage, Request, TilingParameters
+
+IMAGE_CONTEXT = "<IMG_CONTEXT>"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestBuilder:
+    """Builds the requests of one engine; safe to share between threads. `build` fetches and decodes, so may wait.
+
+    Raises:
+        CheckpointError: the tokenizer has ids that the model does not.
+    """
+
+    model: ModelConfig
+    session_len: int
+    tokenizer: Tokenizer
+    profile: PromptProfile
+    policy: ImagePolicy
+    tiling: TilingParameters
+
+    def __post_init__(self) -> None:
+        """Hold the tokenizer to the model's vocabulary."""
+        known, used = self.model.decoder.vocab_size, self.tokenizer.vocab_size
+        if used > known:
+            raise CheckpointError(f"The tokenizer has {used} tokens, the model only {known}: they do not fit.")
+
+    def build(
+        self, messages: Sequence[Message], generation: GenerationConfig, request_id: str, namespace: str = ""
+    ) -> Request:
+        """Lay out, tokenise, load and place.
+
+        `max_new_tokens` may exceed the room that the prompt leaves: the answer then ends with `length` where the
+        session is full.
+
+        Raises:
+            PromptTooLongError: the prompt leaves no room for one token of answer.
+            InputError: a picture or a field of `generation` is refused.
+        """
+        segments = render(self.profile, messages)
+        parts = [part for message in messages for part in message.images]
+        self.policy.limits.check_request(len(parts))
+        self._check_at_least(segments)
+        stop_token_ids = self._resolve_stops(generation)
+        generation = self._resolve_bad_words(generation, stop_token_ids)
+        check_format(generation)
+        words = [self._encode(segment) for segment in segments]
+        num_words = 1 + sum(map(len, words))
+        self._check_length(num_words + len(parts) * self.model.tokens_per_tile, len(parts), "at least ")
+        images = self._load(parts)
+        num_tiles = sum(image.num_tiles for image in images)
+        self._check_length(num_words + num_tiles * self.model.tokens_per_tile, num_tiles)
+        token_ids, spans = self._place(segments, words, images)
+        return Request(request_id, token_ids, spans, images, generation, stop_token_ids, namespace)
+
+    def create_detokenizer(self, generation: GenerationConfig) -> Detokenizer:
+        """A detokenizer that watches for the caller's and the profile's stop words that are no special tokens."""
+        profile_words = () if generation.ignore_eos else self.profile.stop_words
+        words = [word for word in (*generation.stop_words, *profile_words) if word not in self.tokenizer.special_tokens]
+        return Detokenizer(self.tokenizer, skip_special_tokens=generation.skip_special_tokens, stop_words=words)
+
+    def _encode(self, segment: Segment) -> list[int]:
+        if isinstance(segment, str):
+            return self.tokenizer.encode(segment)
+        return [self.tokenizer.special_id(segment.name)] if isinstance(segment, Special) else []
+
+    def _place(
+        self, segments: Sequence[Segment], words: Sequence[list[int]], images: Sequence[PreparedImage]
+    ) -> tuple[tuple[int, ...], tuple[ImageSpan, ...]]:
+        context_id = self.tokenizer.special_id(IMAGE_CONTEXT)
+        token_ids, spans = [self.tokenizer.special_id("<s>")], list[ImageSpan]()
+        for segment, ids in zip(segments, words, strict=True):
+            token_ids += ids
+            if isinstance(segment, ImageSlot):
+                start = len(token_ids)
+                token_ids += [context_id] * (images[segment.number].num_tiles * self.model.tokens_per_tile)
+                spans.append(ImageSpan(start, len(token_ids), segment.number))
+        return tuple(token_ids), tuple(spans)
+
+    def _load(self, parts: Sequence[ImagePart]) -> tuple[PreparedImage, ...]:
+        """Load and prepare the pictures one by one, while together they stay within the request's pixels."""
+        images, num_pixels = list[PreparedImage](), 0
+        for number, part in enumerate(parts, start=1):
+            check_wanted()
+            try:
+                image = prepare_image(load_image(part.source, self.policy), self._choose_tiling(part))
+                num_pixels += image.width * image.height
+                self.policy.limits.check_request(number, num_pixels)
+            except InputError as error:
+                place = f"Picture {number} of {len(parts)}: " if len(parts) > 1 else ""
+                raise type(error)(f"{place}{error}", param=error.param) from None
+            images.append(image)
+        return tuple(images)
+
+    def _choose_tiling(self, part: ImagePart) -> TilingParameters:
+        by_detail = {"low": 1, "high": self.model.max_dynamic_patch, "auto": self.tiling.max_tiles}
+        max_tiles = by_detail[part.detail] if part.max_dynamic_patch is None else part.max_dynamic_patch
+        min_tiles = part.min_dynamic_patch
+        if min_tiles is None:
+            # A caller who lowers only the most must not meet a default least above it.
+            min_tiles = self.tiling.min_tiles if part.detail == "auto" and part.max_dynamic_patch is None else 1
+        return replace(self.tiling, min_tiles=min_tiles, max_tiles=max_tiles)
+
+    def _resolve_stops(self, generation: GenerationConfig) -> tuple[int, ...]:
+        """The caller's ids and special stop words, and the profile's unless the caller ignores them."""
+        self._check_ids("stop_token_ids", generation.stop_token_ids)
+        names = (*generation.stop_words, *(() if generation.ignore_eos else self.profile.stop_words))
+        special = (self.tokenizer.special_id(name) for name in names if name in self.tokenizer.special_tokens)
+        return tuple(dict.fromkeys((*generation.stop_token_ids, *special)))
+
+    def _resolve_bad_words(self, generation: GenerationConfig, stop_token_ids: tuple[int, ...]) -> GenerationConfig:
+        self._check_ids("bad_token_ids", generation.bad_token_ids)
+        self._check_ids("logit_bias", [token_id for token_id, _ in generation.logit_bias])
+        bad_token_ids = list(generation.bad_token_ids)
+        for word in generation.bad_words:
+            is_special = word in self.tokenizer.special_tokens
+            ids = [self.tokenizer.special_id(word)] if is_special else self.tokenizer.encode(word)
+            if len(ids) != 1:
+                raise InputError(
+                    f"bad_words holds {word!r:.80}, which is {len(ids)} tokens; only words of one token can be banned.",
+                    param="bad_words",
+                )
+            bad_token_ids += ids
+        banned = tuple(dict.fromkeys(bad_token_ids))
+        stops = stop_token_ids if generation.min_new_tokens else ()
+        if len({*banned, *stops}) >= self.tokenizer.vocab_size:
+            text = "bad_words, bad_token_ids and min_new_tokens together ban every token; leave some for the answer."
+            raise InputError(text, param="bad_token_ids")
+        return generation if banned == generation.bad_token_ids else replace(generation, bad_token_ids=banned)
+
+    def _check_ids(self, name: str, token_ids: Sequence[int]) -> None:
+        for token_id in token_ids:
+            if token_id >= self.tokenizer.vocab_size:
+                text = f"{name} holds {token_id}; the model's ids end at {self.tokenizer.vocab_size - 1}."
+                raise InputError(text, param=name)
+
+    def _check_at_least(self, segments: Sequence[Segment]) -> None:
+        num_tiles = sum(isinstance(segment, ImageSlot) for segment in segments)
+        num_words = sum(self.tokenizer.count_at_least(segment) for segment in segments if isinstance(segment, str))
+        self._check_length(num_words + num_tiles * self.model.tokens_per_tile, num_tiles, "at least ")
+
+    def _check_length(self, num_tokens: int, num_tiles: int, quantity: str = "") -> None:
+        if num_tokens < self.session_len:
+            return
+        per_tile = self.model.tokens_per_tile
+        num_words = num_tokens - num_tiles * per_tile
+        fewer_tiles = "lower max_dynamic_patch (--max-dynamic-patch), " if num_tiles else ""
+        raise PromptTooLongError(
+            f"The prompt takes {quantity}{num_tokens} tokens ({num_words} of text, {num_tiles} tiles of {per_tile}), "
+            f"and the session of {self.session_len} must hold it and at least one token of answer. Raise session_len "
+            f"(--session-len), {fewer_tiles}or shorten the conversation.",
+            param="messages",
+        )

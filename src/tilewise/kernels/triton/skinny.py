@@ -1,0 +1,322 @@
+"""A few rows times a large weight in Triton: what a decode step spends its time on is reading weights once.
+
+Each program owns some rows of the weight and a share of K, streams them once, and multiplies them with all rows of x,
+padded to 16, 32 or 64 for the matrix units. Where the weight is too narrow to keep the device busy, K is
+split, and the program that arrives last for its rows adds the fp32 shares in their order, so that the same inputs give
+the same bits. A gated product owns rows of gate and the same ones of up by turns, and stores what SwiGLU makes of them.
+The grid follows from shapes alone and nothing waits for the host, so that graphs capture it.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tilewise.kernels.triton.arrivals import create_arrivals
+from tilewise.kernels.triton.launch import await_inputs, depend, has_triton
+
+MAX_ROWS = 64
+K_MULTIPLE = 128  # every block_k that is chosen divides K
+_MIN_WEIGHT_ELEMENTS = 1 << 22  # 8 MB, read in 3 us at 3 TB/s: below, launching costs more than reading
+_MAX_SPLIT_TILES = 4096  # of weight rows: what is cut into more keeps the device busy as it is
+# Largest shared memory of a block, KiB, by compute capability: CUDA C++ programming guide, "technical specifications".
+_SHARED_KIB = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}
+_LEAST_SHARED_KIB = 99  # 8.6, 8.9, 12.0, and whatever is unknown
+_TABLE_SMS = 132
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How the kernel cuts a product: `block_n` weight rows by `block_k` columns at a time, K in `num_splits` shares.
+
+    Of a gated product's `block_n` rows every other one is gate's, the rest are up's.
+
+    `weight_first` multiplies weight by x instead of x by weight: on Hopper 64 weight rows then fill the wide matrix
+    instruction, which reads them from shared memory without a detour over registers.
+    """
+
+    block_n: int
+    block_k: int
+    num_splits: int
+    num_warps: int
+    num_stages: int
+    weight_first: bool = False
+
+    def count_shared_bytes(self, m: int) -> int:
+        """Return the shared memory of a program that multiplies `m` rows of two bytes an element."""
+        return self.num_stages * (self.block_n + pad_rows(m)) * self.block_k * 2
+
+
+# What benchmarks/skinny.py measured: (largest M, N, K) -> tiles, for devices of _TABLE_SMS multiprocessors.
+# PERF: 0.98 to 1.10 times cuBLAS, 80 to 104 % of the copy rate (H100, torch 2.11, Triton 3.6, 2026-11-28); for 4 and 32
+# rows what was best on an H200.
+_TABLE: dict[tuple[int, int, int], Tiles] = {
+    (1, 8192, 6144): Tiles(64, 256, 1, 4, 3, weight_first=True),
+    (4, 8192, 6144): Tiles(64, 256, 1, 4, 4),
+    (16, 8192, 6144): Tiles(64, 256, 1, 4, 3, weight_first=True),
+    (32, 8192, 6144): Tiles(64, 256, 1, 4, 4, weight_first=True),
+    (64, 8192, 6144): Tiles(64, 128, 1, 4, 6),
+    (1, 6144, 6144): Tiles(64, 256, 1, 4, 4),
+    (4, 6144, 6144): Tiles(64, 256, 1, 4, 4),
+    (16, 6144, 6144): Tiles(64, 256, 1, 4, 4),
+    (32, 6144, 6144): Tiles(64, 256, 1, 4, 4, weight_first=True),
+    (64, 6144, 6144): Tiles(64, 128, 1, 4, 4),
+    (1, 32768, 6144): Tiles(64, 128, 1, 4, 6, weight_first=True),
+    (4, 32768, 6144): Tiles(64, 128, 1, 4, 4, weight_first=True),
+    (16, 32768, 6144): Tiles(64, 128, 1, 4, 4, weight_first=True),
+    (32, 32768, 6144): Tiles(128, 128, 1, 4, 4, weight_first=True),
+    (64, 32768, 6144): Tiles(64, 128, 1, 4, 3),
+    (1, 6144, 16384): Tiles(64, 128, 1, 4, 6, weight_first=True),
+    (4, 6144, 16384): Tiles(16, 512, 1, 2, 3),
+    (16, 6144, 16384): Tiles(64, 128, 1, 4, 6, weight_first=True),
+    (32, 6144, 16384): Tiles(64, 128, 1, 4, 6, weight_first=True),
+    (64, 6144, 16384): Tiles(32, 128, 1, 4, 4),
+    (1, 92672, 6144): Tiles(16, 512, 1, 2, 4),
+    (4, 92672, 6144): Tiles(64, 256, 1, 4, 4, weight_first=True),
+    (16, 92672, 6144): Tiles(64, 128, 1, 4, 6, weight_first=True),
+    (32, 92672, 6144): Tiles(128, 128, 1, 4, 4, weight_first=True),
+    (64, 92672, 6144): Tiles(128, 128, 1, 8, 4),
+}
+# PERF: 1.08 times cuBLAS and the activation behind it (H100, 2026-11-28); for 4 and 32 rows the plain product's tiles.
+_GATED_TABLE: dict[tuple[int, int, int], Tiles] = {
+    (1, 32768, 6144): Tiles(16, 512, 1, 2, 4),
+    (4, 32768, 6144): Tiles(64, 128, 1, 4, 4, weight_first=True),
+    (16, 32768, 6144): Tiles(64, 128, 1, 4, 6, weight_first=True),
+    (32, 32768, 6144): Tiles(128, 128, 1, 4, 4, weight_first=True),
+    (64, 32768, 6144): Tiles(64, 128, 1, 4, 3, weight_first=True),
+}
+_TABLE_ROWS = (1, 4, 16, 32, 64)
+
+
+def pad_rows(m: int) -> int:
+    """Return the rows of x that the kernel multiplies: 16, 32 or 64."""
+    return 16 if m <= 16 else 32 if m <= 32 else 64
+
+
+def choose_tiles(
+    m: int, n: int, k: int, num_sms: int, shared_bytes: int = _LEAST_SHARED_KIB << 10, is_gated: bool = False
+) -> Tiles:
+    """Choose how to multiply x (m, k) with a weight (n, k): as measured, else by rule.
+
+    Args:
+        m: Rows of x, at most MAX_ROWS.
+        n: Rows of the weight, of gate and up together.
+        k: Columns of both, a multiple of K_MULTIPLE.
+        num_sms: Multiprocessors of the device.
+        shared_bytes: Shared memory that a program may use.
+        is_gated: Whether the product is that of `multiply_gated`.
+    """
+    measured = (_GATED_TABLE if is_gated else _TABLE).get((min(rows for rows in _TABLE_ROWS if rows >= m), n, k))
+    if measured is not None and num_sms == _TABLE_SMS and measured.count_shared_bytes(m) <= shared_bytes:
+        return measured
+    rows = pad_rows(m)
+    # A narrow tile reads x more often than it saves: x comes from L2 once a tile, so tiles are not below its rows.
+    widths = (128, 64) if rows == 64 else (64,) if rows == 32 else (64, 32)
+    block_n = next((width for width in widths if -(-n // width) >= num_sms), widths[-1])
+    block_k = 256 if block_n == 32 and k % 256 == 0 else 128
+    num_tiles, num_blocks = -(-n // block_n), k // block_k
+    splits = [count for count in (1, 2, 3, 4, 6, 8) if num_blocks % count == 0]
+    num_splits = next((count for count in splits if num_tiles * count >= num_sms), splits[-1])
+    # Two programs a multiprocessor: one computes its last block while the other loads.
+    num_stages = shared_bytes // 2 // ((block_n + rows) * block_k * 2)
+    return Tiles(block_n, block_k, num_splits, num_warps=4, num_stages=max(2, min(5, num_stages)))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply x (..., K) with weight (N, K) and add bias (N,): (..., N), by our kernel or else by `F.linear`."""
+    if decline(x, weight, bias) is not None:
+        return F.linear(x, weight, bias)
+    return multiply(x, weight, bias, _choose_here(x, weight))
+
+
+def linear_gated(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply x (..., K) with gate and up (2I, K) and apply SwiGLU: (..., I), where `decline_gated` lets you."""
+    return multiply_gated(x, weight, _choose_here(x, weight, is_gated=True))
+
+
+def _choose_here(x: Tensor, weight: Tensor, is_gated: bool = False) -> Tiles:
+    (n, k), (_, num_sms, shared_bytes) = weight.shape, _measure_device(x.device)
+    return choose_tiles(x.numel() // k, n, k, num_sms, shared_bytes, is_gated)
+
+
+def decline_gated(x: Tensor, weight: Tensor) -> str | None:
+    """Say why gate, up and SwiGLU cannot be one launch for these tensors, or None if they can and are worth it."""
+    reason = decline(x, weight)
+    if reason is None and weight.shape[0] % 2:
+        return f"{weight.shape[0]} rows are no two halves"
+    return reason
+
+
+def decline(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None:
+    """Say why the Triton kernel cannot serve these tensors, or None if it can and is worth it."""
+    if x.device.type != "cuda" or torch.version.cuda is None:
+        return "not a CUDA device"
+    if x.device.index != torch.cuda.current_device():
+        return f"{x.device} is not the current device"
+    capability = _measure_device(x.device)[0]
+    if capability < (8, 0):
+        return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        return f"{x.dtype} is neither bfloat16 nor float16"
+    if weight.numel() < _MIN_WEIGHT_ELEMENTS:
+        return f"a weight of {weight.numel()} elements is read faster than a kernel is launched"
+    return _decline_tensors(x, weight, bias)
+
+
+def _decline_tensors(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None:
+    """Say why the kernel cannot serve these tensors, wherever they are, or None if it can."""
+    given = [x, weight] if bias is None else [x, weight, bias]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        return "gradients are needed"
+    if any(tensor.dtype != x.dtype or tensor.device != x.device for tensor in given):
+        return "inputs differ in dtype or device"
+    if weight.dim() != 2 or x.shape[-1:] != weight.shape[1:] or (bias is not None and bias.shape != weight.shape[:1]):
+        return "shapes do not fit each other"
+    k = weight.shape[1]
+    if k == 0 or k % K_MULTIPLE:
+        return f"K={k} is no multiple of {K_MULTIPLE}"
+    if not 0 < x.numel() // k <= MAX_ROWS:
+        return f"{x.numel() // k} rows are not 1 to {MAX_ROWS}"
+    if not weight.is_contiguous() or (bias is not None and not bias.is_contiguous()):
+        return "the weight or bias is not contiguous"
+    return None if has_triton() else "triton is not installed"
+
+
+@cache
+def _measure_device(device: torch.device) -> tuple[tuple[int, int], int, int]:
+    """Return compute capability, multiprocessors, and the shared memory of a block in bytes."""
+    found = torch.cuda.get_device_properties(device)
+    capability = (found.major, found.minor)
+    return capability, found.multi_processor_count, _SHARED_KIB.get(capability, _LEAST_SHARED_KIB) << 10
+
+
+@cache
+def kernel() -> Any:
+    """Return the kernel, compiled for each new kind of arguments at its first launch."""
+    import triton
+    import triton.language as tl
+
+    wait = await_inputs()
+
+    # num_rows is not specialised: 1 and multiples of 16 would be compiled again, in the middle of serving.
+    @triton.jit(do_not_specialize=["num_rows"])
+    def multiply_share(
+        x_ptr, weight_ptr, bias_ptr, out_ptr, shares_ptr, arrivals_ptr, num_rows, n, k,
+        HAS_BIAS: tl.constexpr, IS_GATED: tl.constexpr, IS_SPLIT: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
+        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, IS_DEPENDENT: tl.constexpr,
+    ):  # fmt: skip
+        split, num_splits = tl.program_id(1), tl.num_programs(1)
+        row, inner = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
+        owned = tl.arange(0, BLOCK_N)
+        num_blocks = k // BLOCK_K
+        share = tl.cdiv(num_blocks, num_splits)
+        first = split * share
+        last = tl.minimum(first + share, num_blocks)
+        is_row = row < num_rows
+        x_tile = x_ptr + row[:, None] * k + inner[None]  # (BLOCK_M, BLOCK_K)
+        # Clamped, not masked: the last row is read again and not stored, and no load waits for a comparison.
+        if IS_GATED:  # n is up's height, and up lies below gate: a row of each by turns, so that one split parts them
+            column = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+            pair = tl.minimum(tl.program_id(0) * (BLOCK_N // 2) + owned // 2, n - 1)
+            weight_row = (pair + owned % 2 * n).to(tl.int64)
+        else:
+            column = tl.program_id(0) * BLOCK_N + owned
+            weight_row = tl.minimum(column, n - 1).to(tl.int64)
+        weight_tile = weight_ptr + weight_row[:, None] * k + inner[None]  # (BLOCK_N, BLOCK_K)
+        if WEIGHT_FIRST:
+            out = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        else:
+            out = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        if IS_DEPENDENT:
+            wait()
+        for block in range(first, last):
+            # NOTE: Triton 3.6 drops the policy where it makes the load asynchronous, as it does here; 3.9 keeps it.
+            weight = tl.load(weight_tile + block * BLOCK_K, eviction_policy="evict_first")
+            x = tl.load(x_tile + block * BLOCK_K, mask=is_row[:, None], other=0.0)
+            if WEIGHT_FIRST:
+                out = tl.dot(weight, tl.trans(x), out, input_precision="ieee")
+            else:
+                out = tl.dot(x, tl.trans(weight), out, input_precision="ieee")
+        if WEIGHT_FIRST:
+            out = tl.trans(out)
+        if IS_SPLIT:
+            size = BLOCK_M * BLOCK_N
+            place = shares_ptr + tl.program_id(0).to(tl.int64) * num_splits * size
+            place += row[:, None] * BLOCK_N + owned[None]
+            tl.store(place + split * size, out, mask=is_row[:, None])
+            # NOTE: one thread counts for all: the others' stores come before it through this barrier alone.
+            tl.debug_barrier()
+            if tl.atomic_add(arrivals_ptr + tl.program_id(0), 1, sem="acq_rel", scope="gpu") < num_splits - 1:
+                return
+            tl.store(arrivals_ptr + tl.program_id(0), 0)  # for the next launch
+            out = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            for number in range(num_splits):  # other multiprocessors wrote these: from L2
+                out += tl.load(place + number * size, mask=is_row[:, None], other=0.0, cache_modifier=".cg")
+        is_column = column < n
+        if HAS_BIAS:
+            out += tl.load(bias_ptr + column, mask=is_column, other=0.0).to(tl.float32)[None]
+        if IS_GATED:  # rounded where the two launches that this one replaces round
+            gate, up = tl.split(tl.reshape(out.to(out_ptr.dtype.element_ty), [BLOCK_M, BLOCK_N // 2, 2]))
+            wide = gate.to(tl.float32)
+            out = (wide / (1.0 + tl.exp(-wide))).to(gate.dtype).to(tl.float32) * up.to(tl.float32)
+        offset = row.to(tl.int64)[:, None] * n + column[None]
+        tl.store(out_ptr + offset, out.to(out_ptr.dtype.element_ty), mask=is_row[:, None] & is_column[None])
+
+    return multiply_share
+
+
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles) -> Tensor:
+    """Multiply by our kernel, cut as `tiles` says; the twin is `F.linear`.
+
+    Shapes: x: (..., K), 1 to 64 rows in all · weight: (N, K) · bias: (N,) or None -> (..., N)
+    Numerics: fp32 until one rounding at the end. Relative to the largest output within 4e-3 of the product in fp32
+        for bf16, 1e-3 for fp16, 1e-5 for fp32; the same inputs and tiles give the same bits.
+    """
+    return _multiply(x, weight, bias, tiles, is_gated=False)
+
+
+def multiply_gated(x: Tensor, weight: Tensor, tiles: Tiles) -> Tensor:
+    """Multiply by gate and up and apply SwiGLU in one launch; the twin is `F.linear`, then `silu_and_multiply`.
+
+    Shapes: x: (..., K), 1 to 64 rows in all · weight: (2I, K), gate's rows, then up's -> (..., I)
+    Numerics: rounded as the twin is, after the product, after SiLU, and at the end; up to the order of the sums in K
+        equal to it, and bit for bit to `multiply` with the same tiles, then `activation.silu_and_multiply`.
+    """
+    return _multiply(x, weight, None, tiles, is_gated=True)
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles, is_gated: bool) -> Tensor:
+    n, k = weight.shape
+    block_n, num_splits = tiles.block_n, tiles.num_splits
+    if is_gated:
+        n, block_n = n // 2, block_n // 2
+    x = x.contiguous()
+    num_rows, num_tiles = x.numel() // k, -(-n // block_n)
+    out = torch.empty((*x.shape[:-1], n), dtype=x.dtype, device=x.device)
+    shares = arrivals = None
+    if num_splits > 1:
+        assert num_tiles <= _MAX_SPLIT_TILES, "so many programs need no more"
+        shape = (num_tiles, num_splits, pad_rows(num_rows), tiles.block_n)
+        shares = torch.empty(shape, dtype=torch.float32, device=x.device)
+        arrivals = create_arrivals(x.device, "multiply", _MAX_SPLIT_TILES)
+    options = {**launch_options(num_rows, tiles, bias, is_gated), **depend(x.device, num_rows)}
+    kernel()[num_tiles, num_splits](x, weight, bias, out, shares, arrivals, num_rows, n, k, **options)
+    return out
+
+
+def launch_options(num_rows: int, tiles: Tiles, bias: Tensor | None, is_gated: bool = False) -> dict[str, Any]:
+    """Return the constants that the kernel is compiled with."""
+    return {
+        "HAS_BIAS": bias is not None,
+        "IS_GATED": is_gated,
+        "IS_SPLIT": tiles.num_splits > 1,
+        "WEIGHT_FIRST": tiles.weight_first,
+        "BLOCK_M": pad_rows(num_rows),
+        "BLOCK_N": tiles.block_n,
+        "BLOCK_K": tiles.block_k,
+        "num_warps": tiles.num_warps,
+        "num_stages": tiles.num_stages,
+    }

@@ -1,0 +1,380 @@
+"""The chat page: an HTTP client of the API with a face.
+
+Owns the page's layout, what it asks the API and how it tells failures; what it shows is made in `page_views`, and
+no model is loaded here. Pictures are read where the page itself stored them, and nothing is asked of other hosts.
+"""
+
+import asyncio
+import json
+import os
+import threading
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+import gradio as gr
+from gradio.i18n import I18nData
+from gradio.themes import Default
+from gradio.utils import get_upload_folder
+from PIL import Image
+
+from tilewise.client import APIClient, chat_body
+from tilewise.demo import picture_path
+from tilewise.errors import TilewiseError
+from tilewise.inputs.media.policy import ImagePolicy
+from tilewise.inputs.media.sources import load_image
+from tilewise.page import views
+from tilewise.page.frame import SHARED_HOSTS, FramedApp
+from tilewise.types import TilingParameters
+
+_FOLDER = Path(__file__).parent
+_WORDS: dict[str, dict[str, str]] = json.loads((_FOLDER / "words.json").read_text(encoding="utf-8"))
+_QUESTIONS = (
+    "请描述图中内容",
+    "What is in the picture?",
+    "请找出紫色心形，并用框标出来。",
+    "Find the yellow cross and mark it with a box.",
+)
+# On what went wrong, which is no part of the conversation; in metadata, where no answer can write.
+_FAILED = {"id": "failed"}
+_MAX_TILES = 12
+_PULSE_S = 1.0
+_CODE = ("curl", "openai", "tilewise")
+Turn = Mapping[str, Any]
+
+
+class _Failure(str):
+    """What a program is told where an answer failed: what was `said` of it, and then what went wrong."""
+
+    def __new__(cls, said: str, reason: str) -> "_Failure":
+        failure = super().__new__(cls, said + reason)
+        failure.said, failure.reason = said, reason
+        return failure
+
+    said: str
+    reason: str
+
+
+class _Chat(gr.ChatInterface):
+    """gradio's, but a question's pictures, its text, and a failure are messages of their own.
+
+    QUIRK: in the browser, gradio cannot edit a text that shares a message with files.
+    """
+
+    def _message_as_message_dict(self, message: Any, role: Any) -> Any:
+        if isinstance(message, _Failure):
+            said = [{"role": role, "content": message.said}] if message.said else []
+            return [*said, {"role": role, "content": message.reason, "metadata": _FAILED}]
+        turns = cast(list[Any], super()._message_as_message_dict(message, role))  # pyright: ignore[reportUnknownMemberType]
+        parts = [(turn, turn["content"]) for turn in turns]
+        return [{**turn, "content": part} for turn, all_of in parts for part in _as_list(all_of)]
+
+
+def _as_list(content: Any) -> list[Any]:
+    return cast(list[Any], content) if isinstance(content, list) else [content]
+
+
+class Page:
+    """What the page asks of one server."""
+
+    def __init__(self, client: APIClient, model: str | None, code_url: str) -> None:
+        """`model` and `code_url` are what the code on the page names; pictures are read from gradio's folder only."""
+        self._client = client
+        self._model = model
+        self._code_url = code_url
+        self._policy = ImagePolicy(allowed_local_media_path=get_upload_folder())
+        self._looking = threading.Lock()
+        self._facts: dict[str, Any] | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What the server says of its model; asked again until it answered once."""
+        if self._facts is None:
+            self._facts = self._client.describe_models()[0]
+        return self._facts
+
+    def greet(self) -> tuple[str, Any]:
+        """The head of the page, and the slider of tiles at the model's own number."""
+        try:
+            facts = self.describe()
+        except TilewiseError:
+            return views.show_head("", [_say("is_down")]), gr.update()
+        cut = facts.get("tilewise", {})
+        notes = [_say(key) for key in ("is_random", "is_demo") if cut.get(key)]
+        return views.show_head(str(facts["id"]), notes[:1]), cut.get("max_dynamic_patch", _MAX_TILES)
+
+    async def answer(
+        self,
+        message: Turn | str,
+        history: Sequence[Turn],
+        max_tokens: int = 512,
+        temperature: float = 0.7,
+        top_p: float = 0.8,
+        top_k: int = 50,
+        max_tiles: int = _MAX_TILES,
+        system: str = "",
+    ) -> AsyncGenerator[tuple[Any, ...], None]:
+        """Answer one message. Gives the answer so far, then tiles, boxes, facts, and the code in three forms.
+
+        Leaving the generator closes the connection, which aborts the answer in the engine.
+        """
+        text, look, code = "", "", ("",) * len(_CODE)
+        try:
+            facts = await asyncio.to_thread(self.describe)
+            cut = facts.get("tilewise", {})
+            least, most = cut.get("min_dynamic_patch", 1), cut.get("max_dynamic_patch", _MAX_TILES)
+            has_overview, tile_size = cut.get("use_thumbnail", True), cut.get("tile_size", 448)
+            tiling = TilingParameters(min(least, int(max_tiles)), int(max_tiles), has_overview, tile_size)
+            body: dict[str, Any] = {
+                "model": facts["id"],
+                "messages": read_turns(history, message, system, None if max_tiles == most else int(max_tiles)),
+                "max_tokens": int(max_tokens),
+                "temperature": temperature,
+                "top_p": top_p,
+                "top_k": int(top_k),
+                "skip_special_tokens": False,
+            }
+            tokens_per_tile = cut.get("tokens_per_tile", 256)
+            tiles, last = await asyncio.to_thread(self._show_tiles, body["messages"], tiling, tokens_per_tile)
+            url = self._code_url
+            code = (views.write_curl(url, body), views.write_sdk(url, body), views.write_pipeline(self._model, body))
+            look = views.panel(tiles)
+            yield "", look, *code
+            async for text, seen in self._follow(body):
+                look = views.panel(views.show_boxes(last, text) if seen else "", seen, tiles)
+                yield views.without_marks(text), look, *code
+        except TilewiseError as error:
+            # NOTE: an error of gradio's own would leave the text box locked.
+            kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _WORDS["en"])
+            yield _Failure(views.without_marks(text), f"⚠️ {' '.join(_say(kind))}\n\n{error}"), look, *code
+
+    async def _follow(self, body: Mapping[str, Any]) -> AsyncGenerator[tuple[str, str], None]:
+        """Yield the text so far; at last also what the answer took."""
+        request = await asyncio.to_thread(chat_body, **body, stream=True, stream_options={"include_usage": True})
+        text, end, started_at = "", None, time.monotonic()
+        usage: Mapping[str, Any] = {}
+        first_at: float | None = None
+        async with aclosing(_pulse(self._client.stream_chat(request))) as chunks:
+            async for chunk in chunks:
+                usage = chunk.get("usage") or usage
+                for choice in chunk.get("choices", ()):
+                    end = choice.get("finish_reason") or end
+                    if delta := choice["delta"].get("content"):
+                        first_at = first_at or time.monotonic()
+                        text += delta
+                yield text, ""
+        ended_at = time.monotonic()
+        first_at = first_at or ended_at
+        yield text, views.show_facts(first_at - started_at, ended_at - first_at, usage, is_cut_off=end == "length")
+
+    def _show_tiles(
+        self, messages: Sequence[Turn], tiling: TilingParameters, tokens_per_tile: int
+    ) -> tuple[str, Image.Image | None]:
+        """The tiles of the conversation's pictures, and a small copy of the last one.
+
+        Raises:
+            InputError: the API would take fewer pictures, or fewer pixels.
+        """
+        parts = [part for message in messages if message["role"] == "user" for part in message["content"]]
+        paths = [Path(part["image_url"]["url"]) for part in parts if part["type"] == "image_url"]
+        small: list[Image.Image] = []
+        with self._looking:  # however many visitors there are, one picture is there in full at a time
+            return views.show_tiles(self._load(paths, small), tiling, tokens_per_tile), small[-1] if small else None
+
+    def _load(self, paths: Sequence[Path], small: list[Image.Image]) -> Iterator[Image.Image]:
+        """Give one picture after another, each from the page's own folder or the bundled one; `small` gets the last."""
+        self._policy.limits.check_request(len(paths))
+        num_pixels = 0
+        for path in paths:
+            picture = load_image(path, ImagePolicy() if path == picture_path() else self._policy)
+            num_pixels += picture.width * picture.height
+            self._policy.limits.check_request(len(paths), num_pixels)
+            yield picture
+            picture.thumbnail((views.BOXED_SIDE, views.BOXED_SIDE))
+            small[:] = [picture]
+
+
+async def _pulse(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[dict[str, Any], None]:
+    """The chunks, and an empty one whenever none came for a while: gradio sees who has left at a yield only."""
+    waiting: set[asyncio.Future[Any]] = set()
+    try:
+        while True:
+            waiting = waiting or {asyncio.ensure_future(cast(Any, anext(chunks, None)))}
+            done, waiting = await asyncio.wait(waiting, timeout=_PULSE_S)
+            chunk: dict[str, Any] | None = next((asked.result() for asked in done), cast(dict[str, Any], {}))
+            if chunk is None:
+                return
+            yield chunk
+    finally:
+        for asked in waiting:
+            asked.cancel()
+            await asyncio.wait((asked,))
+        await chunks.aclose()
+
+
+def read_turns(
+    history: Sequence[Turn], message: Turn | str, system: str = "", max_tiles: int | None = None
+) -> list[dict[str, Any]]:
+    """The history that gradio keeps, and the new message, as the API's: paths for pictures, before their text.
+
+    A question that got no answer, because it failed or was stopped at once, is left out.
+    """
+    cut = {} if max_tiles is None else {"max_dynamic_patch": max_tiles}
+    new = {"text": message} if isinstance(message, str) else message
+    files = [{"path": file} if isinstance(file, str) else file for file in new.get("files") or ()]
+    turns: list[dict[str, Any]] = [{"role": "system", "content": system}] if system.strip() else []
+    paths: list[str] = []
+    texts: list[str] = []
+    for turn in (*history, {"role": "user", "content": [*files, new.get("text") or ""]}, {"role": "assistant"}):
+        if turn["role"] == "assistant":
+            said = "".join(_read_text(item) for item in _as_list(turn.get("content", "")))
+            metadata = cast(dict[str, Any], turn.get("metadata") or {})
+            answer = "" if metadata.get("id") == _FAILED["id"] else said
+            pictures = [{"type": "image_url", "image_url": {"url": path, **cut}} for path in paths]
+            question = [*pictures, *({"type": "text", "text": text} for text in texts if text)]
+            if answer or "content" not in turn:
+                turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            paths, texts = [], []
+            continue
+        for item in _as_list(turn["content"]):
+            if isinstance(item, str) or item.get("type") == "text":
+                texts.append(_read_text(item))
+            else:
+                paths.append((item.get("file") or item)["path"])
+    return turns[:-1]
+
+
+def _read_text(item: Any) -> str:
+    return item if isinstance(item, str) else item.get("text", "")
+
+
+def create_page(client: APIClient, *, model: str | None = None, code_url: str | None = None) -> gr.Blocks:
+    """Lay the page out over `client`; `launch_page` opens it.
+
+    `model` is what the page's Python code loads (None: the embedded model), `code_url` the server it names.
+    """
+    page = Page(client, model, code_url or client.server_url)
+    with gr.Blocks(title="Tilewise", analytics_enabled=False, fill_height=True, delete_cache=(3600, 86400)) as blocks:
+        head = gr.HTML()
+        with gr.Row(equal_height=False):
+            left, right = gr.Column(scale=7, min_width=320), gr.Column(scale=4, min_width=320)
+        with right:
+            with gr.Tab(_word("look")):
+                look = gr.HTML()
+            with gr.Tab(_word("settings")):
+                settings: list[Any] = [
+                    gr.Slider(1, 4096, 512, step=1, label=_word("max_tokens")),
+                    gr.Slider(0, 2, 0.7, step=0.05, label=_word("temperature")),
+                    gr.Slider(0.05, 1, 0.8, step=0.05, label="top_p"),
+                    gr.Slider(0, 200, 50, step=1, label="top_k"),
+                    gr.Slider(1, 40, _MAX_TILES, step=1, label=_word("max_tiles")),
+                    gr.Textbox("", label=_word("system"), placeholder=_word("system_hint"), lines=3),
+                ]
+            with gr.Tab(_word("code")):
+                code: list[Any] = []
+                for name in _CODE:
+                    with gr.Tab(name):
+                        code.append(gr.Code(show_label=False, language="shell" if name == "curl" else "python"))
+        with left:
+            chat = _create_chat(page, settings, [look, *code])
+        # The history is found again after a restart only under the same key.
+        chat.saved_conversations.storage_key = chat.saved_conversations.secret = "tilewise-history"
+        chat.new_chat_button.value, chat.new_chat_button.variant = _word("new"), "secondary"
+        chat.new_chat_button.icon = None
+        cast(Any, chat.new_chat_button.parent).elem_classes = ["tw-history"]
+        blocks.load(page.greet, None, [head, settings[4]], queue=False)
+        for function in blocks.fns.values():  # the chat alone is for programs; the rest is how the page works
+            if function.api_name != "chat":
+                function.api_visibility = "private"
+    return blocks
+
+
+def _word(key: str) -> Any:
+    """A text that the browser shows in its own language."""
+    return I18nData(f"tilewise_{key}")
+
+
+def _say(key: str) -> tuple[str, str]:
+    return _WORDS["en"][key], _WORDS["zh-CN"][key]
+
+
+def _create_chat(page: Page, settings: list[Any], shown: list[Any]) -> _Chat:
+    picture = str(picture_path())
+    chatbot = gr.Chatbot(
+        show_label=False,
+        scale=1,
+        height="calc(100vh - 18rem)",
+        min_height=320,
+        buttons=["copy"],
+        group_consecutive_messages=False,
+    )
+    textbox = gr.MultimodalTextbox(
+        sources=["upload"],
+        file_types=["image"],
+        file_count="multiple",
+        placeholder=_word("message"),
+        show_label=False,
+        max_plain_text_length=100_000,
+        stop_btn=True,
+    )
+    for component in (chatbot, textbox):
+        component.async_move_resource_to_block_cache = _refuse_addresses(component.async_move_resource_to_block_cache)
+    return _Chat(
+        page.answer,
+        multimodal=True,
+        chatbot=chatbot,
+        textbox=textbox,
+        editable=True,
+        save_history=True,
+        additional_inputs=settings,
+        additional_outputs=shown,
+        examples=[[{"text": text, "files": [picture]}, *[None] * len(settings)] for text in _QUESTIONS],
+        api_name="chat",
+        concurrency_limit=None,  # the API's own queue says when it is full
+        fill_height=True,
+        analytics_enabled=False,
+    )
+
+
+def _refuse_addresses(store: Any) -> Any:
+    """Gradio fetches a file that a program gives by its address; here only bytes come in."""
+
+    async def store_file(source: str) -> Any:
+        if urlsplit(source).scheme in ("http", "https"):
+            raise gr.Error("Send the picture itself, not its address.", print_exception=False)
+        return await store(source)
+
+    return store_file
+
+
+def launch_page(
+    blocks: gr.Blocks, server_name: str, server_port: int, *, is_shared: bool = False, allowed_hosts: Sequence[str] = ()
+) -> str:
+    """Open a page of `create_page` and return its address; `blocks.close()` ends it.
+
+    Over loopback it answers this machine's own names alone, and `allowed_hosts`, which a proxy may pass on.
+    """
+    theme = Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    words = {language: {f"tilewise_{key}": text for key, text in _WORDS[language].items()} for language in _WORDS}
+    _, address, _ = blocks.launch(
+        server_name=server_name,
+        server_port=server_port,
+        share=is_shared,
+        prevent_thread_lock=True,
+        quiet=not is_shared,
+        allowed_paths=[str(picture_path())],
+        max_file_size="20mb",
+        footer_links=["settings"],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        theme=theme,
+        css_paths=_FOLDER / "page.css",
+        i18n=gr.I18n(**words),
+        _app=FramedApp([*allowed_hosts, *(SHARED_HOSTS if is_shared else ())]),
+    )
+    return address

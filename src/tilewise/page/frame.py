@@ -1,0 +1,76 @@
+"""What stands around gradio's application: who may ask, what a browser may load, and in which language."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from gradio.routes import App, ORJSONResponse
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+
+from tilewise.serving.http.hosts import is_cross_origin, is_rebound
+
+# Of the links that gradio gives with --share.
+SHARED_HOSTS = (".gradio.live",)
+# Whatever an answer's markup wants a browser to load, it asks nothing of other hosts.
+_POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'; form-action 'self'"
+_LEAVE = b"access-control-allow-"  # to pages of other sites
+_REFUSAL = PlainTextResponse(
+    "The page is not open under this name, or to pages of other sites. Open it as localhost, or by its address; where "
+    "a proxy gives it a name, start it with --allowed-hosts NAME.",
+    403,
+)
+_SCRIPT = b"<head><script>%b</script>" % (Path(__file__).parent / "page.js").read_bytes()
+
+
+class _Gate:
+    """ASGI middleware outside of gradio's, which grants pages of every site leave where its Host is not this machine.
+
+    Requests of other sites' pages are refused, and no answer grants them leave.
+    """
+
+    def __init__(self, app: Any, allowed_hosts: Sequence[str]) -> None:
+        self._app, self._allowed_hosts = app, allowed_hosts
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_without_leave(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [pair for pair in message["headers"] if not pair[0].startswith(_LEAVE)]
+            await send(message)
+
+        hosts = self._allowed_hosts
+        is_refused = scope["type"] != "lifespan" and (is_rebound(scope, hosts) or is_cross_origin(scope, hosts))
+        await (_REFUSAL if is_refused else self._app)(scope, receive, send_without_leave)
+
+
+class _Frame:
+    """ASGI middleware: bounds what the page may load, and chooses its language before gradio does."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_framed(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                kept = [(name, value) for name, value in message["headers"] if not is_page or name != b"content-length"]
+                message["headers"] = [*kept, (b"content-security-policy", _POLICY)]
+            elif is_page and message["type"] == "http.response.body":
+                message["body"] = message.get("body", b"").replace(b"<head>", _SCRIPT, 1)
+            await send(message)
+
+        is_page = scope.get("path") == "/"
+        await self._app(scope, receive, send_framed)
+
+
+class FramedApp(App):
+    """gradio's application, behind a gate and within a frame."""
+
+    def __init__(self, allowed_hosts: Sequence[str]) -> None:
+        """Beside this machine's own names it answers to `allowed_hosts`."""
+        options: dict[str, Any] = {"default_response_class": ORJSONResponse, "middleware": [Middleware(_Frame)]}
+        cast(Any, super()).__init__(**options)
+        self._allowed_hosts = allowed_hosts
+
+    def build_middleware_stack(self) -> Any:
+        """See `starlette.applications.Starlette`."""
+        return _Gate(super().build_middleware_stack(), self._allowed_hosts)

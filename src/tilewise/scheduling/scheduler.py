@@ -1,0 +1,394 @@
+"""Continuous batching with chunked prefill: which tokens and which tiles go into the next step.
+
+Pure bookkeeping, no clock and no torch: a step is a function of the state and four budgets.
+
+    budget   | spent on
+    tokens   | first one a running decode, then prefill chunks, oldest request first
+    tiles    | pictures of those chunks that no cache holds; a chunk ends where its tiles run out
+    work     | both of them, where a streamed answer decodes: no reader waits long for another's picture
+    blocks   | a prompt's blocks when it is admitted, one more whenever an answer outgrows its last
+
+When blocks run out the youngest request gives its own back and is computed again later. A step may be
+scheduled before the one before it is committed: a token that is sampled but not yet known counts as
+pending, and the runner takes it from the device, unless the next one depends on which it is.
+"""
+
+from bisect import insort
+from collections import Counter, deque
+from collections.abc import Mapping
+
+from tilewise.cache.blocks import BlockPool
+from tilewise.cache.prefix import PrefixCache, extend_digests
+from tilewise.cache.tiles import TileCache
+from tilewise.errors import ConfigError, InputError, PromptTooLongError
+from tilewise.scheduling.steps import Budgets, Chunk, ImageRows, Sampled, StepDraft, StepPlan, TileJob
+from tilewise.types import FinishReason, PreparedImage, Request, StepOutput
+
+COUNTERS = (
+    *("requests_opened", "requests_ended", "steps", "preemptions", "prefix_queries", "prefix_hits"),
+    *("tiles_encoded", "tokens_computed", "tokens_generated"),
+)
+
+
+class Sequence:
+    """The mutable state of one request: what is computed, what is known, which blocks it holds."""
+
+    def __init__(self, sequence_id: int, request: Request, max_new_tokens: int) -> None:
+        """Start with nothing computed."""
+        self.id = sequence_id
+        self.request = request
+        self.max_new_tokens = max_new_tokens
+        self.token_ids = list(request.token_ids)
+        self.blocks: list[int] = []
+        self.digests: list[bytes] = []
+        self.num_scheduled = 0
+        self.num_pending = 0
+        self.num_published = 0
+        self.cached_tokens = 0
+        self.was_admitted = False
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens sampled and known."""
+        return len(self.token_ids) - len(self.request.token_ids)
+
+    @property
+    def is_decoding(self) -> bool:
+        """All but the newest token are computed or on their way; a prompt's last one may lie in a picture."""
+        is_newest_next = self.num_scheduled + 1 == len(self.token_ids) + self.num_pending
+        return is_newest_next and self.num_scheduled >= len(self.request.token_ids)
+
+    @property
+    def has_room(self) -> bool:
+        """Another token may be sampled."""
+        return self.num_generated + self.num_pending < self.max_new_tokens
+
+
+class Scheduler:
+    """Requests in, step plans out, results back in."""
+
+    def __init__(self, budgets: Budgets, num_blocks: int, num_tile_rows: int) -> None:
+        """Own the caches' bookkeeping.
+
+        Raises:
+            ConfigError: the pools could not serve one request alone.
+        """
+        self.budgets = budgets
+        if self.blocks_for(budgets.session_len) > num_blocks or num_tile_rows < 1:
+            raise ConfigError(
+                f"{num_blocks} KV blocks of {budgets.block_size} tokens and {num_tile_rows} picture tiles are too "
+                f"few for session_len={budgets.session_len}; lower session_len or give the caches more memory.",
+                param="session_len",
+            )
+        self.prefix = PrefixCache()
+        self.pool = BlockPool(num_blocks, on_evict=self.prefix.forget)
+        self.tiles = TileCache(num_tile_rows)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        self._by_request: dict[str, Sequence] = {}
+        self._next_id = 0
+        self._released: list[int] = []
+        self._computing: Counter[bytes] = Counter()
+
+    @property
+    def has_work(self) -> bool:
+        """Something waits or runs."""
+        return bool(self.waiting or self.running)
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold `num_tokens`."""
+        return -(-num_tokens // self.budgets.block_size)
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            PromptTooLongError: the session length leaves no room for an answer.
+        """
+        room = self.budgets.session_len - len(request.token_ids)
+        if room < 1:
+            raise PromptTooLongError(
+                f"The prompt has {len(request.token_ids)} tokens; session_len={self.budgets.session_len} "
+                "must hold it and at least one more."
+            )
+        if request.request_id in self._by_request:
+            raise InputError(f"Request {request.request_id!r} is already running.", param="request_id")
+        sequence = Sequence(self._next_id, request, min(request.generation.max_new_tokens, room))
+        self._next_id += 1
+        self._by_request[request.request_id] = sequence
+        self.waiting.append(sequence)
+        self.counters["requests_opened"] += 1
+
+    def abort(self, request_id: str) -> StepOutput | None:
+        """End a request now; None if it is not here. A step in flight may still compute for it, unheard."""
+        sequence = self._by_request.get(request_id)
+        if sequence is None:
+            return None
+        self._end(sequence)
+        return StepOutput(request_id, finish_reason=FinishReason.ABORT, cached_tokens=sequence.cached_tokens)
+
+    def schedule(self) -> StepPlan | None:
+        """Fill the next step; None if nothing can be computed now."""
+        self.tiles.unpin()
+        step = StepDraft(self.budgets.max_step_tokens, self.budgets.max_step_tiles)
+        for sequence in list(self.running):
+            if sequence.is_decoding:  # one that was preempted meanwhile is not
+                self._schedule_decode(sequence, step)
+        if step.has_streams and self.budgets.max_busy_work is not None:
+            least = self.budgets.tokens_per_tile  # however many decode, prompts go on
+            step.work_left = max(least, self.budgets.max_busy_work - len(step.decodes))
+        for sequence in self.running:
+            if not sequence.is_decoding:
+                self._schedule_prefill(sequence, step)
+        if not step.has_preempted:
+            self._admit(step)
+        if not step.decodes and not step.prefills:
+            return None
+        released, self._released = tuple(self._released), []
+        self.counters["steps"] += 1
+        self.counters["tiles_encoded"] += len(step.tiles)
+        self.counters["tokens_computed"] += sum(chunk.num_tokens for chunk in step.decodes + step.prefills)
+        return StepPlan(
+            self.counters["steps"],
+            tuple(step.tiles),
+            tuple(step.decodes),
+            tuple(step.prefills),
+            tuple(step.admitted),
+            released,
+        )
+
+    def commit(self, plan: StepPlan, sampled: Mapping[int, Sampled]) -> list[StepOutput]:
+        """Take a step's results: `sampled` by sequence id. Sequences that ended meanwhile are passed over."""
+        alive = {sequence.id: sequence for sequence in self._by_request.values()}
+        outputs: list[StepOutput] = []
+        for chunk in plan.chunks:
+            sequence = alive.get(chunk.sequence_id)
+            if sequence is None:
+                continue
+            if chunk.is_sampled:
+                sequence.num_pending -= 1
+                outputs.append(self._append(sequence, sampled[chunk.sequence_id]))
+            self._publish(sequence, min(chunk.end, sequence.num_scheduled))
+        return outputs
+
+    def fail(self, plan: StepPlan, error: str) -> list[StepOutput]:
+        """End every request of a step that broke, and forget the tiles it should have encoded.
+
+        A step planned after it may read what it did not write: fail that one too, even if it ran.
+        """
+        for job in plan.tiles:
+            self.tiles.forget((job.namespace, job.image.digest, job.tile))
+        ids = {chunk.sequence_id for chunk in plan.chunks}
+        broken = [sequence for sequence in self._by_request.values() if sequence.id in ids]
+        for sequence in broken:
+            self._end(sequence)
+        return [StepOutput(s.request.request_id, finish_reason=FinishReason.ERROR, error=error) for s in broken]
+
+    def check_integrity(self) -> None:
+        """Raise unless every request, block, digest and tile row is accounted for."""
+        here = [*self.waiting, *self.running]
+        assert {s.id for s in here} == {s.id for s in self._by_request.values()}, "a request is lost"
+        assert len(here) == len(self._by_request), "a request is in two places"
+        assert len(self.running) <= self.budgets.max_sequences, "too many run"
+        self.pool.check_integrity([s.blocks for s in here])
+        self.prefix.check_integrity()
+        self.tiles.check_integrity()
+        opened, ended = self.counters["requests_opened"], self.counters["requests_ended"]
+        assert opened == ended + len(here), "a request ended twice or never"
+        assert all(not s.blocks for s in self.waiting), "a waiting request holds blocks"
+        computing = Counter(d for s in self.running for d in s.digests[s.num_published :])
+        assert dict(self._computing) == dict(computing), "a digest is computed by nobody"
+
+    def _schedule_decode(self, sequence: Sequence, step: StepDraft) -> None:
+        position = sequence.num_scheduled
+        known = position < len(sequence.token_ids)
+        if not sequence.has_room or step.tokens_left < 1:
+            return
+        # Also where it decodes in every other step only: its reader waits for this one all the same.
+        step.has_streams |= sequence.request.is_streamed
+        if not known and sequence.request.generation.needs_known_tokens:
+            return
+        while self.blocks_for(position + 1) > len(sequence.blocks):
+            if self.pool.can_allocate(1):
+                sequence.blocks += self.pool.allocate(1)
+                break
+            victim = self.running[-1]
+            self._preempt(victim, step)
+            if victim is sequence:
+                return
+        token_ids = (sequence.token_ids[position],) if known else None
+        step.decodes.append(
+            Chunk(sequence.id, position, position + 1, token_ids, tuple(sequence.blocks), is_sampled=True)
+        )
+        step.tokens_left -= 1
+        sequence.num_scheduled += 1
+        sequence.num_pending += 1
+
+    def _schedule_prefill(self, sequence: Sequence, step: StepDraft) -> None:
+        start = sequence.num_scheduled
+        end = min(len(sequence.token_ids), start + step.token_room)
+        end, rows = self._place_images(sequence, start, end, step)
+        if end <= start:
+            return
+        is_last = end == len(sequence.token_ids)
+        is_sampled = is_last and sequence.has_room
+        blocks = tuple(sequence.blocks[: self.blocks_for(end)])
+        token_ids = tuple(sequence.token_ids[start:end])
+        step.prefills.append(Chunk(sequence.id, start, end, token_ids, blocks, is_sampled, tuple(rows)))
+        step.spend_tokens(end - start)
+        sequence.num_scheduled = end
+        sequence.num_pending += int(is_sampled)
+
+    def _place_images(self, sequence: Sequence, start: int, end: int, step: StepDraft) -> tuple[int, list[ImageRows]]:
+        """Find or reserve a row for every tile under [start, end); the chunk ends where that fails."""
+        per_tile = self.budgets.tokens_per_tile
+        rows: list[ImageRows] = []
+        for span in sequence.request.spans:
+            if span.end <= start or span.start >= end:
+                continue
+            image = sequence.request.images[span.image]
+            for tile in range((max(start, span.start) - span.start) // per_tile, image.num_tiles):
+                tile_start = span.start + tile * per_tile
+                if tile_start >= end:
+                    break
+                piece_start, piece_end = max(start, tile_start), min(end, tile_start + per_tile)
+                row = self._take_row(sequence.request.namespace, image, tile, step, piece_end - start)
+                if row is None:
+                    return max(start, tile_start), rows
+                rows.append(ImageRows(piece_start, piece_end, row * per_tile + piece_start - tile_start))
+                end = min(end, max(piece_end, start + step.token_room))  # a tile to encode leaves less room
+        return end, rows
+
+    def _take_row(
+        self, namespace: str, image: PreparedImage, tile: int, step: StepDraft, num_tokens: int
+    ) -> int | None:
+        """Find a tile's row, or reserve one and have it encoded; `num_tokens` of the chunk end with the tile."""
+        key, work = (namespace, image.digest, tile), self.budgets.tile_work
+        row = self.tiles.find(key)
+        if row is None and step.has_tile_room(work + num_tokens):
+            row = self.tiles.reserve(key)
+            if row is not None:
+                step.tiles.append(TileJob(namespace, image, tile, row))
+                step.tiles_left -= 1
+                step.work_left -= work
+        return row
+
+    def _admit(self, step: StepDraft) -> None:
+        """Move waiting requests to the running ones, in order, while sequences, tokens and blocks allow it."""
+        postponed: deque[Sequence] = deque()
+        while self.waiting and step.token_room > 0 and len(self.running) < self.budgets.max_sequences:
+            sequence = self.waiting[0]
+            if sequence.num_pending:  # preempted with a sample in flight: it cannot be computed again yet
+                break
+            hits = self._find_prefix(sequence)
+            if self._is_computing_next(sequence, len(hits)):
+                postponed.append(self.waiting.popleft())
+                continue
+            # One block beyond the prompt, so that it is not admitted only to be preempted at its first token.
+            wanted = self.blocks_for(len(sequence.token_ids) + 1) - len(hits)
+            for block in hits:
+                self.pool.retain(block)
+            if not self.pool.can_allocate(wanted):
+                self.pool.release(reversed(hits), self.prefix.is_identified)
+                break
+            self.waiting.popleft()
+            sequence.blocks = hits + self.pool.allocate(wanted)
+            sequence.num_scheduled = len(hits) * self.budgets.block_size
+            sequence.num_published = len(hits)
+            self._computing.update(sequence.digests[len(hits) :])
+            if not sequence.was_admitted:
+                sequence.was_admitted = True
+                sequence.cached_tokens = sequence.num_scheduled
+                self.counters["prefix_queries"] += len(sequence.token_ids)
+                self.counters["prefix_hits"] += sequence.cached_tokens
+                step.admitted.append((sequence.id, sequence.request))
+            insort(self.running, sequence, key=lambda running: running.id)
+            self._schedule_prefill(sequence, step)
+        self.waiting.extendleft(reversed(postponed))
+
+    def _find_prefix(self, sequence: Sequence) -> list[int]:
+        """Return the cached blocks that open the sequence; at least its last token is left to compute."""
+        if not self.budgets.use_prefix_cache:
+            return []
+        size = self.budgets.block_size
+        extend_digests(sequence.digests, sequence.request, sequence.token_ids, size)
+        hits: list[int] = []
+        for digest in sequence.digests[: (len(sequence.token_ids) - 1) // size]:
+            block = self.prefix.find(digest)
+            if block is None:
+                break
+            hits.append(block)
+        return hits
+
+    def _is_computing_next(self, sequence: Sequence, num_hits: int) -> bool:
+        """Tell whether a running request computes the block after the hits: worth a wait, to share it."""
+        last = (len(sequence.token_ids) - 1) // self.budgets.block_size
+        return num_hits < min(last, len(sequence.digests)) and self._computing[sequence.digests[num_hits]] > 0
+
+    def _publish(self, sequence: Sequence, num_computed: int) -> None:
+        """Give every full and computed block its identity."""
+        if not self.budgets.use_prefix_cache or not sequence.blocks:
+            return
+        size = self.budgets.block_size
+        full = min(num_computed, len(sequence.token_ids)) // size
+        known = len(sequence.digests)
+        extend_digests(sequence.digests, sequence.request, sequence.token_ids, size)
+        self._computing.update(sequence.digests[known:])
+        for number in range(sequence.num_published, full):
+            self.prefix.publish(sequence.digests[number], sequence.blocks[number])
+        self._forget_computing(sequence.digests[sequence.num_published : full])
+        sequence.num_published = max(sequence.num_published, full)
+
+    def _forget_computing(self, digests: list[bytes]) -> None:
+        self._computing.subtract(digests)
+        for digest in digests:
+            if not self._computing[digest]:
+                del self._computing[digest]
+
+    def _append(self, sequence: Sequence, sampled: Sampled) -> StepOutput:
+        if sampled.error is not None:
+            self._end(sequence)
+            return StepOutput(sequence.request.request_id, finish_reason=FinishReason.ERROR, error=sampled.error)
+        sequence.token_ids.append(sampled.token_id)
+        self.counters["tokens_generated"] += 1
+        reason = None
+        if sampled.token_id in sequence.request.stop_token_ids:
+            reason = FinishReason.STOP
+        elif sequence.num_generated >= sequence.max_new_tokens:
+            reason = FinishReason.LENGTH
+        if reason is not None:
+            # A step in flight may yet compute the token that ended it, or fail to.
+            self._publish(sequence, min(sequence.num_scheduled, len(sequence.token_ids) - 1))
+            self._end(sequence)
+        return StepOutput(
+            sequence.request.request_id,
+            (sampled.token_id,),
+            (sampled.logprob,) if sampled.logprob else (),
+            reason,
+            cached_tokens=sequence.cached_tokens,
+        )
+
+    def _preempt(self, sequence: Sequence, step: StepDraft) -> None:
+        step.has_preempted = True
+        self.counters["preemptions"] += 1
+        self.running.remove(sequence)
+        self._give_back(sequence)
+        sequence.num_scheduled = 0
+        self.waiting.appendleft(sequence)
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self._forget_computing(sequence.digests[sequence.num_published :] if sequence.blocks else [])
+        self.pool.release(reversed(sequence.blocks), self.prefix.is_identified)
+        sequence.blocks, sequence.digests = [], []
+        sequence.num_published = 0
+
+    def _end(self, sequence: Sequence) -> None:
+        if sequence.blocks:
+            self.running.remove(sequence)
+            self._give_back(sequence)
+        else:
+            self.waiting.remove(sequence)
+        del self._by_request[sequence.request.request_id]
+        self._released.append(sequence.id)
+        self.counters["requests_ended"] += 1
