@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from tests.engine.tiny import MODEL
-from tilewise.config import CPU_KV_CACHE_BYTES, DeviceConfig, EngineConfig, ModelConfig, RopeScaling, resolve
+from tilewise.config import DeviceConfig, EngineConfig, ModelConfig, RopeScaling, resolve
+from tilewise.config.resolve import CPU_KV_CACHE_BYTES
 from tilewise.errors import ConfigError
 
 CPU, CUDA = DeviceConfig("cpu"), DeviceConfig("cuda", 1, (9, 0))
