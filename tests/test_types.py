@@ -171,3 +171,10 @@ def test_a_response_shows_lmdeploys_fields_and_no_other() -> None:
         "Response(text='text', generate_token_len=3, input_token_len=5, session_id=0, finish_reason='stop', "
         "token_ids=[1, 2], logprobs=None)"
     )
+
+
+@pytest.mark.parametrize("token_ids", [(1.5,), (1, "2"), (True,), (None,)])
+def test_token_ids_that_are_no_whole_numbers_are_refused(token_ids: tuple[Any, ...]) -> None:
+    with pytest.raises(InputError) as refused:
+        Request("r", token_ids)
+    assert refused.value.param == "token_ids"

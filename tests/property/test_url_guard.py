@@ -6,7 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tilewise.errors import ImageFetchError
-from tilewise.inputs.media.fetch import fetch, is_global, parse_url
+from tilewise.inputs.media.address_guard import is_global, parse_url
+from tilewise.inputs.media.fetch import fetch
 from tilewise.inputs.media.policy import ImagePolicy
 
 CLOSED = [

@@ -249,7 +249,7 @@ def test_a_worker_is_bound_in_memory_cpu_time_and_core_files(decoder):
 
 
 def test_the_worker_imports_neither_torch_nor_numpy():
-    command = [sys.executable, "-X", "importtime", "-m", "tilewise.inputs.media.image_decoder"]
+    command = [sys.executable, "-X", "importtime", "-m", "tilewise.inputs.media.decoder_worker"]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, env=ENVIRONMENT
     )

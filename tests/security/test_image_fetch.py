@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from tilewise.errors import ImageError, ImageFetchError, ImageTooLargeError
-from tilewise.inputs.media.fetch import fetch, is_global, parse_url
+from tilewise.inputs.media.address_guard import is_global, parse_url
+from tilewise.inputs.media.fetch import fetch
 from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
 from tilewise.inputs.media.sources import load_image
 

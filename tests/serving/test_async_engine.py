@@ -141,13 +141,13 @@ async def wait_until_idle(engine: AsyncEngine) -> None:
 
 def test_text_waits_for_no_picture(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, client = make_engine(lambda _: say([5]), max_batch_size=64)
-    go_on, load = threading.Event(), building.load_image
+    go_on, prepare = threading.Event(), building.prepare_image
 
-    def load_slowly(*arguments: Any) -> Any:
+    def prepare_slowly(*arguments: Any) -> Any:
         go_on.wait()
-        return load(*arguments)
+        return prepare(*arguments)
 
-    monkeypatch.setattr(building, "load_image", load_slowly)
+    monkeypatch.setattr(building, "prepare_image", prepare_slowly)
 
     async def run() -> None:
         tasks = [asyncio.create_task(engine.open(PICTURE, GenerationConfig())) for _ in range(40)]
@@ -172,7 +172,7 @@ def test_leaving_while_pictures_are_fetched_gives_them_up(
             check_wanted()
             time.sleep(0.01)
 
-    monkeypatch.setattr(building, "load_image", never_come)
+    monkeypatch.setattr(building, "prepare_image", never_come)
 
     async def run() -> None:
         tasks = [asyncio.create_task(getattr(engine, name)(PICTURE, GenerationConfig())) for _ in range(40)]

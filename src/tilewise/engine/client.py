@@ -7,7 +7,6 @@ import os
 import queue
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import Protocol
 
 from tilewise import errors
+from tilewise.child_process import child_command, child_environment
 from tilewise.config import ResolvedConfig
 from tilewise.engine import messages
 from tilewise.engine.messages import Message
 from tilewise.engine.wire import Wire
 from tilewise.errors import EngineError, TilewiseError
-from tilewise.inputs.media.image_decoder import child_environment
 from tilewise.types import FinishReason, Request, StepOutput
 
 logger = logging.getLogger(__name__)
@@ -199,7 +198,7 @@ class ProcessClient(EngineClient):
             held.callback(shutil.rmtree, folder, ignore_errors=True)
             self._wire = Wire(folder, listen="reports", speak="requests", decoder=messages.REPORT)
             held.callback(self._wire.close)
-            command = [sys.executable, "-P", "-m", module, str(folder)]
+            command = child_command(module, str(folder))
             environment = {**_MALLOC, **child_environment(with_secrets=True)}
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
             held.callback(_end, self._process)

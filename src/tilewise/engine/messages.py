@@ -80,43 +80,47 @@ Message = Submit | Abort | Shutdown
 Report = Ready | Failed | Outputs | Heartbeat | Log
 Kind = TypeVar("Kind")
 
+_NO_PIXELS = memoryview(b"")
 _ENCODER = Encoder()
 START: Decoder[Start] = Decoder(Start)
 MESSAGE: Decoder[Message] = Decoder(Message)
 REPORT: Decoder[Report] = Decoder(Report)
 
 
-def encode(message: Start | Message | Report) -> list[bytes]:
+def encode(message: Start | Message | Report) -> list[bytes | memoryview]:
     """Return the frames of a message; pixels are the request's own bytes, not a copy.
 
+    What a request is made of was checked when it was made, so that the other end takes whatever encodes.
+
     Raises:
-        InputError: a field of a request is not of its type, so that the other end would drop it.
+        InputError: it does not encode, or its requests do not have the same pictures.
     """
     if not isinstance(message, Submit):
         return [_ENCODER.encode(message)]
     images = message.requests[0].images
-    bare = tuple(replace(image, pixels=b"") for image in images)
+    bare = tuple(replace(image, pixels=_NO_PIXELS) for image in images)
+    pixels = [image.pixels for image in images]
     try:
-        if any(request.images != images for request in message.requests):
-            raise ValueError("its choices must have the same pictures")
-        frames = [_ENCODER.encode(_with_images(message, bare)), *(image.pixels for image in images)]
-        _decode_header(MESSAGE, frames)
+        _check_pictures(message, pixels)
+        return [_ENCODER.encode(_with_images(message, bare)), *pixels]
     except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
         raise InputError(f"The request cannot be sent to the engine: {error}.") from None
-    return frames
 
 
 def decode(decoder: Decoder[Kind], frames: Sequence[bytes | memoryview]) -> Kind:
-    """Return the message of these frames; pixels are copied once.
+    """Return the message of these frames; pixels are views of theirs.
 
     Raises:
         Exception: of any kind, where the frames are no message; nothing in them has run.
     """
-    message = _decode_header(decoder, frames)
+    message, pixels = decoder.decode(frames[0]), frames[1:]
     if not isinstance(message, Submit):
+        if pixels:
+            raise ValueError("only requests are followed by pixels")
         return message
-    images = zip(message.requests[0].images, frames[1:], strict=True)
-    return _with_images(message, tuple(replace(image, pixels=bytes(frame)) for image, frame in images))
+    _check_pictures(message, pixels)
+    images = zip(message.requests[0].images, pixels, strict=True)
+    return _with_images(message, tuple(replace(image, pixels=memoryview(frame)) for image, frame in images))
 
 
 def _with_images(message: Kind, images: tuple[PreparedImage, ...]) -> Kind:
@@ -124,11 +128,9 @@ def _with_images(message: Kind, images: tuple[PreparedImage, ...]) -> Kind:
     return type(message)(tuple(replace(request, images=images) for request in message.requests))
 
 
-def _decode_header(decoder: Decoder[Kind], frames: Sequence[bytes | memoryview]) -> Kind:
-    message = decoder.decode(frames[0])
-    images = message.requests[0].images if isinstance(message, Submit) else ()
-    if isinstance(message, Submit) and any(request.images != images for request in message.requests):
+def _check_pictures(message: Submit, pixels: Sequence[bytes | memoryview]) -> None:
+    images = message.requests[0].images
+    if any(request.images != images for request in message.requests):
         raise ValueError("the requests of a message must have the same pictures")
-    if [len(frame) for frame in frames[1:]] != [image.width * image.height * 3 for image in images]:
+    if [len(frame) for frame in pixels] != [image.width * image.height * 3 for image in images]:
         raise ValueError("the frames that follow are not the pixels of its pictures")
-    return message

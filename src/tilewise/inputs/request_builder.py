@@ -12,7 +12,7 @@ from tilewise.errors import CheckpointError, InputError, PromptTooLongError
 from tilewise.inputs.conversation import ImagePart, Message
 from tilewise.inputs.media.fetch_context import check_wanted
 from tilewise.inputs.media.policy import ImagePolicy
-from tilewise.inputs.media.sources import load_image, prepare_image
+from tilewise.inputs.media.sources import prepare_image
 from tilewise.inputs.text.detokenizer import Detokenizer
 from tilewise.inputs.text.grammar import check_format
 from tilewise.inputs.text.profiles import ImageSlot, PromptProfile, Segment, Special, render
@@ -101,7 +101,7 @@ class RequestBuilder:
         for number, part in enumerate(parts, start=1):
             check_wanted()
             try:
-                image = prepare_image(load_image(part.source, self.policy), self._choose_tiling(part))
+                image = prepare_image(part.source, self._choose_tiling(part), self.policy)
                 num_pixels += image.width * image.height
                 self.policy.limits.check_request(number, num_pixels)
             except InputError as error:

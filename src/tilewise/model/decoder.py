@@ -4,8 +4,7 @@ InternLM2, Llama and their kin share the computation: pre-norm, rotary grouped-q
 untied head. A row says how its checkpoint calls the tensors, and which place each has here.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -16,31 +15,8 @@ from tilewise.layers.embedding import Head, TokenEmbedding
 from tilewise.layers.mlp import SwigluMLP
 from tilewise.layers.norm import RMSNorm
 from tilewise.layers.rope import Rope
+from tilewise.model.families import FAMILIES
 from tilewise.parallel import SINGLE, Group
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """How one language model names its tensors: official name -> (module, piece or None)."""
-
-    ends: Mapping[str, str]
-    layer: Mapping[str, tuple[str, str | None]]
-
-
-FAMILIES = {
-    "internlm2": Family(
-        ends={"model.tok_embeddings": "embedding", "model.norm": "norm", "output": "head"},
-        layer={
-            "attention.wqkv": ("attention.qkv", "grouped"),
-            "attention.wo": ("attention.output", None),
-            "feed_forward.w1": ("mlp.gate_up", "gate"),
-            "feed_forward.w3": ("mlp.gate_up", "up"),
-            "feed_forward.w2": ("mlp.down", None),
-            "attention_norm": ("attention_norm", None),
-            "ffn_norm": ("mlp_norm", None),
-        },
-    ),
-}
 
 
 class DecoderLayer(nn.Module):

@@ -16,6 +16,7 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+from tilewise.child_process import child_command
 from tilewise.client import APIClient, is_loopback
 from tilewise.errors import ConfigError, EngineError
 from tilewise.page.app import create_page, launch_page
@@ -63,7 +64,7 @@ def _serve_model(flags: Sequence[str]) -> Generator[tuple[APIClient, "subprocess
     # The socket itself is handed over: a port that is free for a moment may be taken by whoever wants the key.
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         port, descriptor = listener.getsockname()[1], listener.fileno()
-        command = [sys.executable, "-m", "tilewise.page.child", "serve", "api_server"]
+        command = child_command("tilewise.page.child", "serve", "api_server")
         process = subprocess.Popen(
             [*command, *flags, f"--server-fd={descriptor}"],
             env={**os.environ, "TILEWISE_API_KEYS": key},

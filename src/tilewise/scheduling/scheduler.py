@@ -21,6 +21,7 @@ from tilewise.cache.blocks import BlockPool
 from tilewise.cache.prefix import PrefixCache, extend_digests
 from tilewise.cache.tiles import TileCache
 from tilewise.errors import ConfigError, InputError, PromptTooLongError
+from tilewise.scheduling.sequence import Sequence
 from tilewise.scheduling.steps import Budgets, Chunk, ImageRows, Sampled, StepDraft, StepPlan, TileJob
 from tilewise.types import FinishReason, PreparedImage, Request, StepOutput
 
@@ -28,40 +29,6 @@ COUNTERS = (
     *("requests_opened", "requests_ended", "steps", "preemptions", "prefix_queries", "prefix_hits"),
     *("tiles_encoded", "tokens_computed", "tokens_generated"),
 )
-
-
-class Sequence:
-    """The mutable state of one request: what is computed, what is known, which blocks it holds."""
-
-    def __init__(self, sequence_id: int, request: Request, max_new_tokens: int) -> None:
-        """Start with nothing computed."""
-        self.id = sequence_id
-        self.request = request
-        self.max_new_tokens = max_new_tokens
-        self.token_ids = list(request.token_ids)
-        self.blocks: list[int] = []
-        self.digests: list[bytes] = []
-        self.num_scheduled = 0
-        self.num_pending = 0
-        self.num_published = 0
-        self.cached_tokens = 0
-        self.was_admitted = False
-
-    @property
-    def num_generated(self) -> int:
-        """Tokens sampled and known."""
-        return len(self.token_ids) - len(self.request.token_ids)
-
-    @property
-    def is_decoding(self) -> bool:
-        """All but the newest token are computed or on their way; a prompt's last one may lie in a picture."""
-        is_newest_next = self.num_scheduled + 1 == len(self.token_ids) + self.num_pending
-        return is_newest_next and self.num_scheduled >= len(self.request.token_ids)
-
-    @property
-    def has_room(self) -> bool:
-        """Another token may be sampled."""
-        return self.num_generated + self.num_pending < self.max_new_tokens
 
 
 class Scheduler:

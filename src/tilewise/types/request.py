@@ -28,14 +28,14 @@ class PreparedImage:
     """A decoded picture and the grid it will be cut into; the tiles themselves are made beside the tower.
 
     Shapes:
-        pixels: height * width * 3 bytes, RGB, row-major.
+        pixels: height * width * 3 bytes, RGB, row-major; a view, since nobody copies them on their way.
 
     `digest` is 32 bytes over mode, size, pixels and tiling: the picture's identity in every cache.
     """
 
     width: int
     height: int
-    pixels: bytes = field(repr=False)
+    pixels: memoryview = field(repr=False)
     columns: int
     rows: int
     has_thumbnail: bool
@@ -85,3 +85,5 @@ class Request:
             raise InputError(f"{len(self.images)} pictures but {len(self.spans)} image spans.", param="spans")
         if not self.token_ids:
             raise InputError("The prompt is empty; give it text or a picture.", param="prompt")
+        if set(map(type, self.token_ids)) != {int}:
+            raise InputError("token_ids must hold whole numbers.", param="token_ids")

@@ -98,13 +98,13 @@ def test_a_name_that_nobody_wants_any_more_is_given_up() -> None:
 
 
 def test_between_pictures_it_is_seen_that_nobody_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded, load = list[object](), request.load_image
+    loaded, prepare = list[object](), request.prepare_image
 
-    def count(source: Any, policy: ImagePolicy) -> Any:
+    def count(source: Any, tiling: TilingParameters, policy: ImagePolicy) -> Any:
         loaded.append(source)
-        return load(source, policy)
+        return prepare(source, tiling, policy)
 
-    monkeypatch.setattr(request, "load_image", count)
+    monkeypatch.setattr(request, "prepare_image", count)
     folder = demo.model_folder()
     profile, picture = PROFILES["internvl-internlm2"], str(demo.picture_path())
     builder = request.RequestBuilder(

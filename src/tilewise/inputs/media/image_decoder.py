@@ -1,81 +1,35 @@
-"""Decodes pictures in worker processes, so that a hostile file can kill or stall no more than one of those.
+"""The parent's side of the decoder process, so that a hostile file can kill or stall no more than one of those.
 
-`Decoder` is the parent's side, `main` the worker's: `python -m tilewise.inputs.media.image_decoder` reads requests from
-stdin and answers on stdout until stdin ends. Frames are fixed structs followed by raw bytes; nothing is pickled.
-
-    start     _READY once the decoders are loaded
-    request   _REQUEST  number of bytes and limits, then the bytes
-    reply     _REPLY    _PIXELS, width, height     then width * height * 3 bytes of RGB
-                        _REFUSED or _TOO_LARGE, length, 0    then that many bytes of message
-
-A worker holds no picture between requests, bounds its own memory and CPU time where the platform can, ends with
-its parent (stdin closes), and never imports torch.
+What is written and read is described in `decoder_worker`. No byte of a picture is decoded in this process.
 """
 
 import atexit
 import contextlib
 import io
-import math
 import os
-import resource
-import signal
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Generator
-from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import cast
 
+from tilewise.child_process import child_command, child_environment
 from tilewise.errors import CapacityError, ImageError, ImageTooLargeError
-from tilewise.inputs.media.policy import MIB, ImageLimits
-
-_REQUEST = struct.Struct("<QQQdQd")
-_SENT_LIMITS = ("max_pixels", "max_side", "max_aspect_ratio", "aspect_free_pixels", "decode_timeout_s")
-_REPLY = struct.Struct("<BII")
-_PIXELS, _REFUSED, _TOO_LARGE = range(3)
-_READY = b"+"
-_START_TIMEOUT_S, _END_TIMEOUT_S = 30.0, 5.0
-_KEPT_VARIABLES = frozenset(
-    ("PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "HOME", "LANG", "LD_LIBRARY_PATH", "SYSTEMROOT")
+from tilewise.inputs.media.decoder_worker import (
+    MAX_MESSAGE_BYTES,
+    PIXELS,
+    READY,
+    REPLY,
+    REQUEST,
+    SENT_LIMITS,
+    TOO_LARGE,
+    read_exactly,
+    write_all,
 )
-_MAX_MESSAGE_BYTES = 4096
-_STRIP_BYTES = 4 * MIB
-_BASE_MEMORY_BYTES = 512 * MIB
-# Measured with Pillow 13 at 50 MP: 20 bytes a pixel at the peak (lossless RGBA WebP with an EXIF turn).
-_MEMORY_BYTES_PER_PIXEL = 24
+from tilewise.inputs.media.policy import ImageLimits
 
-
-def _read_exactly(stream: io.FileIO, num_bytes: int) -> bytearray:
-    data = bytearray(num_bytes)
-    view = memoryview(data)
-    while view:
-        count = stream.readinto(view)
-        if not count:
-            raise EOFError
-        view = view[count:]
-    return data
-
-
-def _write_all(stream: io.FileIO, data: bytes | bytearray) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[stream.write(view) :]
-
-
-def child_environment(*, with_secrets: bool = False) -> dict[str, str]:
-    """What Python and its libraries need to start and to find this very package: no token or key of the parent's.
-
-    `with_secrets` keeps them, for a child that does what this process would.
-    """
-    kept = dict(os.environ)
-    if not with_secrets:
-        kept = {name: value for name, value in kept.items() if name in _KEPT_VARIABLES or name.startswith("LC_")}
-    package_root = Path(__file__).parents[3]
-    if package_root.name not in ("site-packages", "dist-packages"):  # NOTE: on PYTHONPATH these would shadow the stdlib
-        kept["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package_root), kept.get("PYTHONPATH"))))
-    return kept
+_START_TIMEOUT_S, _END_TIMEOUT_S = 30.0, 5.0
 
 
 @contextlib.contextmanager
@@ -96,14 +50,14 @@ def _pipes(process: subprocess.Popen[bytes]) -> tuple[io.FileIO, io.FileIO]:
 def _exchange(process: subprocess.Popen[bytes], data: bytes, limits: ImageLimits) -> tuple[int, int, int, bytearray]:
     """Send one picture; return status, width and height, and the pixels or the message."""
     requests, replies = _pipes(process)
-    _write_all(requests, _REQUEST.pack(len(data), *(getattr(limits, name) for name in _SENT_LIMITS)))
-    _write_all(requests, data)
-    status, first, second = _REPLY.unpack(_read_exactly(replies, _REPLY.size))
-    if status != _PIXELS:
-        return status, 0, 0, _read_exactly(replies, min(first, _MAX_MESSAGE_BYTES))
+    write_all(requests, REQUEST.pack(len(data), *(getattr(limits, name) for name in SENT_LIMITS)))
+    write_all(requests, data)
+    status, first, second = REPLY.unpack(read_exactly(replies, REPLY.size))
+    if status != PIXELS:
+        return status, 0, 0, read_exactly(replies, min(first, MAX_MESSAGE_BYTES))
     if first * second > limits.max_pixels:
         raise EOFError
-    return status, first, second, _read_exactly(replies, first * second * 3)
+    return status, first, second, read_exactly(replies, first * second * 3)
 
 
 class Decoder:
@@ -155,8 +109,8 @@ class Decoder:
             finally:
                 if not self._is_ready:
                     self._end()
-        if status != _PIXELS:
-            raise (ImageTooLargeError if status == _TOO_LARGE else ImageError)(content.decode(errors="replace"))
+        if status != PIXELS:
+            raise (ImageTooLargeError if status == TOO_LARGE else ImageError)(content.decode(errors="replace"))
         return width, height, content
 
     def close(self) -> None:
@@ -183,12 +137,11 @@ class Decoder:
         for _ in range(2):
             self._end()
             with contextlib.suppress(OSError, EOFError):
-                # -P: the folder that the user happens to be in may hold its own PIL
-                command = [sys.executable, "-P", "-m", "tilewise.inputs.media.image_decoder"]
+                command = child_command("tilewise.inputs.media.decoder_worker")
                 env = child_environment()
                 self._process = subprocess.Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=env)
                 with _killed_after(self._process, _START_TIMEOUT_S):
-                    _read_exactly(_pipes(self._process)[1], len(_READY))
+                    read_exactly(_pipes(self._process)[1], len(READY))
                 return self._process
         raise CapacityError(
             "No decoder process could be started for the picture; check this machine's memory and process limits, "
@@ -209,59 +162,3 @@ class Decoder:
 SHARED_DECODER = Decoder()
 atexit.register(SHARED_DECODER.close)
 os.register_at_fork(after_in_child=SHARED_DECODER.forget)
-
-
-def _bound_self(limits: ImageLimits) -> None:
-    """Allow this process the memory and CPU time of one more picture, and no core file."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    bounds = {
-        resource.RLIMIT_AS: _BASE_MEMORY_BYTES + _MEMORY_BYTES_PER_PIXEL * limits.max_pixels,
-        resource.RLIMIT_CPU: math.ceil(usage.ru_utime + usage.ru_stime + limits.decode_timeout_s),
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, soft in bounds.items():
-        _, hard = resource.getrlimit(kind)
-        with contextlib.suppress(OSError, ValueError):  # macOS refuses RLIMIT_AS
-            resource.setrlimit(kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
-
-
-def _answer(data: bytearray, limits: ImageLimits, replies: io.FileIO) -> None:
-    from PIL import Image
-
-    from tilewise.inputs.media import pixels
-
-    Image.MAX_IMAGE_PIXELS = limits.max_pixels
-    try:
-        image = pixels.decode(data, limits)
-    except ImageError as error:
-        message = str(error).encode()[:_MAX_MESSAGE_BYTES]
-        status = _TOO_LARGE if isinstance(error, ImageTooLargeError) else _REFUSED
-        _write_all(replies, _REPLY.pack(status, len(message), 0) + message)
-        return
-    _write_all(replies, _REPLY.pack(_PIXELS, image.width, image.height))
-    step = max(1, _STRIP_BYTES // (3 * image.width))
-    for top in range(0, image.height, step):
-        _write_all(replies, image.crop((0, top, image.width, min(top + step, image.height))).tobytes())
-
-
-def main() -> None:
-    """Serve decoding requests from stdin until it closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    requests, replies = io.FileIO(os.dup(0), "r"), io.FileIO(os.dup(1), "w")
-    os.dup2(2, 1)  # a stray print must not land between frames
-    from PIL import Image, WebPImagePlugin
-
-    Image.preinit()
-    assert WebPImagePlugin  # imported for its registration
-    with contextlib.suppress(EOFError, OSError):
-        _write_all(replies, _READY)
-        while True:
-            num_bytes, *bounds = _REQUEST.unpack(_read_exactly(requests, _REQUEST.size))
-            limits = ImageLimits(**dict(zip(_SENT_LIMITS, bounds, strict=True)))
-            data = _read_exactly(requests, num_bytes)
-            _bound_self(limits)
-            _answer(data, limits, replies)
-
-
-if __name__ == "__main__":
-    main()

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewise.child_process import child_command, child_environment
 from tilewise.errors import CapacityError, EngineError, InputError
-from tilewise.inputs.media.image_decoder import child_environment
 from tilewise.inputs.text.tokenizer import Tokenizer
 from tilewise.types import GenerationConfig
 
@@ -227,7 +227,7 @@ def _find_fault(grammar: str) -> str:
     """
     if len(grammar) <= _MAX_PLAIN_CHARS and not _COSTLY.search(grammar):
         return _validate(grammar)
-    command, given, done = [sys.executable, "-P", "-m", "tilewise.inputs.text.grammar"], grammar.encode(), None
+    command, given, done = child_command("tilewise.inputs.text.grammar"), grammar.encode(), None
     with contextlib.suppress(subprocess.SubprocessError, OSError):
         done = subprocess.run(command, input=given, capture_output=True, timeout=_TIMEOUT_S, env=child_environment())
     if done is None or done.returncode not in (0, *_ENDS_OF_COSTLY):

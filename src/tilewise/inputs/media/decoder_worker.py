@@ -1,0 +1,110 @@
+"""Decodes pictures in a process of its own: `python -P -m tilewise.inputs.media.decoder_worker`.
+
+Requests are read from stdin and answered on stdout until stdin ends. Frames are fixed structs followed by raw bytes;
+nothing is pickled.
+
+    start     READY once the decoders are loaded
+    request   REQUEST  number of bytes and limits, then the bytes
+    reply     REPLY    PIXELS, width, height     then width * height * 3 bytes of RGB
+                       REFUSED or TOO_LARGE, length, 0    then that many bytes of message
+
+A worker holds no picture between requests, bounds its own memory and CPU time where the platform can, ends with
+its parent (stdin closes), and never imports torch.
+"""
+
+import contextlib
+import io
+import math
+import os
+import resource
+import signal
+import struct
+
+from tilewise.errors import ImageError, ImageTooLargeError
+from tilewise.inputs.media.policy import MIB, ImageLimits
+
+REQUEST = struct.Struct("<QQQdQd")
+SENT_LIMITS = ("max_pixels", "max_side", "max_aspect_ratio", "aspect_free_pixels", "decode_timeout_s")
+REPLY = struct.Struct("<BII")
+PIXELS, REFUSED, TOO_LARGE = range(3)
+READY = b"+"
+MAX_MESSAGE_BYTES = 4096
+_STRIP_BYTES = 4 * MIB
+_BASE_MEMORY_BYTES = 512 * MIB
+# Measured with Pillow 13 at 50 MP: 20 bytes a pixel at the peak (lossless RGBA WebP with an EXIF turn).
+_MEMORY_BYTES_PER_PIXEL = 24
+
+
+def read_exactly(stream: io.FileIO, num_bytes: int) -> bytearray:
+    """Read so many bytes; an early end is an `EOFError`."""
+    data = bytearray(num_bytes)
+    view = memoryview(data)
+    while view:
+        count = stream.readinto(view)
+        if not count:
+            raise EOFError
+        view = view[count:]
+    return data
+
+
+def write_all(stream: io.FileIO, data: bytes | bytearray) -> None:
+    """Write all of it; a pipe may take it in pieces."""
+    view = memoryview(data)
+    while view:
+        view = view[stream.write(view) :]
+
+
+def _bound_self(limits: ImageLimits) -> None:
+    """Allow this process the memory and CPU time of one more picture, and no core file."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    bounds = {
+        resource.RLIMIT_AS: _BASE_MEMORY_BYTES + _MEMORY_BYTES_PER_PIXEL * limits.max_pixels,
+        resource.RLIMIT_CPU: math.ceil(usage.ru_utime + usage.ru_stime + limits.decode_timeout_s),
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, soft in bounds.items():
+        _, hard = resource.getrlimit(kind)
+        with contextlib.suppress(OSError, ValueError):  # macOS refuses RLIMIT_AS
+            resource.setrlimit(kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def _answer(data: bytearray, limits: ImageLimits, replies: io.FileIO) -> None:
+    from PIL import Image
+
+    from tilewise.inputs.media import pixels
+
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels
+    try:
+        image = pixels.decode(data, limits)
+    except ImageError as error:
+        message = str(error).encode()[:MAX_MESSAGE_BYTES]
+        status = TOO_LARGE if isinstance(error, ImageTooLargeError) else REFUSED
+        write_all(replies, REPLY.pack(status, len(message), 0) + message)
+        return
+    write_all(replies, REPLY.pack(PIXELS, image.width, image.height))
+    step = max(1, _STRIP_BYTES // (3 * image.width))
+    for top in range(0, image.height, step):
+        write_all(replies, image.crop((0, top, image.width, min(top + step, image.height))).tobytes())
+
+
+def main() -> None:
+    """Serve decoding requests from stdin until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    requests, replies = io.FileIO(os.dup(0), "r"), io.FileIO(os.dup(1), "w")
+    os.dup2(2, 1)  # a stray print must not land between frames
+    from PIL import Image, WebPImagePlugin
+
+    Image.preinit()
+    assert WebPImagePlugin  # imported for its registration
+    with contextlib.suppress(EOFError, OSError):
+        write_all(replies, READY)
+        while True:
+            num_bytes, *bounds = REQUEST.unpack(read_exactly(requests, REQUEST.size))
+            limits = ImageLimits(**dict(zip(SENT_LIMITS, bounds, strict=True)))
+            data = read_exactly(requests, num_bytes)
+            _bound_self(limits)
+            _answer(data, limits, replies)
+
+
+if __name__ == "__main__":
+    main()
