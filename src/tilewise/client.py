@@ -172,9 +172,10 @@ def _without_pictures_apart(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _embed_picture(part: Any) -> Any:
-    if not isinstance(part, Mapping) or cast(Mapping[str, Any], part).get("type") != "image_url":
+    fields = cast(Mapping[str, Any], part) if isinstance(part, Mapping) else {}
+    if fields.get("type") != "image_url":
         return part
-    image_url = cast(Mapping[str, Any], part)["image_url"]
+    image_url = fields["image_url"]
     return {"type": "image_url", "image_url": {**image_url, "url": to_data_url(image_url["url"])}}
 
 

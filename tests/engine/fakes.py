@@ -12,9 +12,11 @@ from pathlib import Path
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import DeviceConfig, EngineConfig, ResolvedConfig, resolve
 from tilewise.demo import model_folder
-from tilewise.engine.client import EngineClient, InProcessClient, ProcessClient
+from tilewise.engine.client import EngineClient
+from tilewise.engine.in_process import InProcessClient
 from tilewise.engine.messages import Message, Shutdown, Start, Submit
 from tilewise.engine.process import serve
+from tilewise.engine.process_client import ProcessClient
 from tilewise.errors import ConfigError
 from tilewise.types import FinishReason, Request, StepOutput
 

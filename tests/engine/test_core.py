@@ -18,8 +18,8 @@ from tests.engine.tiny import (
     run,
 )
 from tilewise.config import EngineConfig
-from tilewise.engine.client import InProcessClient
 from tilewise.engine.core import EngineCore, build_core, find_device
+from tilewise.engine.in_process import InProcessClient
 from tilewise.engine.launch import find_checkpoint, launch_engine
 from tilewise.engine.messages import Abort, Submit
 from tilewise.errors import CapacityError, ConfigError

@@ -20,10 +20,10 @@ import zmq
 from tests.engine.fakes import WAIT_S, Heard, start_process
 from tests.engine.test_messages import make_junk
 from tilewise.config import EngineConfig
-from tilewise.engine import client as client_module
-from tilewise.engine.client import ProcessClient
+from tilewise.engine import process_client as client_module
 from tilewise.engine.launch import find_checkpoint, launch_engine
 from tilewise.engine.messages import Abort, Heartbeat, encode
+from tilewise.engine.process_client import ProcessClient
 from tilewise.engine.wire import Wire
 from tilewise.errors import CapacityError, ConfigError, EngineError, InputError
 from tilewise.types import FinishReason, ImageSpan, PreparedImage, Request

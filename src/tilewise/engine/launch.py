@@ -11,8 +11,10 @@ from pathlib import Path
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.checkpoint.hub import find_model
 from tilewise.config import EngineConfig, ModelConfig, ResolvedConfig
-from tilewise.engine.client import EngineClient, InProcessClient, ProcessClient
+from tilewise.engine.client import EngineClient
+from tilewise.engine.in_process import InProcessClient
 from tilewise.engine.messages import Start
+from tilewise.engine.process_client import ProcessClient
 
 # What finds a checkpoint means nothing to the process that gets a folder.
 _FINDING = ("download_dir", "revision")
