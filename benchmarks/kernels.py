@@ -24,8 +24,8 @@ from torch import Tensor
 
 from tilewise import kernels
 from tilewise.kernels import AttentionBatch, PrefillChunk, reference, resample
+from tilewise.kernels.batch import list_items
 from tilewise.kernels.triton import skinny
-from tilewise.kernels.triton.prefill_attention import list_items
 
 WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM = 6144, 16384, 48, 8, 128
 TOWER_WIDTH, TOWER_INNER, TOWER_TILES, TOWER_POSITIONS = 3200, 12800, 7, 1025
@@ -124,8 +124,8 @@ def make_product(n: int, k: int) -> Callable[[int, Draw], tuple[Any, ...]]:
 
 def multiply_gated(x: Tensor, weight: Tensor) -> Tensor:
     if skinny.decline_gated(x, weight) is None:
-        return skinny.linear_gated(x, weight)
-    return kernels.silu_and_multiply(skinny.linear(x, weight))
+        return kernels.linear_gated(x, weight)
+    return kernels.silu_and_multiply(kernels.linear(x, weight))
 
 
 def multiply_gated_plainly(x: Tensor, weight: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ KERNELS: list[Kernel] = [
         for rows in DECODER_ROWS[:-1]
         for kernel in (
             *(
-                Kernel(name, rows, make_product(*shape), skinny.linear, F.linear, lambda x, weight: size(x, weight))
+                Kernel(name, rows, make_product(*shape), kernels.linear, F.linear, lambda x, weight: size(x, weight))
                 for name, shape in PRODUCTS.items()
             ),
             Kernel(

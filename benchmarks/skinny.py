@@ -1,11 +1,11 @@
-"""Searches tiles for the skinny product of kernels/skinny.py and times them against cuBLAS.
+"""Searches tiles for the products of kernels/triton/skinny.py and times them against cuBLAS.
 
     python benchmarks/skinny.py [--shapes qkv,o,gate_up,gate_up_silu,down,head] [--rows 1,4,16,32,64] [--budget-s 100]
-                                [--dry]
+                                [--write] [--dry]
 
 `gate_up_silu` is the product with SwiGLU in it, against cuBLAS and the kernel of SwiGLU. Every candidate is held to an
 fp32 product first, then timed in a CUDA graph over twelve weights, which no L2 holds, so that launch gaps and reuse do
-not count. Prints a table, the winners as lines for `_TABLE` and `_GATED_TABLE` in kernels/skinny.py, and one JSON line.
+not count. Prints a table and one JSON line; `--write` renews the winners' lines in kernels/tables.
 GB/s count the bytes of the weight; the share is of the copy bandwidth measured at the start. The budget is for
 everything; what it leaves untried is counted. `--dry` runs tiny shapes on the CPU, interpreted: its times mean nothing.
 """
@@ -19,7 +19,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -28,15 +30,8 @@ from torch import Tensor
 from tilewise.kernels import silu_and_multiply
 from tilewise.kernels.triton import skinny
 from tilewise.kernels.triton.launch import depend
-from tilewise.kernels.triton.skinny import (
-    Tiles,
-    choose_tiles,
-    kernel,
-    launch_options,
-    multiply,
-    multiply_gated,
-    pad_rows,
-)
+from tilewise.kernels.triton.skinny import kernel, launch_options, multiply, multiply_gated
+from tilewise.kernels.triton.tiles import Tiles, choose_tiles, pad_rows
 
 SHAPES = {
     "qkv": (8192, 6144),
@@ -46,6 +41,7 @@ SHAPES = {
     "down": (6144, 16384),
     "head": (92672, 6144),
 }
+TABLES = Path(skinny.__file__).parents[1] / "tables"
 DRY_SHAPES = {"narrow": (48, 256), "wide": (130, 128), "gated": (260, 128)}
 GATED = {"gate_up_silu", "gated"}
 GATED_ROUNDINGS = 4  # gate, up, SiLU and their product, where a plain product has one
@@ -265,6 +261,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shapes", default="", help="comma-separated names; all unless given")
     parser.add_argument("--rows", default="", help="comma-separated numbers of rows of x; 1,4,16,32,64 unless given")
     parser.add_argument("--budget-s", type=float, default=100.0, help="seconds for compiling and timing")
+    parser.add_argument("--write", action="store_true", help="renew the table of such devices in kernels/tables")
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU under TRITON_INTERPRET=1")
     arguments = parser.parse_args()
     known = DRY_SHAPES if arguments.dry else SHAPES
@@ -274,6 +271,8 @@ def parse_arguments() -> argparse.Namespace:
     unknown = [name for name in arguments.shapes if name not in known]
     if unknown:
         parser.error(f"--shapes: {', '.join(unknown)} is none of {', '.join(known)}")
+    if arguments.write and arguments.dry:
+        parser.error("--write and --dry exclude each other: what runs interpreted measures nothing")
     arguments.shapes = {name: known[name] for name in arguments.shapes}
     return arguments
 
@@ -307,17 +306,33 @@ def main() -> None:
             if bench.device.type == "cuda":
                 torch.cuda.empty_cache()  # the graphs' pools
         del weights
+    if arguments.write:
+        print(f"written: {write_table(bench, results)}")
     print_report(bench, results)
 
 
+def write_table(bench: Bench, results: list[Result]) -> Path:
+    """Renew the lines that were measured in the table of such devices, and keep the others."""
+    path = TABLES / f"products_{bench.num_sms}sm.json"
+    table = json.loads(path.read_text("utf-8")) if path.exists() else {"plain": [], "gated": []}
+    for result in results:
+        m, n, k, is_gated = astuple(result.product)
+        line = {"rows": m, "n": n, "k": k, **asdict(result.tiles)}
+        kind = "gated" if is_gated else "plain"
+        kept = [old for old in table[kind] if (old["rows"], old["n"], old["k"]) != (m, n, k)]
+        table[kind] = sorted([*kept, line], key=lambda row: (row["n"], row["k"], row["rows"]))
+    facts = {"device": describe_device(bench), "num_sms": bench.num_sms, "torch": torch.__version__}
+    facts |= {"triton": version("triton"), "date": datetime.now(UTC).date().isoformat()}
+    entries = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in facts.items()]
+    for kind in ("plain", "gated"):
+        lines = ",\n".join(f"    {json.dumps(line)}" for line in table[kind])
+        entries.append(f'  "{kind}": [\n{lines}\n  ]')
+    path.write_text("{\n" + ",\n".join(entries) + "\n}\n", "utf-8")
+    return path
+
+
 def print_report(bench: Bench, results: list[Result]) -> None:
-    print("\n    # (largest M, N, K): what benchmarks/skinny.py found on", describe_device(bench))
-    for name, is_gated in (("_TABLE", False), ("_GATED_TABLE", True)):
-        print(f"    # {name}")
-        for result in results:
-            m, n, k, belongs = astuple(result.product)
-            if belongs == is_gated:
-                print(f"    ({m}, {n}, {k}): {format_tiles(result.tiles)},")
+    """One JSON line of all that was found."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     best = [
         {

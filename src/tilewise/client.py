@@ -172,9 +172,11 @@ def _without_pictures_apart(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _embed_picture(part: Any) -> Any:
-    fields = cast(Mapping[str, Any], part) if isinstance(part, Mapping) else {}
-    if fields.get("type") != "image_url":
+    if not isinstance(part, Mapping):
         return part
+    fields = cast(Mapping[str, Any], part)
+    if fields.get("type") != "image_url":
+        return fields
     image_url = fields["image_url"]
     return {"type": "image_url", "image_url": {**image_url, "url": to_data_url(image_url["url"])}}
 

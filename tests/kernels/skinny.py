@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from tests.kernels.paged import measure_error
 from tilewise.kernels import reference
 from tilewise.kernels.triton import activation
-from tilewise.kernels.triton.skinny import Tiles, multiply, multiply_gated
+from tilewise.kernels.triton.skinny import multiply, multiply_gated
+from tilewise.kernels.triton.tiles import Tiles
 
 TOLERANCES = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 4e-3}
 

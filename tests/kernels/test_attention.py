@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.kernels.paged import LENGTHS, attend_densely, measure_error, poison, scatter
 from tilewise import kernels
 from tilewise.kernels import AttentionBatch, PrefillChunk, reference
-from tilewise.kernels.triton.prefill_attention import list_items
+from tilewise.kernels.batch import list_items
 
 TOLERANCE = 1e-5
 BLOCK = 16

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tilewise import kernels
-from tilewise.kernels.triton import launch, skinny
+from tilewise.kernels.triton import launch
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 WIDTH, HEADS, KV_HEADS, DIM, LAYERS, BLOCK_SIZE = 2048, 16, 4, 128, 24, 64
@@ -57,10 +57,10 @@ def run_layers(x: Tensor, weights: list[tuple[Tensor, ...]], cache: tuple[Tensor
     x = kernels.rms_norm(x, norm, 1e-5)
     for qkv, output, gate_up, down in weights:
         normed, x = kernels.add_rms_norm(x, branch, norm, 1e-5)
-        q, _ = kernels.rope_and_write_kv(skinny.linear(normed, qkv), *angles, *cache, slots, HEADS)
+        q, _ = kernels.rope_and_write_kv(kernels.linear(normed, qkv), *angles, *cache, slots, HEADS)
         attended = kernels.attend_cached(q, None, *cache, batch).flatten(1)
-        normed, x = kernels.add_rms_norm(x, skinny.linear(attended, output), norm, 1e-5)
-        branch = skinny.linear(skinny.linear_gated(normed, gate_up), down)
+        normed, x = kernels.add_rms_norm(x, kernels.linear(attended, output), norm, 1e-5)
+        branch = kernels.linear(kernels.linear_gated(normed, gate_up), down)
     return x + branch
 
 

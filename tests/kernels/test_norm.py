@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.kernels.interpreted import assert_twins, compare_interpreted, run_interpreted
 from tilewise import kernels
-from tilewise.kernels import reference
+from tilewise.kernels import dispatch, reference
 from tilewise.kernels.triton import norm
 
 EPS = 1e-5
@@ -78,7 +78,7 @@ def test_interpreted_norms_equal_their_twins(repository: Path) -> None:
 @needs_triton
 @pytest.mark.parametrize("case", COMPILED, ids=str)
 def test_compiled_norms_equal_their_twins(case: Case) -> None:
-    assert kernels.decline(case.draw(1, device="cuda", seed=0)) is None
+    assert dispatch.decline(case.draw(1, device="cuda", seed=0)) is None
     compare(case, "cuda")
 
 
@@ -102,19 +102,19 @@ def test_a_branch_is_scaled_and_added_as_the_dtype_rounds_and_the_sum_is_normali
 
 def test_tensors_that_need_gradients_are_declined_by_name() -> None:
     x = torch.zeros(2, 4, requires_grad=True)
-    assert kernels.decline(x) == "gradients are needed"
+    assert dispatch.decline(x) == "gradients are needed"
     with torch.no_grad():
-        assert kernels.decline(x) == "not a CUDA device"
+        assert dispatch.decline(x) == "not a CUDA device"
 
 
 def test_mixed_and_double_dtypes_are_declined_by_name() -> None:
     x = torch.zeros(2, 4)
-    assert "torch.bfloat16, torch.float32" in (kernels.decline(x, x.bfloat16()) or "")
-    assert "torch.float64" in (kernels.decline(x.double()) or "")
+    assert "torch.bfloat16, torch.float32" in (dispatch.decline(x, x.bfloat16()) or "")
+    assert "torch.float64" in (dispatch.decline(x.double()) or "")
 
 
 def test_a_last_axis_with_gaps_is_declined_by_name() -> None:
-    assert kernels.decline(torch.zeros(4, 4).T) == "a last axis is not dense"
+    assert dispatch.decline(torch.zeros(4, 4).T) == "a last axis is not dense"
 
 
 def test_rows_that_do_not_fit_are_declined_by_name() -> None:

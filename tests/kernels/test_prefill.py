@@ -10,7 +10,8 @@ import torch
 
 from tests.kernels.interpreted import compare_interpreted, run_interpreted
 from tests.kernels.paged import attend_densely, measure_error, scatter
-from tilewise.kernels.triton.prefill_attention import QUERIES, attend_items, count_items, list_items
+from tilewise.kernels.batch import QUERIES, count_items, list_items
+from tilewise.kernels.triton.prefill_attention import attend_items
 
 TOLERANCES = {"float32": 1e-5, "float16": 3e-3, "bfloat16": 2e-2}
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

@@ -13,6 +13,7 @@ from tests.kernels import pillow
 from tests.kernels.interpreted import compare_interpreted, run_interpreted
 from tilewise.inputs.media.tiling import choose_grid
 from tilewise.kernels import cut_tiles, normalize_tiles, resample, resize_bicubic
+from tilewise.kernels.triton import resample as triton_resample
 from tilewise.types import TilingParameters
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -73,14 +74,14 @@ def compare(case: Case, device: str) -> None:
     image = pillow.make_picture(*case.source, seed=0).to(device)
     width, height = case.columns * case.tile_size, case.rows * case.tile_size
     whole = image.new_empty(1, height, width, 3)
-    resample.resize_into_tiles(image, whole, width, height)
+    triton_resample.resize_into_tiles(image, whole, width, height)
     assert torch.equal(whole[0], resample.resize_plainly(image, width, height))
     layout = (case.columns, case.rows, case.columns > 1, case.tile_size)
-    tiles = resample.cut_in_place(image, *layout)
+    tiles = triton_resample.cut_in_place(image, *layout)
     assert torch.equal(tiles, resample.cut_plainly(image, *layout))
     for dtype in (torch.float32, torch.float16):
         ours, expected = (
-            normalize(tiles, dtype) for normalize in (resample.normalize_in_one_pass, resample.normalize_plainly)
+            normalize(tiles, dtype) for normalize in (triton_resample.normalize_in_one_pass, resample.normalize_plainly)
         )
         assert ours.is_contiguous()
         if device == "cpu":
@@ -104,10 +105,10 @@ def test_compiled_passes_equal_their_twins_to_the_pixel() -> None:
 
 def test_pixels_that_no_kernel_takes_are_declined_by_name() -> None:
     image = pillow.make_picture(6, 4, seed=0)
-    assert resample.decline(image) == "not a CUDA device"
-    assert resample.decline(image.transpose(0, 1)) == "pixels are not contiguous"
-    assert "torch.float32" in (resample.decline(image.float()) or "")
-    assert "4 channels" in (resample.decline(torch.zeros(2, 2, 4, dtype=torch.uint8)) or "")
+    assert triton_resample.decline(image) == "not a CUDA device"
+    assert triton_resample.decline(image.transpose(0, 1)) == "pixels are not contiguous"
+    assert "torch.float32" in (triton_resample.decline(image.float()) or "")
+    assert "4 channels" in (triton_resample.decline(torch.zeros(2, 2, 4, dtype=torch.uint8)) or "")
 
 
 @pytest.mark.parametrize(("source", "target"), ODD_SIZES + random_sizes(60, 700, seed=0))
@@ -163,7 +164,7 @@ def draw_pictures(count: int) -> list[tuple[Tensor, tuple[int, int, bool, int]]]
 def test_two_hundred_pictures_are_cut_on_the_gpu_without_a_differing_pixel() -> None:
     for image, layout in draw_pictures(200):
         on_gpu = image.cuda()
-        assert resample.decline(on_gpu) in (None, "triton is not installed")
+        assert triton_resample.decline(on_gpu) in (None, "triton is not installed")
         expected = pillow.cut(image, *layout)
         assert torch.equal(cut_tiles(on_gpu, *layout).cpu(), expected), image.shape
         assert torch.equal(resample.cut_plainly(on_gpu, *layout).cpu(), expected), image.shape

@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.kernels.interpreted import assert_twins, compare_interpreted, run_interpreted
 from tests.kernels.paged import poison
 from tilewise import kernels
-from tilewise.kernels import AttentionBatch, PrefillChunk, reference
+from tilewise.kernels import AttentionBatch, PrefillChunk, dispatch, reference
 from tilewise.kernels.triton import rope
 
 BLOCK = 16
@@ -114,7 +114,7 @@ def test_compiled_rope_equals_its_twin_and_writes_to_no_other_slot(case: Case) -
 def test_a_captured_graph_follows_the_slots_that_it_is_replayed_with() -> None:
     case = Case(5, 48, 8, 128, "bfloat16")
     ours, later = draw(case, "cuda"), draw(case, "cuda", seed=1)
-    assert kernels.decline(ours.qkv, ours.k_cache, ours.v_cache) is None
+    assert dispatch.decline(ours.qkv, ours.k_cache, ours.v_cache) is None
     assert rope.decline_layout(ours.cos, ours.sin, ours.k_cache, ours.v_cache, ours.slots) is None
     kernels.rope_and_write_kv(*ours.arguments(), case.num_heads)  # compiles
     graph = torch.cuda.CUDAGraph()

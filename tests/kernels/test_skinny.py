@@ -21,9 +21,10 @@ from torch import Tensor
 
 from tests.kernels.paged import measure_error
 from tests.kernels.skinny import GATED, INTERPRETED, TOLERANCES, Product, compare
-from tilewise.kernels import reference
+from tilewise.kernels import linear, reference
 from tilewise.kernels.triton import skinny
-from tilewise.kernels.triton.skinny import MAX_ROWS, Tiles, choose_tiles, decline, decline_gated, linear, multiply
+from tilewise.kernels.triton.skinny import decline, decline_gated, multiply
+from tilewise.kernels.triton.tiles import MAX_ROWS, Tiles, choose_tiles, load_table
 from tilewise.quant import Plain
 
 KIB = 1 << 10
@@ -47,7 +48,7 @@ COMPILED = [
     for dtype in ("bfloat16", "float16")
     for m, n, k, tiles in (
         *GATED,
-        *((m, 2050, k, tiles) for (m, _, k), tiles in skinny._GATED_TABLE.items()),
+        *((m, 2050, k, tiles) for (m, _, k), tiles in load_table(132).gated.items()),
     )
 ]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -283,7 +284,7 @@ def test_no_multiprocessor_of_a_large_gpu_is_left_without_a_program(n: int, k: i
 
 @pytest.mark.parametrize("is_gated", [False, True])
 def test_every_line_of_the_tables_is_what_its_device_gets(is_gated: bool) -> None:
-    for key, tiles in (skinny._GATED_TABLE if is_gated else skinny._TABLE).items():
+    for key, tiles in (load_table(132).gated if is_gated else load_table(132).plain).items():
         assert choose_tiles(*key, 132, 227 * KIB, is_gated) == tiles
 
 

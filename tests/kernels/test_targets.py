@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from tilewise.kernels import resample
 from tilewise.kernels.triton import activation, norm, rope, skinny
 from tilewise.kernels.triton import decode_attention as attention
 from tilewise.kernels.triton import prefill_attention as prefill
+from tilewise.kernels.triton import resample as triton_resample
+from tilewise.kernels.triton.tiles import load_table
 
 # Bytes of shared memory that one program may take, by compute capability. Source: CUDA C++ Programming Guide, table of
 # technical specifications.
@@ -57,7 +58,7 @@ def skinny_cases(capability: int) -> list[Case]:
     shared = {"shares_ptr": "*fp32", "arrivals_ptr": "*i32"}
     cases: list[Case] = []
     kinds: set[tuple[int, skinny.Tiles, bool]] = set()
-    for is_gated, table in ((False, skinny._TABLE), (True, skinny._GATED_TABLE)):
+    for is_gated, table in ((False, load_table(132).plain), (True, load_table(132).gated)):
         for m, n, k in table:
             tiles = skinny.choose_tiles(m, n, k, 132, SHARED_BYTES[capability], is_gated)
             kinds.add((skinny.pad_rows(m), replace(tiles, num_splits=1), is_gated))
@@ -74,7 +75,7 @@ def skinny_cases(capability: int) -> list[Case]:
 
 
 def pixel_cases() -> list[Case]:
-    one_pass, normalize = resample._kernels()
+    one_pass, normalize = triton_resample._kernels()
     sizes = ("source", "target", "num_taps", "row_size", "tile_height", "tile_row_size")
     types = {"image_ptr": "*u8", "table_ptr": "*i32", "out_ptr": "*u8", **dict.fromkeys(sizes, "i32")}
     constants = {"BITS": 22, "HALF": 1 << 21, "BLOCK": 512}

@@ -144,6 +144,8 @@ def find_offence(name: str, row: Row, found: Import) -> str | None:
             return f"may import {package} inside a function only"
         return None
     target = found.name.removeprefix("tilewise").lstrip(".")
+    if target.startswith("kernels.") and not is_below(name, ("kernels",)):
+        return f"imports tilewise.{target}; what others may use is in tilewise.kernels itself"
     own_rooms = tuple(room for room in row.rooms if is_below(name, (room,)))
     if is_below(target, own_rooms):
         return None
@@ -212,6 +214,7 @@ def test_rooms_that_name_nothing_hold_a_docstring_alone() -> None:
         ("serving.http.events", "from tilewise.serving.async_engine import Stream", "may not import"),
         ("offline.pipeline", "from tilewise.serving.server import run_server", "of rank 6"),
         ("client", "from tilewise.types import Response", "may not import tilewise.types"),
+        ("layers.mlp", "from tilewise.kernels.triton import skinny", "is in tilewise.kernels itself"),
         ("cli.main", "from tilewise.offline.pipeline import pipeline", "may not import tilewise.offline"),
         ("cli.commands", "import torch", "inside a function only"),
     ],

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend
 from tests.oracle.driving import answer, record_logits
 from tests.oracle.test_internvl import TWO_PICTURES, continue_greedily, make_request, prepare
 from tests.oracle.twins import build_engine, create_twin, relative_error
-from tilewise import kernels
+from tilewise.kernels import dispatch
 from tilewise.kernels.triton import decode_attention as attention
 from tilewise.kernels.triton import launch, norm, skinny
 from tilewise.runner.graphs import StepGraphs
@@ -39,9 +39,9 @@ def refuse(*_given: object, **_named: object) -> str:
 WITHOUT: dict[str, tuple[tuple[Any, str, object], ...]] = {
     "nothing": (),
     "our products": ((skinny, "decline", refuse),),
-    "elementwise kernels": ((kernels, "decline", refuse),),
+    "elementwise kernels": ((dispatch, "decline", refuse),),
     "our attention": ((attention, "decline_decodes", refuse),),
-    "cuDNN": ((kernels, "_BACKENDS", kernels._BACKENDS[-1:]),),
+    "cuDNN": ((dispatch, "_BACKENDS", dispatch._BACKENDS[-1:]),),
     "dependent launches": ((launch, "_MOST_ROWS", 0),),
 }
 
@@ -49,7 +49,7 @@ WITHOUT: dict[str, tuple[tuple[Any, str, object], ...]] = {
 def is_on(optimisation: str, calls: list[str]) -> bool:
     """What took part: products, norms and attention say so when they are called."""
     if optimisation == "cuDNN":
-        return kernels._BACKENDS[0] is SDPBackend.CUDNN_ATTENTION
+        return dispatch._BACKENDS[0] is SDPBackend.CUDNN_ATTENTION
     if optimisation == "dependent launches":
         return launch.depend(torch.device("cuda", torch.cuda.current_device()), 1)["IS_DEPENDENT"]
     return optimisation in calls

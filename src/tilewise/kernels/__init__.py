@@ -1,21 +1,29 @@
-"""The public operations. Each tries its fast candidates, which decline with a reason, then its plain twin."""
+"""The operations that models are computed with, on whatever device their tensors are.
 
-from contextlib import nullcontext
-from functools import cache
+Here: plain twins, the Triton kernels that take their place, and `dispatch`, which chooses; others import this alone.
+Not here: parameters, layers, step plans.
+"""
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from tilewise.kernels import reference
-from tilewise.kernels.batch import AttentionBatch, PrefillChunk
+from tilewise.kernels.batch import AttentionBatch, PrefillChunk, count_items, list_items
+from tilewise.kernels.dispatch import (
+    add_rms_norm,
+    attend,
+    attend_cached,
+    attend_tiles,
+    cut_tiles,
+    decline_capture,
+    gelu,
+    linear,
+    linear_gated,
+    normalize_tiles,
+    resize_bicubic,
+    rms_norm,
+    rms_norm_queries_and_keys_,
+    rope_and_write_kv,
+    silu_and_multiply,
+)
 from tilewise.kernels.reference import apply_rope, pixel_shuffle, write_kv
-from tilewise.kernels.resample import cut_tiles, normalize_tiles, resize_bicubic
-from tilewise.kernels.triton import activation, norm, rope
-from tilewise.kernels.triton import decode_attention as attention
-from tilewise.kernels.triton import prefill_attention as prefill
-from tilewise.kernels.triton.launch import has_triton
+from tilewise.kernels.transfer import download, fill, upload
 
 __all__ = [
     "AttentionBatch",
@@ -25,10 +33,15 @@ __all__ = [
     "attend",
     "attend_cached",
     "attend_tiles",
+    "count_items",
     "cut_tiles",
-    "decline",
     "decline_capture",
+    "download",
+    "fill",
     "gelu",
+    "linear",
+    "linear_gated",
+    "list_items",
     "normalize_tiles",
     "pixel_shuffle",
     "resize_bicubic",
@@ -36,175 +49,6 @@ __all__ = [
     "rms_norm_queries_and_keys_",
     "rope_and_write_kv",
     "silu_and_multiply",
+    "upload",
     "write_kv",
 ]
-
-# cuDNN before 9.15.1 was wrong for lengths that 128 does not divide, such as a tile's 1025.
-_CUDNN_RIGHT_FROM = 91501
-_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-if (torch.backends.cudnn.version() or 0) >= _CUDNN_RIGHT_FROM:
-    _BACKENDS.insert(0, SDPBackend.CUDNN_ATTENTION)
-
-
-_TRITON_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
-
-
-def decline(*tensors: Tensor) -> str | None:
-    """Say why no elementwise Triton kernel takes these tensors together, or None if one does."""
-    if torch.compiler.is_compiling():
-        return "torch.compile fuses the twin itself"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return "gradients are needed"
-    dtypes = {tensor.dtype for tensor in tensors}
-    if len(dtypes) > 1 or not dtypes <= _TRITON_DTYPES:
-        return f"dtypes are {', '.join(sorted(map(str, dtypes)))}"
-    if any(tensor.stride(-1) != 1 for tensor in tensors):
-        return "a last axis is not dense"
-    if not all(tensor.is_cuda for tensor in tensors):
-        return "not a CUDA device"
-    return None if has_triton() else "triton is not installed"
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm over the last axis; see `reference.rms_norm`."""
-    if decline(x, weight) or norm.decline_row(x, weight):
-        return reference.rms_norm(x, weight, eps)
-    return norm.rms_norm(x, weight, eps)
-
-
-def rms_norm_queries_and_keys_(qkv: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float) -> None:
-    """Normalise queries and keys inside a packed projection; see `reference.rms_norm_queries_and_keys_`."""
-    if decline(qkv, q_weight, k_weight) or norm.decline_packed(qkv, q_weight, k_weight):
-        reference.rms_norm_queries_and_keys_(qkv, q_weight, k_weight, eps)
-    else:
-        norm.rms_norm_queries_and_keys_(qkv, q_weight, k_weight, eps)
-
-
-def add_rms_norm(
-    residual: Tensor, x: Tensor, weight: Tensor, eps: float, scale: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Add a branch to the stream and normalise the sum: -> (normed, sum); see `reference.add_rms_norm`."""
-    vectors = (weight,) if scale is None else (weight, scale)
-    if residual.shape != x.shape or decline(residual, x, *vectors) or norm.decline_row(x, *vectors):
-        return reference.add_rms_norm(residual, x, weight, eps, scale)
-    return norm.add_rms_norm(residual, x, weight, eps, scale)
-
-
-def silu_and_multiply(gate_up: Tensor) -> Tensor:
-    """SwiGLU's elementwise part, (..., 2I) -> (..., I); see `reference.silu_and_multiply`."""
-    if decline(gate_up) or activation.decline_halves(gate_up):
-        return reference.silu_and_multiply(gate_up)
-    return activation.silu_and_multiply(gate_up)
-
-
-def gelu(x: Tensor, bias: Tensor | None = None, may_overwrite: bool = False) -> Tensor:
-    """Exact GELU of x + bias; see `reference.gelu`. With `may_overwrite`, what x holds afterwards is undefined."""
-    if decline(x, *(() if bias is None else (bias,))) or activation.decline_bias(x, bias):
-        return reference.gelu(x, bias)
-    return activation.gelu(x, bias, may_overwrite)
-
-
-def rope_and_write_kv(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slots: Tensor,
-    num_heads: int,
-    returns_fresh: bool = False,
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """Rotate queries and keys of a packed projection, and store keys and values; see `reference.rope_and_write_kv`.
-
-    Returns the queries (T, Hq, D), and with `returns_fresh` the keys and values (T, Hkv, D) for chunks that start their
-    sequence, the values as a view of `qkv`.
-    """
-    if decline(qkv, k_cache, v_cache) or rope.decline_layout(cos, sin, k_cache, v_cache, slots):
-        q, k, v = reference.rope_and_write_kv(qkv, cos, sin, k_cache, v_cache, slots, num_heads)
-        return q, (k, v) if returns_fresh else None
-    return rope.rope_and_write_kv(qkv, cos, sin, k_cache, v_cache, slots, num_heads, returns_fresh)
-
-
-def attend_tiles(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Full attention inside each tile; see `reference.attend_tiles`."""
-    if q.device.type != "cuda":
-        return reference.attend_tiles(q, k, v)
-    with sdpa_kernel(_BACKENDS, set_priority=True):
-        return reference.attend_tiles(q, k, v)
-
-
-@cache
-def _create_side_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
-
-
-def decline_capture(k_cache: Tensor) -> str | None:
-    """Say why steps over a layer's cache cannot be captured, or None if they can: they need Triton's attention.
-
-    Shapes: k_cache: (num_blocks, block_size, Hkv, D)
-    """
-    return attention.decline_decodes(k_cache, k_cache)
-
-
-def _attend_decodes(q: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch, out: Tensor) -> None:
-    if attention.decline_decodes(q, k_cache) is None:
-        is_padded = batch.items is not None and not batch.chunks  # in a captured step that has room for chunks
-        attention.attend_decodes(q, k_cache, v_cache, batch.block_table, batch.lengths, out, is_padded)
-        return
-    # On a GPU one at a time: the twin copies contexts, and the plan has no room for all of them.
-    size = 1 if q.device.type == "cuda" else len(q)
-    parts = (x.split(size) for x in (out, q, batch.block_table, batch.lengths))
-    for rows, queries, table, lengths in zip(*parts, strict=True):
-        rows.copy_(reference.attend_decodes(queries, k_cache, v_cache, table, lengths))
-
-
-def _attend_fresh(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of a chunk that starts its sequence: no context to gather, no mask to build."""
-    if q.dtype == torch.float32:  # only the quadratic backend takes grouped queries in fp32
-        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    with sdpa_kernel(_BACKENDS, set_priority=True) if q.device.type == "cuda" else nullcontext():
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-    return out[0].transpose(0, 1)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
-    """Store the fresh keys and values, then let every token of the step see its own context; see `attend_cached`."""
-    write_kv(k, v, k_cache, v_cache, batch.slots)
-    return attend_cached(q, (k, v), k_cache, v_cache, batch)
-
-
-def attend_cached(
-    q: Tensor, fresh: tuple[Tensor, Tensor] | None, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch
-) -> Tensor:
-    """Let every token of the step see its own context, whose keys and values are all stored already.
-
-    Chunks that start their sequence attend to `fresh`, which the step has where it has such chunks.
-
-    Shapes: q: (T, Hq, D) · fresh: two (T, Hkv, D) · k_cache, v_cache: (num_blocks, block_size, Hkv, D) -> (T, Hq, D)
-    """
-    if fresh is not None and not batch.num_decodes and [chunk.start for chunk in batch.chunks] == [0]:
-        return _attend_fresh(q, *fresh)
-    out = torch.empty_like(q)
-    uses_items = batch.items is not None and attention.decline_decodes(q, k_cache) is None
-    # Decodes read while chunks compute: a captured step runs them side by side, at no cost to the host.
-    is_forked = uses_items and torch.cuda.is_current_stream_capturing()
-    side = _create_side_stream(q.device) if is_forked and batch.num_decodes else None
-    if side is not None:
-        side.wait_stream(torch.cuda.current_stream())
-    if batch.num_decodes:
-        with nullcontext() if side is None else torch.cuda.stream(side):
-            _attend_decodes(q[: batch.num_decodes], k_cache, v_cache, batch, out[: batch.num_decodes])
-    if batch.items is not None and batch.chunk_table is not None and uses_items:
-        prefill.attend_items(q, k_cache, v_cache, batch.chunk_table, batch.items, out)
-    if side is not None:
-        torch.cuda.current_stream().wait_stream(side)
-    for number, chunk in enumerate(batch.chunks):
-        tokens = slice(chunk.offset, chunk.offset + chunk.num_tokens)
-        if chunk.start == 0 and fresh is not None:
-            out[tokens] = _attend_fresh(q[tokens], *(part[tokens] for part in fresh))
-        elif not uses_items:
-            assert batch.chunk_table is not None
-            k, v = reference.gather_context(k_cache, v_cache, batch.chunk_table[number], chunk.end)
-            out[tokens] = reference.attend_prefill(q[tokens], k, v, chunk)
-    return out

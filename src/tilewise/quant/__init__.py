@@ -1,4 +1,8 @@
-"""Quantisation methods: how a linear layer creates, loads and applies its weight. One file a method."""
+"""Quantisation methods: how a linear layer creates, loads and applies its weight. One file a method.
+
+Here: parameters of a weight, and the operations of `kernels` that multiply by it.
+Not here: layers, shapes over ranks, files.
+"""
 
 from typing import Protocol
 

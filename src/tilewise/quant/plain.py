@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tilewise.kernels import silu_and_multiply
-from tilewise.kernels.triton.skinny import decline_gated, linear, linear_gated
+from tilewise.kernels import linear, linear_gated
 
 
 class Plain:
@@ -24,7 +23,4 @@ class Plain:
 
     def apply_gated(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Multiply by gate and up and apply SwiGLU: x (..., columns) -> (..., rows / 2)."""
-        weight = layer.get_parameter("weight")
-        if decline_gated(x, weight) is None:
-            return linear_gated(x, weight)
-        return silu_and_multiply(linear(x, weight))
+        return linear_gated(x, layer.get_parameter("weight"))

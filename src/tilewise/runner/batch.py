@@ -7,9 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tilewise.kernels import AttentionBatch, PrefillChunk
-from tilewise.kernels.transfer import upload
-from tilewise.kernels.triton.prefill_attention import list_items
+from tilewise.kernels import AttentionBatch, PrefillChunk, list_items, upload
 from tilewise.scheduling.steps import Chunk, StepPlan
 
 _NO_ROWS: Mapping[int, int] = {}

@@ -15,9 +15,7 @@ from torch import Tensor
 
 from tilewise.cache.tensors import CacheTensors
 from tilewise.config import GraphSizes
-from tilewise.kernels import AttentionBatch, normalize_tiles
-from tilewise.kernels.transfer import fill
-from tilewise.kernels.triton.prefill_attention import count_items
+from tilewise.kernels import AttentionBatch, count_items, fill, normalize_tiles
 from tilewise.model.internvl import InternVL
 from tilewise.runner.batch import StepBatch, StepLayout
 from tilewise.runner.forward import compute_logits

@@ -22,7 +22,7 @@ from tilewise.cache.tensors import CacheTensors
 from tilewise.config import ResolvedConfig
 from tilewise.inputs.text.grammar import Guide, create_guide
 from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
-from tilewise.kernels.transfer import upload
+from tilewise.kernels import upload
 from tilewise.model.internvl import InternVL
 from tilewise.runner.batch import StepLayout, build_batch, lay_out
 from tilewise.runner.forward import compute_logits

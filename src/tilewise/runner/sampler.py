@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tilewise.errors import TilewiseError
 from tilewise.inputs.text.grammar import Guide
-from tilewise.kernels.transfer import download, upload
+from tilewise.kernels import download, upload
 from tilewise.types import GenerationConfig, Request, TokenLogprob
 
 # Below this a sampled answer is the greedy one to every digit of fp32.

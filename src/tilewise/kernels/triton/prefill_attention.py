@@ -8,31 +8,14 @@ Source: Dao 2023, "FlashAttention-2", algorithm 1, over a block table (Kwon et a
 """
 
 import math
-from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
 from torch import Tensor
 
-QUERIES = 64  # of an item: fewer waste the matrix units, more leave a short chunk to few multiprocessors
+from tilewise.kernels.batch import QUERIES
+
 _LARGE_BLOCK = 128  # from here on one stage of keys and values is all that consumer cards have room for
-
-Item = tuple[int, int, int, int]
-
-
-def list_items(chunks: Iterable[tuple[int, int, int, int]]) -> Iterator[Item]:
-    """Cut chunks, each (row of the block table, first token of the step, start, end), into items.
-
-    An item is (first token of the step, number of queries, row of the block table, position of the first query).
-    """
-    for row, first, start, end in chunks:
-        for position in range(start, end, QUERIES):
-            yield first + position - start, min(QUERIES, end - position), row, position
-
-
-def count_items(num_tokens: int, num_chunks: int) -> int:
-    """Return the most items that so many tokens in so many chunks can make."""
-    return num_tokens // QUERIES + num_chunks
 
 
 @cache

@@ -7,137 +7,24 @@ the same bits. A gated product owns rows of gate and the same ones of up by turn
 The grid follows from shapes alone and nothing waits for the host, so that graphs capture it.
 """
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tilewise.kernels.triton.arrivals import create_arrivals
 from tilewise.kernels.triton.launch import await_inputs, depend, has_triton
+from tilewise.kernels.triton.tiles import K_MULTIPLE, LEAST_SHARED_KIB, MAX_ROWS, Tiles, choose_tiles, pad_rows
 
-MAX_ROWS = 64
-K_MULTIPLE = 128  # every block_k that is chosen divides K
 _MIN_WEIGHT_ELEMENTS = 1 << 22  # 8 MB, read in 3 us at 3 TB/s: below, launching costs more than reading
 _MAX_SPLIT_TILES = 4096  # of weight rows: what is cut into more keeps the device busy as it is
 # Largest shared memory of a block, KiB, by compute capability: CUDA C++ programming guide, "technical specifications".
 _SHARED_KIB = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}
-_LEAST_SHARED_KIB = 99  # 8.6, 8.9, 12.0, and whatever is unknown
-_TABLE_SMS = 132
 
 
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """How the kernel cuts a product: `block_n` weight rows by `block_k` columns at a time, K in `num_splits` shares.
-
-    Of a gated product's `block_n` rows every other one is gate's, the rest are up's.
-
-    `weight_first` multiplies weight by x instead of x by weight: on Hopper 64 weight rows then fill the wide matrix
-    instruction, which reads them from shared memory without a detour over registers.
-    """
-
-    block_n: int
-    block_k: int
-    num_splits: int
-    num_warps: int
-    num_stages: int
-    weight_first: bool = False
-
-    def count_shared_bytes(self, m: int) -> int:
-        """Return the shared memory of a program that multiplies `m` rows of two bytes an element."""
-        return self.num_stages * (self.block_n + pad_rows(m)) * self.block_k * 2
-
-
-# What benchmarks/skinny.py measured: (largest M, N, K) -> tiles, for devices of _TABLE_SMS multiprocessors.
-# PERF: 0.98 to 1.10 times cuBLAS, 80 to 104 % of the copy rate (H100, torch 2.11, Triton 3.6, 2026-11-28); for 4 and 32
-# rows what was best on an H200.
-_TABLE: dict[tuple[int, int, int], Tiles] = {
-    (1, 8192, 6144): Tiles(64, 256, 1, 4, 3, weight_first=True),
-    (4, 8192, 6144): Tiles(64, 256, 1, 4, 4),
-    (16, 8192, 6144): Tiles(64, 256, 1, 4, 3, weight_first=True),
-    (32, 8192, 6144): Tiles(64, 256, 1, 4, 4, weight_first=True),
-    (64, 8192, 6144): Tiles(64, 128, 1, 4, 6),
-    (1, 6144, 6144): Tiles(64, 256, 1, 4, 4),
-    (4, 6144, 6144): Tiles(64, 256, 1, 4, 4),
-    (16, 6144, 6144): Tiles(64, 256, 1, 4, 4),
-    (32, 6144, 6144): Tiles(64, 256, 1, 4, 4, weight_first=True),
-    (64, 6144, 6144): Tiles(64, 128, 1, 4, 4),
-    (1, 32768, 6144): Tiles(64, 128, 1, 4, 6, weight_first=True),
-    (4, 32768, 6144): Tiles(64, 128, 1, 4, 4, weight_first=True),
-    (16, 32768, 6144): Tiles(64, 128, 1, 4, 4, weight_first=True),
-    (32, 32768, 6144): Tiles(128, 128, 1, 4, 4, weight_first=True),
-    (64, 32768, 6144): Tiles(64, 128, 1, 4, 3),
-    (1, 6144, 16384): Tiles(64, 128, 1, 4, 6, weight_first=True),
-    (4, 6144, 16384): Tiles(16, 512, 1, 2, 3),
-    (16, 6144, 16384): Tiles(64, 128, 1, 4, 6, weight_first=True),
-    (32, 6144, 16384): Tiles(64, 128, 1, 4, 6, weight_first=True),
-    (64, 6144, 16384): Tiles(32, 128, 1, 4, 4),
-    (1, 92672, 6144): Tiles(16, 512, 1, 2, 4),
-    (4, 92672, 6144): Tiles(64, 256, 1, 4, 4, weight_first=True),
-    (16, 92672, 6144): Tiles(64, 128, 1, 4, 6, weight_first=True),
-    (32, 92672, 6144): Tiles(128, 128, 1, 4, 4, weight_first=True),
-    (64, 92672, 6144): Tiles(128, 128, 1, 8, 4),
-}
-# PERF: 1.08 times cuBLAS and the activation behind it (H100, 2026-11-28); for 4 and 32 rows the plain product's tiles.
-_GATED_TABLE: dict[tuple[int, int, int], Tiles] = {
-    (1, 32768, 6144): Tiles(16, 512, 1, 2, 4),
-    (4, 32768, 6144): Tiles(64, 128, 1, 4, 4, weight_first=True),
-    (16, 32768, 6144): Tiles(64, 128, 1, 4, 6, weight_first=True),
-    (32, 32768, 6144): Tiles(128, 128, 1, 4, 4, weight_first=True),
-    (64, 32768, 6144): Tiles(64, 128, 1, 4, 3, weight_first=True),
-}
-_TABLE_ROWS = (1, 4, 16, 32, 64)
-
-
-def pad_rows(m: int) -> int:
-    """Return the rows of x that the kernel multiplies: 16, 32 or 64."""
-    return 16 if m <= 16 else 32 if m <= 32 else 64
-
-
-def choose_tiles(
-    m: int, n: int, k: int, num_sms: int, shared_bytes: int = _LEAST_SHARED_KIB << 10, is_gated: bool = False
-) -> Tiles:
-    """Choose how to multiply x (m, k) with a weight (n, k): as measured, else by rule.
-
-    Args:
-        m: Rows of x, at most MAX_ROWS.
-        n: Rows of the weight, of gate and up together.
-        k: Columns of both, a multiple of K_MULTIPLE.
-        num_sms: Multiprocessors of the device.
-        shared_bytes: Shared memory that a program may use.
-        is_gated: Whether the product is that of `multiply_gated`.
-    """
-    measured = (_GATED_TABLE if is_gated else _TABLE).get((min(rows for rows in _TABLE_ROWS if rows >= m), n, k))
-    if measured is not None and num_sms == _TABLE_SMS and measured.count_shared_bytes(m) <= shared_bytes:
-        return measured
-    rows = pad_rows(m)
-    # A narrow tile reads x more often than it saves: x comes from L2 once a tile, so tiles are not below its rows.
-    widths = (128, 64) if rows == 64 else (64,) if rows == 32 else (64, 32)
-    block_n = next((width for width in widths if -(-n // width) >= num_sms), widths[-1])
-    block_k = 256 if block_n == 32 and k % 256 == 0 else 128
-    num_tiles, num_blocks = -(-n // block_n), k // block_k
-    splits = [count for count in (1, 2, 3, 4, 6, 8) if num_blocks % count == 0]
-    num_splits = next((count for count in splits if num_tiles * count >= num_sms), splits[-1])
-    # Two programs a multiprocessor: one computes its last block while the other loads.
-    num_stages = shared_bytes // 2 // ((block_n + rows) * block_k * 2)
-    return Tiles(block_n, block_k, num_splits, num_warps=4, num_stages=max(2, min(5, num_stages)))
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply x (..., K) with weight (N, K) and add bias (N,): (..., N), by our kernel or else by `F.linear`."""
-    if decline(x, weight, bias) is not None:
-        return F.linear(x, weight, bias)
-    return multiply(x, weight, bias, _choose_here(x, weight))
-
-
-def linear_gated(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply x (..., K) with gate and up (2I, K) and apply SwiGLU: (..., I), where `decline_gated` lets you."""
-    return multiply_gated(x, weight, _choose_here(x, weight, is_gated=True))
-
-
-def _choose_here(x: Tensor, weight: Tensor, is_gated: bool = False) -> Tiles:
+def choose_tiles_here(x: Tensor, weight: Tensor, is_gated: bool = False) -> Tiles:
+    """Choose tiles for these tensors on their own device."""
     (n, k), (_, num_sms, shared_bytes) = weight.shape, _measure_device(x.device)
     return choose_tiles(x.numel() // k, n, k, num_sms, shared_bytes, is_gated)
 
@@ -190,7 +77,7 @@ def _measure_device(device: torch.device) -> tuple[tuple[int, int], int, int]:
     """Return compute capability, multiprocessors, and the shared memory of a block in bytes."""
     found = torch.cuda.get_device_properties(device)
     capability = (found.major, found.minor)
-    return capability, found.multi_processor_count, _SHARED_KIB.get(capability, _LEAST_SHARED_KIB) << 10
+    return capability, found.multi_processor_count, _SHARED_KIB.get(capability, LEAST_SHARED_KIB) << 10
 
 
 @cache

@@ -1,0 +1,104 @@
+"""How a product of few rows with a large weight is cut: as it was measured, else by rule.
+
+The measured tiles are data in `kernels/tables`, written by `benchmarks/skinny.py`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+MAX_ROWS = 64
+K_MULTIPLE = 128  # every block_k that is chosen divides K
+LEAST_SHARED_KIB = 99  # 8.6, 8.9, 12.0, and whatever is unknown
+_TABLES = Path(__file__).parents[1] / "tables"
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How the kernel cuts a product: `block_n` weight rows by `block_k` columns at a time, K in `num_splits` shares.
+
+    Of a gated product's `block_n` rows every other one is gate's, the rest are up's.
+
+    `weight_first` multiplies weight by x instead of x by weight: on Hopper 64 weight rows then fill the wide matrix
+    instruction, which reads them from shared memory without a detour over registers.
+    """
+
+    block_n: int
+    block_k: int
+    num_splits: int
+    num_warps: int
+    num_stages: int
+    weight_first: bool = False
+
+    def count_shared_bytes(self, m: int) -> int:
+        """Return the shared memory of a program that multiplies `m` rows of two bytes an element."""
+        return self.num_stages * (self.block_n + pad_rows(m)) * self.block_k * 2
+
+
+@dataclass(frozen=True, slots=True)
+class TileTable:
+    """What was measured on one kind of device: (largest M, N, K) -> tiles, without and with SwiGLU in the product."""
+
+    plain: Mapping[tuple[int, int, int], Tiles]
+    gated: Mapping[tuple[int, int, int], Tiles]
+
+    def find(self, m: int, n: int, k: int, is_gated: bool) -> Tiles | None:
+        """Return the tiles of the fewest measured rows that hold `m`; None where nothing was measured."""
+        table = self.gated if is_gated else self.plain
+        rows = [largest for largest, *weight in table if largest >= m and weight == [n, k]]
+        return table[min(rows), n, k] if rows else None
+
+
+@cache
+def load_table(num_sms: int) -> TileTable:
+    """Read what was measured on devices of so many multiprocessors, or an empty table."""
+    path = _TABLES / f"products_{num_sms}sm.json"
+    data = json.loads(path.read_text("utf-8")) if path.exists() else {"plain": [], "gated": []}
+    plain, gated = ({_read_key(row): _read_tiles(row) for row in data[kind]} for kind in ("plain", "gated"))
+    return TileTable(plain, gated)
+
+
+def _read_key(row: Mapping[str, Any]) -> tuple[int, int, int]:
+    return row["rows"], row["n"], row["k"]
+
+
+def _read_tiles(row: Mapping[str, Any]) -> Tiles:
+    return Tiles(**{field.name: row[field.name] for field in fields(Tiles)})
+
+
+def pad_rows(m: int) -> int:
+    """Return the rows of x that the kernel multiplies: 16, 32 or 64."""
+    return 16 if m <= 16 else 32 if m <= 32 else 64
+
+
+@lru_cache(maxsize=4096)  # asked anew at every product that is launched by itself
+def choose_tiles(
+    m: int, n: int, k: int, num_sms: int, shared_bytes: int = LEAST_SHARED_KIB << 10, is_gated: bool = False
+) -> Tiles:
+    """Choose how to multiply x (m, k) with a weight (n, k): as measured, else by rule.
+
+    Args:
+        m: Rows of x, at most MAX_ROWS.
+        n: Rows of the weight, of gate and up together.
+        k: Columns of both, a multiple of K_MULTIPLE.
+        num_sms: Multiprocessors of the device.
+        shared_bytes: Shared memory that a program may use.
+        is_gated: Whether the product is that of `multiply_gated`.
+    """
+    measured = load_table(num_sms).find(m, n, k, is_gated)
+    if measured is not None and measured.count_shared_bytes(m) <= shared_bytes:
+        return measured
+    rows = pad_rows(m)
+    # A narrow tile reads x more often than it saves: x comes from L2 once a tile, so tiles are not below its rows.
+    widths = (128, 64) if rows == 64 else (64,) if rows == 32 else (64, 32)
+    block_n = next((width for width in widths if -(-n // width) >= num_sms), widths[-1])
+    block_k = 256 if block_n == 32 and k % 256 == 0 else 128
+    num_tiles, num_blocks = -(-n // block_n), k // block_k
+    splits = [count for count in (1, 2, 3, 4, 6, 8) if num_blocks % count == 0]
+    num_splits = next((count for count in splits if num_tiles * count >= num_sms), splits[-1])
+    # Two programs a multiprocessor: one computes its last block while the other loads.
+    num_stages = shared_bytes // 2 // ((block_n + rows) * block_k * 2)
+    return Tiles(block_n, block_k, num_splits, num_warps=4, num_stages=max(2, min(5, num_stages)))
