@@ -15,8 +15,9 @@ from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import ChatTemplateConfig, DeviceConfig, EngineConfig, resolve
 from tilewise.demo import model_folder
 from tilewise.engine.launch import Checkpoint, Engine
+from tilewise.inputs.request_builder import create_builder
 from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
-from tilewise.offline.pipeline import Pipeline, create_builder
+from tilewise.offline.pipeline import Pipeline
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -74,7 +75,7 @@ def make_pipeline() -> Iterator[MakePipeline]:
         resolved = resolve(EngineConfig.from_options(options), model, DeviceConfig("cpu"))
         client = ScriptedClient(script)
         checkpoint = Checkpoint(model_folder(), model)
-        builder = create_builder(checkpoint, template, **pictures)
+        builder = create_builder(checkpoint.folder, checkpoint.model, template, **pictures)
         pipelines.append(Pipeline(Engine(client, resolved), builder))
         return pipelines[-1], client
 

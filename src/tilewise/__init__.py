@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tilewise.config import ChatTemplateConfig, EngineConfig, PytorchEngineConfig, TurbomindEngineConfig
     from tilewise.errors import TilewiseError
-    from tilewise.offline.pipeline import Pipeline, Session, pipeline
+    from tilewise.offline.pipeline import Pipeline, pipeline
+    from tilewise.offline.session import Session
     from tilewise.types import GenerationConfig, Response
 
 __version__ = "0.1.0"

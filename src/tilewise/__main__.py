@@ -2,7 +2,7 @@
 
 import sys
 
-from tilewise.cli.main import main
-
 if __name__ == "__main__":
+    from tilewise.cli.main import main
+
     sys.exit(main())

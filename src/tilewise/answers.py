@@ -15,7 +15,6 @@ from tilewise.errors import EngineError
 from tilewise.inputs.request_builder import RequestBuilder
 from tilewise.inputs.text.boxes import parse_boxes
 from tilewise.inputs.text.detokenizer import Detokenizer
-from tilewise.serving.openai.tools import find_call_id
 from tilewise.types import Box, FinishReason, Request, Response, StepOutput, TokenLogprob, Usage
 
 RANDOM_NOTICE = (
@@ -48,7 +47,7 @@ class Answer:
         self._num_image_tokens = sum(span.end - span.start for span in request.spans)
         self._stop_token_ids = request.stop_token_ids
         self._generation = request.generation
-        self._call_id = find_call_id(request.generation, builder.tokenizer)
+        self._call_id = builder.find_call_id(request.generation)
         self._num_generated, self._num_shown, self._cached_tokens = 0, 0, 0
         self._is_withheld = builder.model.is_random
         self._notice = RANDOM_NOTICE

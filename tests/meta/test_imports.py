@@ -37,6 +37,7 @@ class Row:
 
 
 TORCH = ("torch", "triton")
+EVERYTHING = "*"
 GROUND = ("errors", "files", "config", "types", "child_process", "terminal", "demo")
 TEXT_AND_MEDIA_MAY = (*GROUND, "inputs.conversation")
 ROWS = (
@@ -83,10 +84,11 @@ ROWS = (
     ),
     Row(7, ("page.child",), only=GROUND, inside=("cli",), never=TORCH),
     # What `tilewise --help` imports is of rank 0; the rest comes with the command that needs it.
-    Row(8, ("cli",), only=(*GROUND, ""), inside=("",)),
-    # These two are imported by commands inside functions.
-    Row(8, ("cli.chat", "cli.remote"), never=TORCH),
-    Row(8, ("__main__", ""), inside=("",), never=TORCH),
+    Row(8, ("cli",), only=(*GROUND, ""), inside=(EVERYTHING,)),
+    # What commands import inside functions.
+    Row(8, ("cli.chat", "cli.remote", "cli.plan"), beside=("cli.remote", "cli.flags"), never=TORCH),
+    Row(8, ("__main__",), beside=("cli",)),
+    Row(8, ("",), inside=(EVERYTHING,), never=TORCH),
 )
 # Their __init__ names what the room offers; of every other room it is a docstring alone.
 WITH_NAMES = {"config", "types", "kernels", "quant", "demo", "checkpoint.hf_config", "model.families", ""}
@@ -149,18 +151,18 @@ def find_offence(name: str, row: Row, found: Import) -> str | None:
     own_rooms = tuple(room for room in row.rooms if is_below(name, (room,)))
     if is_below(target, own_rooms):
         return None
-    if found.is_inside and (row.inside == ("",) or is_below(target, row.inside)):
+    if found.is_inside and (EVERYTHING in row.inside or is_below(target, row.inside)):
         return None
     if row.only is not None:
         return None if is_below(target, row.only) else f"may not import tilewise.{target}"
     target_row = find_row(target)
     if target_row is None:
         return f"imports tilewise.{target}, which no row names"
+    if target_row.rank >= row.rank and target != "" and not is_below(target, row.beside):
+        return f"is of rank {row.rank} and may not import tilewise.{target}, of rank {target_row.rank}"
     if target_row.has_torch and not row.has_torch and not found.is_inside:
         return f"may import tilewise.{target}, which imports torch, inside a function only"
-    if target_row.rank < row.rank or target == "" or is_below(target, row.beside):
-        return None
-    return f"is of rank {row.rank} and may not import tilewise.{target}, of rank {target_row.rank}"
+    return None
 
 
 def source_files() -> list[Path]:
@@ -238,4 +240,5 @@ def test_a_fresh_interpreter_imports_it_without_torch(module: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env={"PYTHONPATH": str(SOURCE)}, check=True
     )
-    assert not done.stdout.split(), done.stdout
+    allowed = {"rich"} if module == "tilewise.client" else set[str]()  # httpx looks for it
+    assert set(done.stdout.split()) <= allowed, done.stdout

@@ -22,8 +22,9 @@ import httpx  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from tilewise.cli import main as cli  # noqa: E402
-from tilewise.page.app import Page, create_page, launch_page, read_turns  # noqa: E402
+from tilewise.page.app import Page, create_page, launch_page  # noqa: E402
 from tilewise.page.frame import FramedApp  # noqa: E402
+from tilewise.page.turns import read_turns  # noqa: E402
 
 # Of gradio itself.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

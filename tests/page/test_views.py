@@ -16,7 +16,7 @@ from PIL import Image
 from tests.serving.openai.openai_double import USAGE, Double
 from tilewise.demo import picture_path
 from tilewise.inputs.media.tiling import count_tiles
-from tilewise.page import views
+from tilewise.page import snippets, views
 from tilewise.types import TilingParameters
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -90,7 +90,7 @@ def check_sent(sent: dict[str, Any], body: dict[str, Any]) -> None:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not here")
 def test_the_curl_command_asks_the_same_and_runs_nothing_else(tmp_path: Path, body: dict[str, Any]) -> None:
     with Double() as double:
-        script = views.write_curl(double.url, body)
+        script = snippets.write_curl(double.url, body)
         environment = {**os.environ, "API_KEY": "secret", "NO_PROXY": "*"}
         done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, env=environment, timeout=60)
     assert b"The answer is 42." in done.stdout, done.stderr
@@ -103,7 +103,7 @@ def test_the_sdk_code_asks_the_same(tmp_path: Path, body: dict[str, Any]) -> Non
     pytest.importorskip("openai")
     with Double() as double:
         environment = {**os.environ, "API_KEY": "secret", "NO_PROXY": "*"}
-        code = [sys.executable, "-c", views.write_sdk(double.url, body)]
+        code = [sys.executable, "-c", snippets.write_sdk(double.url, body)]
         done = subprocess.run(code, cwd=tmp_path, capture_output=True, env=environment, timeout=60)
     assert done.stdout == b"The answer is 42.\n", done.stderr
     check_sent(double.bodies[0], body)
@@ -111,7 +111,7 @@ def test_the_sdk_code_asks_the_same(tmp_path: Path, body: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("temperature", [0, 0.7])
 def test_the_pipelines_code_runs(tmp_path: Path, body: dict[str, Any], temperature: float) -> None:
-    code = views.write_pipeline(None, {**body, "temperature": temperature})
+    code = snippets.write_pipeline(None, {**body, "temperature": temperature})
     assert f"do_sample={temperature > 0}" in code
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code]

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
-from tilewise.serving.http.gateway import Door
+from tilewise.serving.http.gateway import Gateway
 from tilewise.serving.http.hosts import is_cross_origin, is_rebound
 
 OURS = ("localhost", "LOCALHOST:80", "127.0.0.1:23333", "[::1]:23333", "192.168.1.5", "a.localhost", "my-machine:1")
@@ -49,7 +49,7 @@ def test_a_page_of_another_host_or_port_is_another_origin(origin: str) -> None:
 
 @pytest.mark.parametrize(("keys", "is_open"), [((), False), (("k",), True)])
 def test_without_keys_an_api_on_loopback_answers_no_name_of_strangers(keys: tuple[str, ...], is_open: bool) -> None:
-    door = Door(PlainTextResponse("in"), keys)
+    door = Gateway(PlainTextResponse("in"), keys)
 
     async def ask(path: str, host: str) -> httpx.Response:
         transport = httpx.ASGITransport(door)

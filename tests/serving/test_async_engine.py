@@ -19,9 +19,9 @@ from tilewise.errors import CapacityError, EngineError, InputError, QueueFullErr
 from tilewise.inputs import request_builder as building
 from tilewise.inputs.conversation import parse_prompt
 from tilewise.inputs.media.fetch import check_wanted
-from tilewise.inputs.request_builder import RequestBuilder
-from tilewise.offline.pipeline import create_builder
-from tilewise.serving.async_engine import AsyncEngine, Stream
+from tilewise.inputs.request_builder import RequestBuilder, create_builder
+from tilewise.serving.async_engine import AsyncEngine
+from tilewise.serving.stream import Stream
 from tilewise.types import FinishReason, GenerationConfig, Request, StepOutput
 
 MakeEngine = Callable[..., tuple[AsyncEngine, ScriptedClient]]
@@ -40,7 +40,7 @@ def make_engine() -> Iterator[MakeEngine]:
         config = EngineConfig(max_batch_size=max_batch_size)
         client, checkpoint = ScriptedClient(script), Checkpoint(model_folder(), model)
         engine = Engine(client, resolve(config, model, DeviceConfig("cpu")))
-        builder = create_builder(checkpoint)
+        builder = create_builder(checkpoint.folder, checkpoint.model)
         engines.append(AsyncEngine(builder, max_queued=max_queued, max_pixel_bytes=max_pixel_bytes))
         engines[-1].attach(engine)
         return engines[-1], client

@@ -16,7 +16,8 @@ from tilewise.cli import main as cli
 from tilewise.cli.flags import SERVER_HELP
 from tilewise.errors import ConfigError
 from tilewise.serving.config import ServerConfig
-from tilewise.serving.server import LineFormatter, bind
+from tilewise.serving.log import LineFormatter
+from tilewise.serving.server import bind
 
 
 def test_every_server_option_has_a_flag() -> None:

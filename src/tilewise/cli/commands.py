@@ -13,10 +13,8 @@ import msgspec
 
 from tilewise import __version__
 from tilewise.cli.flags import ENGINE_HELP, GENERATION_HELP, PICTURE_HELP, SERVER_HELP, given_flags, to_argv
-from tilewise.cli.plan import run_plan as run_plan
 from tilewise.config import ChatTemplateConfig, EngineConfig
 from tilewise.errors import ConfigError, InputError
-from tilewise.serving.config import ServerConfig
 from tilewise.terminal import UNPRINTABLE
 from tilewise.types import GenerationConfig, Response
 
@@ -30,6 +28,13 @@ _PACKAGES = (
     *("gradio", "fastapi", "ray", "modelscope"),
 )
 _GIB = 1 << 30
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    """Print what a model takes on a GPU, and what makes it fit."""
+    from tilewise.cli.plan import print_plan
+
+    print_plan(args)
 
 
 def run_generate(args: argparse.Namespace) -> None:
@@ -118,7 +123,8 @@ def run_chat(args: argparse.Namespace) -> None:
     generation = _read_generation(args)
     config = EngineConfig.from_options(given_flags(args, ENGINE_HELP))
 
-    from tilewise.cli.chat import Chat, RemotePipeline
+    from tilewise.cli.chat import Chat
+    from tilewise.cli.remote import RemotePipeline
 
     if _is_remote(args):
         from tilewise.client import APIClient
@@ -131,6 +137,7 @@ def run_chat(args: argparse.Namespace) -> None:
 
 def run_serve_api_server(args: argparse.Namespace) -> None:
     """Serve the HTTP API until told to end."""
+    from tilewise.serving.config import ServerConfig
     from tilewise.serving.server import run_server
 
     server = ServerConfig(**given_flags(args, SERVER_HELP))

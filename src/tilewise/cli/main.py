@@ -16,7 +16,6 @@ from tilewise import __version__
 from tilewise.cli.flags import ENGINE_HELP, GENERATION_HELP, PICTURE_HELP, SERVER_HELP, add_flags
 from tilewise.config import EngineConfig
 from tilewise.errors import EngineError, TilewiseError
-from tilewise.serving.config import ServerConfig
 from tilewise.types import GenerationConfig
 
 # A conversation goes on from one answer, and shows its text alone.
@@ -91,6 +90,8 @@ def create_parser() -> argparse.ArgumentParser:
 
 
 def _add_serve(serve: argparse.ArgumentParser) -> None:
+    from tilewise.serving.config import ServerConfig
+
     fronts = serve.add_subparsers(dest="front", metavar="FRONT", title="front ends")
     api_server = fronts.add_parser(
         "api_server",

@@ -31,7 +31,7 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-def run_plan(args: argparse.Namespace) -> None:
+def print_plan(args: argparse.Namespace) -> None:
     """Print the plan; one that needs other settings says which, and one that cannot fit ends with status 2.
 
     Raises:

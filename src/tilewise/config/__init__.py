@@ -11,6 +11,7 @@ from tilewise.config.engine import (
     PytorchEngineConfig,
     TurbomindEngineConfig,
     check_fields,
+    read_log_level,
 )
 from tilewise.config.model import DTYPE_BYTES, DecoderConfig, ModelConfig, NormType, RopeScaling, VisionConfig
 from tilewise.config.resolve import MIB, DeviceConfig, GraphSizes, ResolvedConfig, resolve
@@ -32,5 +33,6 @@ __all__ = [
     "TurbomindEngineConfig",
     "VisionConfig",
     "check_fields",
+    "read_log_level",
     "resolve",
 ]

@@ -1,6 +1,7 @@
 """How a user wants an engine to run: `EngineConfig` and `ChatTemplateConfig`, with LMDeploy's field names."""
 
 import difflib
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -139,3 +140,16 @@ class ChatTemplateConfig:
     def __post_init__(self) -> None:
         """Refuse what is no text; the words are checked with the profile."""
         check_fields(self, {"model_name": _OPTIONAL_TEXT, "meta_instruction": _OPTIONAL_TEXT})
+
+
+def read_log_level(level: object) -> int:
+    """The number of a level of `logging` by its name.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    known = logging.getLevelNamesMapping()
+    if not isinstance(level, str) or level.upper() not in known:
+        text = f"log_level={level!r:.80} is unknown; choose DEBUG, INFO, WARNING or ERROR."
+        raise ConfigError(text, param="log_level")
+    return known[level.upper()]

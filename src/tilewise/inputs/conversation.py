@@ -3,7 +3,6 @@
 Nothing is fetched, decoded or tokenised here. A key, type or role that is not honoured is refused by name.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -42,11 +41,6 @@ class ToolCall:
     id: str
     name: str
     arguments: str
-
-    @property
-    def text(self) -> str:
-        """The call as the model writes it."""
-        return f'{{"name": {json.dumps(self.name, ensure_ascii=False)}, "parameters": {self.arguments}}}'
 
 
 Part = str | ImagePart | ToolCall

@@ -6,8 +6,10 @@ fetched or decoded. Slots are placed by structure: no text adds or removes one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
 
-from tilewise.config import ModelConfig
+from tilewise.config import ChatTemplateConfig, ModelConfig
 from tilewise.errors import CheckpointError, InputError, PromptTooLongError
 from tilewise.inputs.conversation import ImagePart, Message
 from tilewise.inputs.media.fetch_context import check_wanted
@@ -15,8 +17,9 @@ from tilewise.inputs.media.policy import ImagePolicy
 from tilewise.inputs.media.sources import prepare_image
 from tilewise.inputs.text.detokenizer import Detokenizer
 from tilewise.inputs.text.grammar import check_format
-from tilewise.inputs.text.profiles import ImageSlot, PromptProfile, Segment, Special, render
-from tilewise.inputs.text.tokenizer import Tokenizer
+from tilewise.inputs.text.profiles import ImageSlot, PromptProfile, Segment, Special, choose_profile, render
+from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
+from tilewise.inputs.text.tool_syntax import internlm2
 from tilewise.types import GenerationConfig, ImageSpan, PreparedImage, Request, TilingParameters
 
 IMAGE_CONTEXT = "<IMG_CONTEXT>"
@@ -76,6 +79,10 @@ class RequestBuilder:
         profile_words = () if generation.ignore_eos else self.profile.stop_words
         words = [word for word in (*generation.stop_words, *profile_words) if word not in self.tokenizer.special_tokens]
         return Detokenizer(self.tokenizer, skip_special_tokens=generation.skip_special_tokens, stop_words=words)
+
+    def find_call_id(self, generation: GenerationConfig) -> int | None:
+        """The special token that opens a call of a tool, where the answer may hold one."""
+        return internlm2.find_call_id(generation, self.tokenizer)
 
     def _encode(self, segment: Segment) -> list[int]:
         if isinstance(segment, str):
@@ -169,3 +176,32 @@ class RequestBuilder:
             f"(--session-len), {fewer_tiles}or shorten the conversation.",
             param="messages",
         )
+
+
+def create_builder(
+    folder: Path,
+    model: ModelConfig,
+    chat_template: ChatTemplateConfig | None = None,
+    *,
+    max_dynamic_patch: int | None = None,
+    min_dynamic_patch: int | None = None,
+    allowed_media_hosts: Sequence[str] = (),
+) -> RequestBuilder:
+    """Load what turns prompts into requests, before any weight is read; the options are `pipeline`'s.
+
+    Raises:
+        ConfigError: a setting is not available.
+        InputError: no picture can have that many tiles.
+        CheckpointError: the tokenizer is missing or does not fit the model.
+    """
+    tiling = TilingParameters(
+        max_tiles=model.max_dynamic_patch if max_dynamic_patch is None else max_dynamic_patch,
+        use_thumbnail=model.use_thumbnail,
+        tile_size=model.vision.image_size,
+    )
+    if min_dynamic_patch is None:  # whoever lowers only the most must not meet the checkpoint's least above it
+        min_dynamic_patch = min(model.min_dynamic_patch, tiling.max_tiles)
+    tokenizer, profile = load_tokenizer(folder), choose_profile(model, chat_template)
+    policy = ImagePolicy(allowed_media_hosts=cast(tuple[str, ...], allowed_media_hosts))
+    tiling = replace(tiling, min_tiles=min_dynamic_patch)
+    return RequestBuilder(model, model.decoder.max_position_embeddings, tokenizer, profile, policy, tiling)

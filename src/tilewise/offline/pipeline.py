@@ -13,16 +13,14 @@ from dataclasses import replace
 from typing import Any, cast
 
 from tilewise.answers import Answer, Job, create_jobs, follow
-from tilewise.config import ChatTemplateConfig, EngineConfig
-from tilewise.engine.launch import Checkpoint, Engine, find_checkpoint, launch_engine
+from tilewise.config import ChatTemplateConfig, EngineConfig, read_log_level
+from tilewise.engine.launch import Engine, find_checkpoint, launch_engine
 from tilewise.errors import ConfigError, EngineError, InputError, TilewiseError
 from tilewise.inputs.conversation import Message, is_message_list, parse_prompt
-from tilewise.inputs.media.policy import ImagePolicy
-from tilewise.inputs.request_builder import RequestBuilder
-from tilewise.inputs.text.profiles import choose_profile
-from tilewise.inputs.text.tokenizer import load_tokenizer
+from tilewise.inputs.request_builder import RequestBuilder, create_builder
 from tilewise.offline.progress import show_progress
-from tilewise.types import FinishReason, GenerationConfig, Response, TilingParameters
+from tilewise.offline.session import Session
+from tilewise.types import FinishReason, GenerationConfig, Response
 
 Generations = GenerationConfig | Sequence[GenerationConfig] | None
 Groups = list[list[Answer]]
@@ -71,38 +69,15 @@ def pipeline(
             )
         template = replace(template, model_name=model_name)
     checkpoint = find_checkpoint(None if model_path is None else os.fspath(model_path), config)
-    tiles = {"max_dynamic_patch": max_dynamic_patch, "min_dynamic_patch": min_dynamic_patch}
-    builder = create_builder(checkpoint, template, **tiles, allowed_media_hosts=allowed_media_hosts)
-    return Pipeline(launch_engine(checkpoint, config), builder)
-
-
-def create_builder(
-    checkpoint: Checkpoint,
-    chat_template: ChatTemplateConfig | None = None,
-    *,
-    max_dynamic_patch: int | None = None,
-    min_dynamic_patch: int | None = None,
-    allowed_media_hosts: Sequence[str] = (),
-) -> RequestBuilder:
-    """Load what turns prompts into requests, before any weight is read; the options are `pipeline`'s.
-
-    Raises:
-        ConfigError: a setting is not available.
-        InputError: no picture can have that many tiles.
-        CheckpointError: the tokenizer is missing or does not fit the model.
-    """
-    model = checkpoint.model
-    tiling = TilingParameters(
-        max_tiles=model.max_dynamic_patch if max_dynamic_patch is None else max_dynamic_patch,
-        use_thumbnail=model.use_thumbnail,
-        tile_size=model.vision.image_size,
+    builder = create_builder(
+        checkpoint.folder,
+        checkpoint.model,
+        template,
+        max_dynamic_patch=max_dynamic_patch,
+        min_dynamic_patch=min_dynamic_patch,
+        allowed_media_hosts=allowed_media_hosts,
     )
-    if min_dynamic_patch is None:  # whoever lowers only the most must not meet the checkpoint's least above it
-        min_dynamic_patch = min(model.min_dynamic_patch, tiling.max_tiles)
-    tokenizer, profile = load_tokenizer(checkpoint.folder), choose_profile(model, chat_template)
-    policy = ImagePolicy(allowed_media_hosts=cast(tuple[str, ...], allowed_media_hosts))
-    tiling = replace(tiling, min_tiles=min_dynamic_patch)
-    return RequestBuilder(model, model.decoder.max_position_embeddings, tokenizer, profile, policy, tiling)
+    return Pipeline(launch_engine(checkpoint, config), builder)
 
 
 def _check_type(
@@ -111,42 +86,6 @@ def _check_type(
     """Refuse what is neither None nor of a `kind`."""
     if value is not None and not isinstance(value, kind):
         raise error(f"{name}={value!r:.80} must be {wanted}.", param=name)
-
-
-def read_log_level(level: object) -> int:
-    """The number of a level of `logging` by its name.
-
-    Raises:
-        ConfigError: there is none of this name.
-    """
-    known = logging.getLevelNamesMapping()
-    if not isinstance(level, str) or level.upper() not in known:
-        text = f"log_level={level!r:.80} is unknown; choose DEBUG, INFO, WARNING or ERROR."
-        raise ConfigError(text, param="log_level")
-    return known[level.upper()]
-
-
-class Session(AbstractContextManager["Session"]):
-    """A conversation held by `Pipeline.chat`: `response` is the last answer, `history` all (prompt, text) pairs."""
-
-    def __init__(self) -> None:
-        """Start an empty conversation."""
-        self.response: Response | None = None
-        self.history: list[tuple[Any, str]] = []
-        self.messages: tuple[Message, ...] = ()
-
-    def add_turn(self, prompt: Any, messages: tuple[Message, ...], response: Response, own_text: str) -> None:
-        """Go on from what the model said to `messages`, of which `prompt` is the last turn."""
-        self.response = response
-        self.history.append((prompt, response.text))
-        self.messages = (*messages, Message("assistant", (own_text,)))
-
-    def close(self) -> None:
-        """Forget the conversation and its pictures."""
-        self.response, self.history, self.messages = None, [], ()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Pipeline(AbstractContextManager["Pipeline"]):

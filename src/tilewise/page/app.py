@@ -1,6 +1,6 @@
 """The chat page: an HTTP client of the API with a face.
 
-Owns the page's layout, what it asks the API and how it tells failures; what it shows is made in `page_views`, and
+Owns the page's layout, what it asks the API and how it tells failures; what it shows is made in `views`, and
 no model is loaded here. Pictures are read where the page itself stored them, and nothing is asked of other hosts.
 """
 
@@ -29,6 +29,8 @@ from tilewise.inputs.media.policy import ImagePolicy
 from tilewise.inputs.media.sources import load_image
 from tilewise.page import views
 from tilewise.page.frame import SHARED_HOSTS, FramedApp
+from tilewise.page.snippets import write_curl, write_pipeline, write_sdk
+from tilewise.page.turns import FAILED, Turn, as_list, read_turns
 from tilewise.types import TilingParameters
 
 _FOLDER = Path(__file__).parent
@@ -39,12 +41,9 @@ _QUESTIONS = (
     "请找出紫色心形，并用框标出来。",
     "Find the yellow cross and mark it with a box.",
 )
-# On what went wrong, which is no part of the conversation; in metadata, where no answer can write.
-_FAILED = {"id": "failed"}
 _MAX_TILES = 12
 _PULSE_S = 1.0
 _CODE = ("curl", "openai", "tilewise")
-Turn = Mapping[str, Any]
 
 
 class _Failure(str):
@@ -68,14 +67,10 @@ class _Chat(gr.ChatInterface):
     def _message_as_message_dict(self, message: Any, role: Any) -> Any:
         if isinstance(message, _Failure):
             said = [{"role": role, "content": message.said}] if message.said else []
-            return [*said, {"role": role, "content": message.reason, "metadata": _FAILED}]
+            return [*said, {"role": role, "content": message.reason, "metadata": FAILED}]
         turns = cast(list[Any], super()._message_as_message_dict(message, role))  # pyright: ignore[reportUnknownMemberType]
         parts = [(turn, turn["content"]) for turn in turns]
-        return [{**turn, "content": part} for turn, all_of in parts for part in _as_list(all_of)]
-
-
-def _as_list(content: Any) -> list[Any]:
-    return cast(list[Any], content) if isinstance(content, list) else [content]
+        return [{**turn, "content": part} for turn, all_of in parts for part in as_list(all_of)]
 
 
 class Page:
@@ -140,7 +135,7 @@ class Page:
             tokens_per_tile = cut.get("tokens_per_tile", 256)
             tiles, last = await asyncio.to_thread(self._show_tiles, body["messages"], tiling, tokens_per_tile)
             url = self._code_url
-            code = (views.write_curl(url, body), views.write_sdk(url, body), views.write_pipeline(self._model, body))
+            code = (write_curl(url, body), write_sdk(url, body), write_pipeline(self._model, body))
             look = views.panel(tiles)
             yield "", look, *code
             async for text, seen in self._follow(body):
@@ -213,42 +208,6 @@ async def _pulse(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator
             asked.cancel()
             await asyncio.wait((asked,))
         await chunks.aclose()
-
-
-def read_turns(
-    history: Sequence[Turn], message: Turn | str, system: str = "", max_tiles: int | None = None
-) -> list[dict[str, Any]]:
-    """The history that gradio keeps, and the new message, as the API's: paths for pictures, before their text.
-
-    A question that got no answer, because it failed or was stopped at once, is left out.
-    """
-    cut = {} if max_tiles is None else {"max_dynamic_patch": max_tiles}
-    new = {"text": message} if isinstance(message, str) else message
-    files = [{"path": file} if isinstance(file, str) else file for file in new.get("files") or ()]
-    turns: list[dict[str, Any]] = [{"role": "system", "content": system}] if system.strip() else []
-    paths: list[str] = []
-    texts: list[str] = []
-    for turn in (*history, {"role": "user", "content": [*files, new.get("text") or ""]}, {"role": "assistant"}):
-        if turn["role"] == "assistant":
-            said = "".join(_read_text(item) for item in _as_list(turn.get("content", "")))
-            metadata = cast(dict[str, Any], turn.get("metadata") or {})
-            answer = "" if metadata.get("id") == _FAILED["id"] else said
-            pictures = [{"type": "image_url", "image_url": {"url": path, **cut}} for path in paths]
-            question = [*pictures, *({"type": "text", "text": text} for text in texts if text)]
-            if answer or "content" not in turn:
-                turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-            paths, texts = [], []
-            continue
-        for item in _as_list(turn["content"]):
-            if isinstance(item, str) or item.get("type") == "text":
-                texts.append(_read_text(item))
-            else:
-                paths.append((item.get("file") or item)["path"])
-    return turns[:-1]
-
-
-def _read_text(item: Any) -> str:
-    return item if isinstance(item, str) else item.get("text", "")
 
 
 def create_page(client: APIClient, *, model: str | None = None, code_url: str | None = None) -> gr.Blocks:

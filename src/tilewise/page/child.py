@@ -10,8 +10,6 @@ import shutil
 import sys
 import threading
 
-from tilewise.cli import main as cli
-
 _POLL_S = 0.25
 
 
@@ -23,6 +21,12 @@ def _end_with_page(page_id: int) -> None:
     os._exit(1)
 
 
+def _run_command_line() -> int:
+    from tilewise.cli.main import main
+
+    return main()
+
+
 if __name__ == "__main__":
     threading.Thread(target=_end_with_page, args=(os.getppid(),), name="tilewise-page-watch", daemon=True).start()
-    sys.exit(cli.main())
+    sys.exit(_run_command_line())

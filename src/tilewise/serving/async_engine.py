@@ -1,30 +1,28 @@
 """An engine for an event loop: from messages to streams of answers, with a bounded queue.
 
-Requests are built on threads, those with pictures on threads of their own: text waits for no picture's host. What the
-engine says is detokenised on the loop, all of a step at one wake-up: done on the engine's thread, the two threads take
-the interpreter from each other at every piece. What is admitted is counted until its end, whoever leaves meanwhile:
-opened and ended become equal once all is quiet.
+Requests are built on threads, those with pictures on threads of their own: text waits for no picture's host. What is
+admitted is counted until its end, whoever leaves meanwhile: opened and ended become equal once all is quiet. What the
+engine says comes back through `stream`.
 """
 
 import asyncio
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from tilewise.answers import Answer, create_jobs
+from tilewise.answers import create_jobs
 from tilewise.engine.launch import Engine
-from tilewise.errors import CapacityError, EngineError, InputError, QueueFullError, TilewiseError
+from tilewise.errors import CapacityError, InputError, QueueFullError
 from tilewise.inputs.conversation import Message
 from tilewise.inputs.media.fetch_context import on_errand
 from tilewise.inputs.request_builder import RequestBuilder
 from tilewise.serving.metrics import Metrics
+from tilewise.serving.stream import Mailbox, Stream, StreamedChoice
 from tilewise.serving.threads import DaemonThreads
-from tilewise.types import FinishReason, GenerationConfig, Request, Response, StepOutput
+from tilewise.types import GenerationConfig, Request
 
 logger = logging.getLogger(__name__)
 
@@ -35,116 +33,10 @@ _MAX_PIXEL_BYTES = 4 << 30
 _STALE_HEARTBEAT_S = 10.0
 
 T = TypeVar("T")
-Piece = tuple[int, Response | TilewiseError]
-
-
-class Stream(AbstractContextManager["Stream"]):
-    """The choices of one request as they grow; close it, or use it in `with`. For one reader, on the loop.
-
-    Pieces wait for their reader, or the reader for them, without asyncio's queue, which costs twice as much a piece.
-    """
-
-    def __init__(self, engine: "AsyncEngine", num_choices: int) -> None:
-        """Made by `AsyncEngine.open`."""
-        self.opened_at = time.perf_counter()
-        self.is_closed = False
-        self.request_ids: list[str] = []
-        self.num_open, self.num_unsubmitted, self.num_pixel_bytes = num_choices, num_choices, 0
-        self._engine, self._num_left = engine, num_choices
-        self._waiting: deque[Piece] = deque()
-        self._reader: asyncio.Future[None] | None = None
-
-    @property
-    def is_read(self) -> bool:
-        """The reader has all there is."""
-        return not self._waiting
-
-    def put(self, piece: Piece) -> None:
-        """Add a piece, on the reader's loop."""
-        self._waiting.append(piece)
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
-
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Response]]:
-        """Yield (choice, piece) until every choice had its last one, which has a `finish_reason`.
-
-        Raises:
-            EngineError: the engine failed on this request, or is gone.
-            CapacityError: the server ends, and the answer with it.
-        """
-        while self._num_left:
-            while not self._waiting:
-                self._reader = asyncio.get_running_loop().create_future()
-                await self._reader
-            index, piece = self._waiting.popleft()
-            if isinstance(piece, TilewiseError):
-                raise piece
-            if piece.finish_reason == FinishReason.ABORT:
-                raise CapacityError("The server is shutting down and could not finish the answer; ask again.")
-            self._num_left -= piece.finish_reason is not None
-            yield index, piece
-
-    def close(self) -> None:
-        """Abort what still runs; what is still being built is not started."""
-        self.is_closed = True
-        if self._num_left:
-            self._engine.abort(self.request_ids)
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class _Choice:
-    """One answer of a stream."""
-
-    def __init__(self, engine: "AsyncEngine", stream: Stream, index: int, answer: Answer) -> None:
-        self._engine, self._stream, self._index, self._answer = engine, stream, index, answer
-        self._last_at: float | None = None
-
-    def take(self, output: StepOutput) -> None:
-        """Hand what a step added to the loop, from the engine's thread."""
-        if output.finish_reason is not None:  # room is given back before a reader can ask for it
-            self._engine.end(self._stream, 1)
-        self._engine.post(self, output)
-
-    def read(self, output: StepOutput) -> None:
-        """Pass it on as text; an answer that met a stop word is over, though the engine may say more."""
-        answer = self._answer
-        was_over = answer.finish_reason is not None
-        piece = None if was_over else self._read(output)
-        if output.finish_reason is not None:
-            self._count(answer.finish_reason or output.finish_reason)
-        elif answer.finish_reason is not None and not was_over:
-            self._engine.abort([answer.request_id])
-        if piece is not None:
-            self._stream.put((self._index, piece))
-
-    def _read(self, output: StepOutput) -> Response | TilewiseError:
-        answer, now, metrics = self._answer, time.perf_counter(), self._engine.metrics
-        if output.token_ids:
-            if self._last_at is None:
-                metrics.first_token_s.observe(now - self._stream.opened_at)
-            else:
-                metrics.inter_token_s.observe(now - self._last_at)
-            self._last_at = now
-        try:
-            return answer.step_response(answer.push(output))
-        except TilewiseError as error:
-            return error
-        except Exception:
-            logger.exception("an answer failed")
-            return EngineError("The answer could not be read; the server's log says why.")
-
-    def _count(self, reason: FinishReason) -> None:
-        metrics, usage = self._engine.metrics, self._answer.usage
-        metrics.count_finished(reason.value)
-        metrics.request_s.observe(time.perf_counter() - self._stream.opened_at)
-        metrics.prompt_tokens.inc(usage.prompt_tokens)
-        metrics.generation_tokens.inc(usage.completion_tokens)
 
 
 class AsyncEngine:
-    """The door to an engine for one event loop. While there is no engine yet, requests are told to come back."""
+    """An engine as one event loop sees it. While there is no engine yet, requests are told to come back."""
 
     def __init__(
         self,
@@ -163,14 +55,12 @@ class AsyncEngine:
         self.is_draining = False
         self.num_open = 0
         self.metrics = Metrics(model_name, self.stats)
+        self.mailbox = Mailbox()
         self._max_open, self._max_pixel_bytes, self._num_pixel_bytes = max_queued, max_pixel_bytes, 0
         self._lock = threading.Lock()
         self._text_threads = DaemonThreads(_NUM_BUILDERS, "tilewise-build")
         self._picture_threads = DaemonThreads(_NUM_PICTURE_BUILDERS, "tilewise-pictures")
         self._preparing: set[asyncio.Future[Any]] = set()
-        self._posted: deque[tuple[_Choice, StepOutput]] = deque()
-        self._is_woken = False
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def attach(self, engine: Engine) -> None:
         """Take requests from now on; `close` ends the engine."""
@@ -222,8 +112,7 @@ class AsyncEngine:
 
     async def _run(self, stream: Stream, messages: tuple[Message, ...], work: Callable[[], T]) -> T:
         """Count a stream as open and do its work on a thread; whatever is not submitted there ends with it."""
-        if self._loop is not (loop := asyncio.get_running_loop()):
-            self._loop, self._is_woken = loop, False
+        self.mailbox.bind(asyncio.get_running_loop())
         num_choices, limits = stream.num_open, self.builder.policy.limits
         with self._lock:
             self.num_open += num_choices
@@ -330,22 +219,6 @@ class AsyncEngine:
                 stream.num_pixel_bytes = 0
         self.metrics.ended.inc(num_choices)
 
-    def post(self, choice: _Choice, output: StepOutput) -> None:
-        """Hand an output to the loop, from the engine's thread; it is woken once for many."""
-        self._posted.append((choice, output))
-        if not self._is_woken and self._loop is not None:
-            self._is_woken = True
-            try:
-                self._loop.call_soon_threadsafe(self._read)
-            except RuntimeError:  # the loop has ended, and with it whoever would read
-                self._posted.clear()
-
-    def _read(self) -> None:
-        self._is_woken = False  # NOTE: first, so that what is posted from here on wakes the loop again
-        while self._posted:
-            choice, output = self._posted.popleft()
-            choice.read(output)
-
     def _start(self, stream: Stream, builder: RequestBuilder, build: Callable[[], Request]) -> None:
         """Build and submit, on a thread."""
         assert self.engine is not None
@@ -353,7 +226,7 @@ class AsyncEngine:
             request = build()
             self._hold_pixels(stream, request)
             jobs = create_jobs(request, builder)
-            takers = [_Choice(self, stream, index, answer).take for index, (_, answer) in enumerate(jobs)]
+            takers = [StreamedChoice(self, stream, index, answer).take for index, (_, answer) in enumerate(jobs)]
             (first, on_output), *more = [(own, take) for (own, _), take in zip(jobs, takers, strict=True)]
             if not stream.is_closed:
                 stream.request_ids += [own.request_id for own, _ in jobs]

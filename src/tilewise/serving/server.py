@@ -8,10 +8,8 @@ server ends with status 1, once clients are told, so that whoever watches it can
 import asyncio
 import contextlib
 import ipaddress
-import json
 import logging
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +21,8 @@ from tilewise.demo import model_folder
 from tilewise.engine.launch import Checkpoint, Engine, find_checkpoint, launch_engine
 from tilewise.errors import ConfigError, EngineError
 from tilewise.serving.config import ServerConfig
+from tilewise.serving.log import set_up_logging
 from tilewise.serving.threads import DaemonThreads
-from tilewise.terminal import UNPRINTABLE
 
 if TYPE_CHECKING:
     import uvicorn
@@ -63,15 +61,16 @@ def run_server(
         from tilewise.serving.openai.app import create_app
     except ImportError as error:
         raise ConfigError(f"{error.name} is not installed; pip install 'tilewise[server]'.") from None
+    from tilewise.config import read_log_level
     from tilewise.inputs.media.policy import ImagePolicy
-    from tilewise.offline.pipeline import create_builder, read_log_level
-    from tilewise.serving.http.routes import Service
+    from tilewise.inputs.request_builder import create_builder
+    from tilewise.serving.service import Service
 
-    _set_up_logging(read_log_level(log_level), server.log_format)
+    set_up_logging(read_log_level(log_level), server.log_format)
     keys = server.read_keys()
     protocol = create_protocol(server.max_connections, server.create_tls())
     checkpoint = find_checkpoint(model, config)
-    builder = create_builder(checkpoint, chat_template, **pictures)
+    builder = create_builder(checkpoint.folder, checkpoint.model, chat_template, **pictures)
     hosts = builder.policy.allowed_media_hosts
     policy = ImagePolicy(allowed_media_hosts=hosts, allowed_local_media_path=server.allowed_local_media_path)
     is_demo = checkpoint.folder.resolve() == model_folder().resolve()
@@ -197,34 +196,3 @@ def _tell_address(server: ServerConfig, listener: socket.socket, name: str, *, h
             host,
         )
     logger.info("serving %s at %s://%s:%d/v1", name, scheme, shown, port)
-
-
-class LineFormatter(logging.Formatter):
-    """One line a record, whatever a message holds; the facts of an access line as fields of their own.
-
-    For people a traceback follows, its lines set in, so that none of them looks like a record.
-    """
-
-    def __init__(self, *, is_json: bool) -> None:
-        """As JSON objects, or for people."""
-        super().__init__()
-        self._is_json = is_json
-
-    def format(self, record: logging.LogRecord) -> str:
-        """See `logging.Formatter.format`."""
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
-        trace = self.formatException(record.exc_info) if record.exc_info else ""
-        if self._is_json:
-            facts = record.args if isinstance(record.args, dict) else {}
-            head = {"time": stamp, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
-            return json.dumps({**head, **facts, **({"exception": trace} if trace else {})}, default=str)
-        message = record.getMessage().translate(UNPRINTABLE).replace("\n", " ")
-        lines = ("", *trace.translate(UNPRINTABLE).splitlines()) if trace else ()
-        return f"{stamp} {record.levelname:7} {record.name}: {message}" + "\n    ".join(lines)
-
-
-def _set_up_logging(level: int, log_format: str) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter(is_json=log_format == "json"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    logging.getLogger("tilewise").setLevel(level)

@@ -40,7 +40,7 @@ _SCHEMA_KEYS = ("name", "description", "schema", "strict")
 def _freeze_format(given: object) -> str | None:
     """Canonical JSON text of a response_format, None for plain text.
 
-    The type `tool_calls` comes from `serving.openai.tools` alone: it is taken as text, never as a mapping.
+    The type `tool_calls` comes from `serving.openai.schema.tools` alone: it is taken as text, never as a mapping.
     """
     try:
         form = json.loads(given) if isinstance(given, str) else given

@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from tilewise.errors import ConfigError
 from tilewise.serving.http import connections
 from tilewise.serving.http.connections import create_protocol
-from tilewise.serving.http.gateway import Door
+from tilewise.serving.http.gateway import Gateway
 
 WAIT_S = 60.0
 MOST, NUM_BUSY = 16, 8
@@ -40,7 +40,7 @@ class House:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.address = self._listener.getsockname()
         config = uvicorn.Config(
-            Door(self._answer),
+            Gateway(self._answer),
             http=create_protocol(MOST, tls),
             ws="none",
             lifespan="off",

@@ -18,15 +18,19 @@ from tilewise.config import DeviceConfig, EngineConfig, resolve
 from tilewise.demo import model_folder
 from tilewise.engine.launch import Checkpoint, Engine
 from tilewise.errors import EngineError, InputError
-from tilewise.inputs.request_builder import RequestBuilder
+from tilewise.inputs.request_builder import RequestBuilder, create_builder
 from tilewise.inputs.text.tokenizer import SPECIAL_NAMES, Tokenizer
-from tilewise.offline.pipeline import create_builder
-from tilewise.serving.async_engine import AsyncEngine, Stream
-from tilewise.serving.http.gateway import EventStream
-from tilewise.serving.http.routes import Service, check_body
+from tilewise.serving.async_engine import AsyncEngine
+from tilewise.serving.http.events import EventStream
 from tilewise.serving.openai.app import create_app
-from tilewise.serving.openai.chat import MAX_LOGPROBS, ChatChoice
-from tilewise.serving.openai.schema import Body, ChatRequest, DetokenizeRequest, ResponsesRequest
+from tilewise.serving.openai.chat import ChatChoice
+from tilewise.serving.openai.exchange import MAX_LOGPROBS
+from tilewise.serving.openai.schema.base import Body
+from tilewise.serving.openai.schema.chat import ChatRequest
+from tilewise.serving.openai.schema.responses import ResponsesRequest
+from tilewise.serving.openai.schema.tokens import DetokenizeRequest
+from tilewise.serving.service import Service
+from tilewise.serving.stream import Stream
 from tilewise.types import FinishReason, Request, StepOutput, TokenLogprob
 
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
@@ -70,7 +74,7 @@ def make_app() -> Iterator[MakeApp]:
         resolved = resolve(EngineConfig(), model, DeviceConfig("cpu"))
         client = ScriptedClient(script)
         checkpoint = Checkpoint(model_folder(), model)
-        engine = AsyncEngine(create_builder(checkpoint), max_queued=max_queued)
+        engine = AsyncEngine(create_builder(checkpoint.folder, checkpoint.model), max_queued=max_queued)
         engine.attach(Engine(client, resolved))
         apps.append(App(engine, client, settings))
         return apps[-1]
@@ -181,7 +185,7 @@ def test_a_stop_word_below_min_tokens_is_no_stop(make_app: MakeApp, tokenizer: T
 )
 def test_of_many_faults_few_are_looked_at(kind: type[Body], body: Any, param: str) -> None:
     with pytest.raises(InputError) as caught:
-        check_body(kind, body)
+        kind.read(body)
     assert caught.value.param == param
     with pytest.raises((InputError, ValidationError)) as raised:
         kind.model_validate(body)

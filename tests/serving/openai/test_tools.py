@@ -23,7 +23,8 @@ from tilewise.inputs.request_builder import RequestBuilder
 from tilewise.inputs.text.grammar import check_format, create_guide
 from tilewise.inputs.text.profiles import PROFILES, render
 from tilewise.inputs.text.tokenizer import SPECIAL_NAMES, Tokenizer, load_tokenizer
-from tilewise.serving.openai.tools import ToolCallDelta, ToolSplitter, add_tools
+from tilewise.serving.openai.schema.tools import add_tools
+from tilewise.serving.openai.tool_stream import ToolCallDelta, ToolSplitter
 from tilewise.types import GenerationConfig, TilingParameters
 
 QUESTION = [{"role": "user", "content": "q"}]

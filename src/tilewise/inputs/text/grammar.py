@@ -5,16 +5,14 @@ tool call; a stop token may come where the answer is complete, and nowhere else.
 
 llguidance bounds most of its work, but its compiler is native code that nothing can interrupt, and some small inputs
 (multiples of four numbers at once, a chain of references) keep it busy for minutes. So whatever is not plain is
-compiled first in a process of its own, `python -m tilewise.inputs.text.grammar`, which is killed when it is slow.
+compiled first in a process of its own, `grammar_worker`, which is killed when it is slow.
 """
 
 import contextlib
 import json
 import re
-import resource
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -25,17 +23,17 @@ from numpy.typing import NDArray
 from tilewise.child_process import child_command, child_environment
 from tilewise.errors import CapacityError, EngineError, InputError
 from tilewise.inputs.text.tokenizer import Tokenizer
+from tilewise.inputs.text.tool_syntax import internlm2
 from tilewise.types import GenerationConfig
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 # Seconds of a core, from when all is imported, and by the clock, where a busy machine starts a process slowly.
-_MAX_COMPILE_S, _TIMEOUT_S = 0.3, 5.0
-_MAX_MEMORY_BYTES = 1 << 30
+MAX_COMPILE_S, _TIMEOUT_S = 0.3, 5.0
 # What these need grows with products of numbers, of parts or with nesting, not with the length of the text.
 _COSTLY = re.compile(r'"(?:\$ref|allOf|anyOf|oneOf|multipleOf|pattern\w*)\\?"|start: /')
-_TOO_COSTLY = "it takes too long, or too much memory, to compile; make it simpler."
+TOO_COSTLY = "it takes too long, or too much memory, to compile; make it simpler."
 # By its time, by its memory, by its nesting; SIGKILL is not among them, which a machine short of memory sends.
 _ENDS_OF_COSTLY = tuple(-number for number in (signal.SIGPROF, signal.SIGABRT, signal.SIGSEGV))
 _MAX_PLAIN_CHARS = 8 << 10
@@ -53,9 +51,7 @@ _LIMITS: dict[str, Any] = {
 }
 # Bounded, or a model that is fond of white space never comes to an end.
 _LAYOUT = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}
-_CALL_MARK = ("<|action_start|>", "<|plugin|>")
 _ANY_SPECIAL_ID = 256
-_GROUNDING = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 
 
 def check_format(generation: GenerationConfig) -> None:
@@ -144,11 +140,11 @@ def _compile(response_format: str, tokenizer: Tokenizer) -> "LLMatcher":
 def _create_matcher(grammar: str, tokenizer: Tokenizer | None) -> "LLMatcher":
     from llguidance import LLMatcher, LLParserLimits
 
-    return LLMatcher(_wrap(tokenizer), grammar, limits=LLParserLimits(**_LIMITS), log_level=0)
+    return LLMatcher(wrap_tokenizer(tokenizer), grammar, limits=LLParserLimits(**_LIMITS), log_level=0)
 
 
 @lru_cache(maxsize=3)
-def _wrap(tokenizer: Tokenizer | None) -> "LLTokenizer":
+def wrap_tokenizer(tokenizer: Tokenizer | None) -> "LLTokenizer":
     """A tokenizer as llguidance wants it, in which text never becomes a special token either; None: one of bytes."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
@@ -176,7 +172,7 @@ def _build_grammar(form: Mapping[str, Any], find_id: Callable[[str], int]) -> st
     elif kind == "json_schema":
         part = {"json_schema": _with_layout(form["json_schema"]["schema"])}
     elif kind == "tool_calls":
-        part = {"lark_grammar": _build_call_rules(form["tools"], form["is_required"], find_id)}
+        part = {"lark_grammar": _build_call_grammar(form, find_id)}
     elif kind == "choice":
         part = {"lark_grammar": "start: CHOICE\nCHOICE: " + " | ".join(map(_quote, form["choice"]))}
     else:
@@ -187,23 +183,12 @@ def _build_grammar(form: Mapping[str, Any], find_id: Callable[[str], int]) -> st
     return json.dumps({"grammars": [part]})
 
 
-def _build_call_rules(tools: list[dict[str, Any]], is_required: bool, find_id: Callable[[str], int]) -> str:
-    """InternLM2's tool call: the two special tokens, then one line of JSON; before it prose, where it may come."""
-    start, plugin = (f"<[{find_id(name)}]>" for name in _CALL_MARK)
-    marks = ",".join(str(find_id(name)) for name in _GROUNDING)
-    calls = [f"call{number}" for number in range(len(tools))]
-    rules = [
-        "start: call" if is_required else "start: prose call?",
-        f"prose: TEXT (<[{marks}]> TEXT)*",
-        # Written out in letters the mark would look like the token to whoever reads the text.
-        rf"TEXT: /(?s:.*)/ & ~/(?s:.*){re.escape(_CALL_MARK[0])}(?s:.*)/",
-        f'call: {start} {plugin} "\\n" ({" | ".join(calls)})',
-    ]
-    for rule, tool in zip(calls, tools, strict=True):
-        opening = _quote(f'{{"name": {json.dumps(tool["name"])}, "parameters": ')
-        schema = json.dumps(_with_layout(tool["parameters"], is_lenient=not tool["strict"]))
-        rules.append(f'{rule}: {opening} %json {schema} "}}"')
-    return "\n".join(rules)
+def _build_call_grammar(form: Mapping[str, Any], find_id: Callable[[str], int]) -> str:
+    calls: list[tuple[str, str]] = []
+    for tool in form["tools"]:
+        schema = _with_layout(tool["parameters"], is_lenient=not tool["strict"])
+        calls.append((tool["name"], json.dumps(schema)))
+    return internlm2.build_call_grammar(calls, is_required=form["is_required"], find_id=find_id)
 
 
 def _with_layout(schema: Mapping[str, Any], *, is_lenient: bool = False) -> dict[str, Any]:
@@ -226,17 +211,18 @@ def _find_fault(grammar: str) -> str:
         CapacityError: the machine was too busy to tell. This is not kept, as the answers are.
     """
     if len(grammar) <= _MAX_PLAIN_CHARS and not _COSTLY.search(grammar):
-        return _validate(grammar)
-    command, given, done = child_command("tilewise.inputs.text.grammar"), grammar.encode(), None
+        return validate(grammar)
+    command, given, done = child_command("tilewise.inputs.text.grammar_worker"), grammar.encode(), None
     with contextlib.suppress(subprocess.SubprocessError, OSError):
         done = subprocess.run(command, input=given, capture_output=True, timeout=_TIMEOUT_S, env=child_environment())
     if done is None or done.returncode not in (0, *_ENDS_OF_COSTLY):
         text = "response_format could not be checked: this machine is too busy; try again in a moment."
         raise CapacityError(text, param="response_format")
-    return _TOO_COSTLY if done.returncode else done.stdout.decode(errors="replace")
+    return TOO_COSTLY if done.returncode else done.stdout.decode(errors="replace")
 
 
-def _validate(grammar: str) -> str:
+def validate(grammar: str) -> str:
+    """Compile a grammar and say what is wrong with it; nothing if nothing is."""
     # With a tokenizer, if the smallest: only then is everything compiled, and some faults show with the first token.
     matcher = _create_matcher(grammar, None)
     if not matcher.is_error():
@@ -252,23 +238,3 @@ def _shorten(error: str) -> str:
         return "no answer satisfies it."
     line = re.search(r"^error: (.*)", error, re.MULTILINE)
     return line[1] if line else error.partition("\n")[0][:200]
-
-
-def main() -> None:
-    """Compile the grammar on stdin within bounds of memory and time, and print what is wrong with it."""
-    grammar = sys.stdin.buffer.read().decode()
-    _wrap(None)  # imports what is needed, at no form's cost
-    with contextlib.suppress(OSError, ValueError):  # macOS refuses RLIMIT_AS
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY_BYTES, _MAX_MEMORY_BYTES))
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_PROF, _MAX_COMPILE_S)
-    try:
-        fault = _validate(grammar)
-    except MemoryError:
-        fault = _TOO_COSTLY
-    sys.stdout.write(fault)
-
-
-if __name__ == "__main__":
-    main()

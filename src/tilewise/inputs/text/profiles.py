@@ -17,6 +17,7 @@ from tilewise.errors import ConfigError, InputError
 from tilewise.files import read_file
 from tilewise.inputs.conversation import ImagePart, Message, Part, ToolCall, check_turns
 from tilewise.inputs.text.tokenizer import SPECIAL_NAMES
+from tilewise.inputs.text.tool_syntax import internlm2
 
 _SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIAL_NAMES)) + ")")
 _MAX_FILE_BYTES = 1 << 20
@@ -208,7 +209,7 @@ class _Layout:
                 self._parts.append("\n" + part if isinstance(previous, str) else part)
             elif isinstance(part, ToolCall):
                 self.add_template(self._profile.call_start)
-                self._parts.append(part.text)
+                self._parts.append(internlm2.write_call(part))
                 self.add_template(self._profile.call_end)
             else:
                 following = parts[number + 1] if number + 1 < len(parts) else None

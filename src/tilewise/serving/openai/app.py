@@ -13,11 +13,14 @@ from starlette.responses import Response
 
 from tilewise import __version__
 from tilewise.errors import InputError, TilewiseError
-from tilewise.serving.http.gateway import PUBLIC_PATHS, Door, RequestError, error_response, json_response
-from tilewise.serving.http.routes import BodyRoute, Service, service_of
-from tilewise.serving.openai.chat import create_chat_completion, create_completion
+from tilewise.serving.http.errors import RequestError, error_response, json_response
+from tilewise.serving.http.gateway import PUBLIC_PATHS, Gateway
+from tilewise.serving.http.routes import BodyRoute
+from tilewise.serving.openai.chat import create_chat_completion
+from tilewise.serving.openai.completions import create_completion
 from tilewise.serving.openai.responses import create_response
-from tilewise.serving.openai.schema import DetokenizeRequest, TokenizeRequest
+from tilewise.serving.openai.schema.tokens import DetokenizeRequest, TokenizeRequest
+from tilewise.serving.service import Service, service_of
 from tilewise.types import GenerationConfig
 
 _STARTED_AT = int(time.time())
@@ -68,7 +71,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(gets)
     app.add_exception_handler(TilewiseError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_middleware(Door, service.api_keys)
+    app.add_middleware(Gateway, service.api_keys)
     if service.allow_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -8,10 +8,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 
-from tilewise.serving.async_engine import Stream
-from tilewise.serving.http.gateway import EventStream, encode_event, json_response
-from tilewise.serving.openai.chat import Choice, open_stream
-from tilewise.serving.openai.schema import ResponsesRequest
+from tilewise.serving.http.errors import json_response
+from tilewise.serving.http.events import EventStream, encode_event
+from tilewise.serving.openai.choices import Choice
+from tilewise.serving.openai.exchange import open_stream
+from tilewise.serving.openai.schema.responses import ResponsesRequest
+from tilewise.serving.stream import Stream
 
 
 async def create_response(request: Request, body: ResponsesRequest) -> HttpResponse:

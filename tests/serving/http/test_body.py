@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tilewise.errors import ImageTooLargeError, PromptTooLongError
-from tilewise.serving.http import gateway as door
-from tilewise.serving.http.gateway import MAX_JSON_DEPTH, MAX_TEXT_BYTES, RequestError, parse_json
+from tilewise.serving.http import body as body_module
+from tilewise.serving.http.body import MAX_JSON_DEPTH, MAX_TEXT_BYTES, parse_json
+from tilewise.serving.http.errors import RequestError
 
 URL = "data:image/png;base64," + "A+/=" * 20_000
 TEXT = 'He wrote {"url": "data:image/png;base64,AAAA"} \\ and "data:'
@@ -19,8 +20,8 @@ TEXT = 'He wrote {"url": "data:image/png;base64,AAAA"} \\ and "data:'
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every data URL is long, and found across many strides."""
-    monkeypatch.setattr(door, "_LONG_URL_BYTES", 6)
-    monkeypatch.setattr(door, "_STRIDE", 4)
+    monkeypatch.setattr(body_module, "_LONG_URL_BYTES", 6)
+    monkeypatch.setattr(body_module, "_STRIDE", 4)
 
 
 def parse_whole(body: bytes) -> Any:

@@ -1,0 +1,131 @@
+"""A request's body: read within limits of bytes and time, parsed off the event loop, bounded in depth and values."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
+
+import orjson
+from starlette.requests import Request
+
+from tilewise.errors import ImageTooLargeError, PromptTooLongError
+from tilewise.serving.http.errors import RequestError
+
+T = TypeVar("T")
+MAX_BODY_BYTES = 64 << 20
+# A list of a hundred thousand numbers takes the parser tens of milliseconds; no prompt has so many parts.
+MAX_BODY_ITEMS = 200_000
+MAX_JSON_DEPTH = 64
+# PERF: while it runs the parser holds up every thread, 1.6 ms a megabyte: /health waited up to 160 ms for 60 MB,
+# and now waits 18 (2 cores, 2026-11-28). So pictures are parsed one by one, and of the rest no more is read than could
+# be text of the longest session.
+MAX_TEXT_BYTES = 8 << 20
+# A picture of the most bytes in base64, with what some JSON writers escape in it.
+MAX_DATA_URL_BYTES = 32 << 20
+_LONG_URL_BYTES, _STRIDE, _MAX_LOOKS = 64 << 10, 1 << 20, 1000
+_BODY_TIMEOUT_S = 120.0
+_INLINE_BYTES = 32 << 10
+
+
+async def read_json(request: Request, check: Callable[[Any], T]) -> T:
+    """Read a body within the limits, parse it and `check` it; what takes time is done off the loop.
+
+    Raises:
+        TilewiseError: the body is too large, too slow or no JSON, or `check` refuses it.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # NOTE: also keeps other sites' forms out, which need no leave to send text
+        raise RequestError(415, "unsupported_media_type", "Send the body as 'Content-Type: application/json'.")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            _check_size(int(request.headers.get("content-length", "0")))
+            async for chunk in request.stream():
+                body += chunk
+                _check_size(len(body))
+    except TimeoutError:
+        raise RequestError(408, "timeout", "The request's body did not arrive in time.") from None
+    if len(body) <= _INLINE_BYTES:
+        return check(parse_json(body))
+    return await asyncio.to_thread(lambda: check(parse_json(body)))
+
+
+def _check_size(num_bytes: int) -> None:
+    if num_bytes > MAX_BODY_BYTES:
+        text = f"The body is larger than {MAX_BODY_BYTES >> 20} MiB; send fewer or smaller pictures, or their URLs."
+        raise RequestError(413, "body_too_large", text)
+
+
+def parse_json(body: bytes | bytearray) -> Any:
+    """Parse JSON of bounded size and depth; NaN and infinities are none.
+
+    Raises:
+        RequestError: it is not that.
+        InputError: a picture or all the rest is too large.
+    """
+    urls: dict[str, str] = {}
+    try:
+        if len(body) > _LONG_URL_BYTES:
+            body, urls = _cut_urls(body)
+        num_open = body.count(b"{") + body.count(b"[")
+        if num_open + body.count(b",") > MAX_BODY_ITEMS:
+            raise RequestError(400, "too_many_items", f"The body holds more than {MAX_BODY_ITEMS} values.")
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(400, "invalid_json", f"The body is no valid JSON: {error.msg} at {error.pos}.") from None
+    if num_open > MAX_JSON_DEPTH and _is_deeper(value, MAX_JSON_DEPTH):
+        raise RequestError(400, "too_deep", f"The body is nested deeper than {MAX_JSON_DEPTH} levels.")
+    return _put_back(value, urls) if urls else value
+
+
+def _cut_urls(body: bytes | bytearray) -> tuple[bytes, dict[str, str]]:
+    """A body whose long data URLs are names, which no client can guess, and what they stand for."""
+    salt, view = secrets.token_hex(8), memoryview(body)
+    kept, urls, done, looks = list[bytes | memoryview](), dict[str, str](), 0, 0
+    start = _find(body, b'"data:', 0)
+    while start >= 0 and looks < _MAX_LOOKS and (end := _find(body, b'"', start + 1)) >= 0:
+        # Neither quote is one inside a text: then the first opens a string, or this is no JSON with or without a name.
+        is_whole = body[start - 1 : start] != b"\\" and body[end - 1 : end] != b"\\"
+        if is_whole and end - start > MAX_DATA_URL_BYTES:
+            raise ImageTooLargeError(
+                f"A data URL has {end - start} bytes; at most {MAX_DATA_URL_BYTES} are allowed. Scale the picture down."
+            )
+        if is_whole and end - start > _LONG_URL_BYTES:
+            name = f"data:{salt}{len(urls)}"
+            urls[name] = orjson.loads(view[start : end + 1])
+            kept += [view[done : start + 1], name.encode()]
+            done = end
+        start, looks = _find(body, b'"data:', end), looks + 1
+    kept.append(view[done:])
+    num_bytes = sum(map(len, kept))
+    if num_bytes > MAX_TEXT_BYTES:
+        raise PromptTooLongError(
+            f"The body has {num_bytes} bytes beside its pictures, more than any session holds; at most "
+            f"{MAX_TEXT_BYTES} are read. Shorten the text, and send pictures as URLs, or as data URLs in base64."
+        )
+    return b"".join(kept), urls
+
+
+def _find(body: bytes | bytearray, what: bytes, start: int) -> int:
+    """Like `find`, in strides between which other threads may run."""
+    for begin in range(start, len(body), _STRIDE):
+        place = body.find(what, begin, begin + _STRIDE + len(what) - 1)
+        if place >= 0:
+            return place
+    return -1
+
+
+def _put_back(value: Any, urls: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {urls.get(key, key): _put_back(item, urls) for key, item in cast(dict[str, Any], value).items()}
+    if isinstance(value, list):
+        return [_put_back(item, urls) for item in cast(list[Any], value)]
+    return urls.get(value, value) if isinstance(value, str) else value
+
+
+def _is_deeper(value: Any, num_levels: int) -> bool:
+    """Whether lists and objects are nested deeper."""
+    if not isinstance(value, (dict, list)):
+        return False
+    children = cast(dict[str, Any], value).values() if isinstance(value, dict) else cast(list[Any], value)
+    return not num_levels or any(_is_deeper(child, num_levels - 1) for child in children)
