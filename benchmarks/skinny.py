@@ -1,4 +1,4 @@
-"""Searches tiles for the products of kernels/triton/skinny.py and times them against cuBLAS.
+"""Searches configurations for the products of kernels/triton/skinny.py and times them against cuBLAS.
 
     python benchmarks/skinny.py [--shapes qkv,o,gate_up,gate_up_silu,down,head] [--rows 1,4,16,32,64] [--budget-s 100]
                                 [--write] [--dry]
@@ -30,8 +30,8 @@ from torch import Tensor
 from tilewise.kernels import silu_and_multiply
 from tilewise.kernels.triton import skinny
 from tilewise.kernels.triton.launch import depend
+from tilewise.kernels.triton.product_config import ProductConfig, choose_config, pad_rows
 from tilewise.kernels.triton.skinny import kernel, launch_options, multiply, multiply_gated
-from tilewise.kernels.triton.tiles import Tiles, choose_tiles, pad_rows
 
 SHAPES = {
     "qkv": (8192, 6144),
@@ -90,11 +90,11 @@ class Product:
     k: int
     is_gated: bool
 
-    def make_call(self, x: Tensor, tiles: Tiles) -> Callable[[Tensor], Tensor]:
+    def make_call(self, x: Tensor, config: ProductConfig) -> Callable[[Tensor], Tensor]:
         """Cut one candidate's way, for any weight."""
         if self.is_gated:
-            return lambda weight: multiply_gated(x, weight, tiles)
-        return lambda weight: multiply(x, weight, None, tiles)
+            return lambda weight: multiply_gated(x, weight, config)
+        return lambda weight: multiply(x, weight, None, config)
 
     def apply_plainly(self, x: Tensor, weight: Tensor) -> Tensor:
         """Let cuBLAS multiply, and the kernel of SwiGLU follow."""
@@ -106,7 +106,7 @@ class Product:
 class Result:
     shape: str
     product: Product
-    tiles: Tiles
+    config: ProductConfig
     us: float
     cublas_us: float
     rule_us: float
@@ -125,7 +125,7 @@ class Result:
             f"{self.shape:>12} M={self.product.m:<3} {self.us:8.1f} us "
             f"{self.gbs:6.0f} GB/s {self.gbs / copy_gbs:6.1%} | "
             f"cuBLAS {self.cublas_us:8.1f} us, x{self.cublas_us / self.us:4.2f} | chosen now {self.rule_us:8.1f} us | "
-            f"{self.num_tried} tried, {self.num_untried} not | {format_tiles(self.tiles)}"
+            f"{self.num_tried} tried, {self.num_untried} not | {format_config(self.config)}"
         )
 
 
@@ -138,9 +138,9 @@ def time_ms(call: Callable[[], object]) -> float:
     return start.elapsed_time(end)
 
 
-def format_tiles(tiles: Tiles) -> str:
-    *numbers, weight_first = astuple(tiles)
-    return f"Tiles({', '.join(map(str, numbers))}{', weight_first=True' if weight_first else ''})"
+def format_config(config: ProductConfig) -> str:
+    *numbers, weight_first = astuple(config)
+    return f"ProductConfig({', '.join(map(str, numbers))}{', weight_first=True' if weight_first else ''})"
 
 
 def measure_copy_gbs() -> float:
@@ -150,10 +150,10 @@ def measure_copy_gbs() -> float:
     return 2 * source.numel() / statistics.median(times_ms) / 1e6
 
 
-def list_tiles(bench: Bench, product: Product) -> Iterator[Tiles]:
+def list_configs(bench: Bench, product: Product) -> Iterator[ProductConfig]:
     """Candidates worth a compilation for this shape, the likeliest first.
 
-    Left out: tiles that read x more than twice as much as the weight, grids that leave a third of the device idle,
+    Left out: those that read x more than twice as much as the weight, grids that leave a third of the device idle,
     splits of what is wide already, programs that keep less than 24 KiB of the weight in flight on a multiprocessor.
     """
     m, n, k = product.m, product.n, product.k
@@ -171,30 +171,30 @@ def list_tiles(bench: Bench, product: Product) -> Iterator[Tiles]:
                 if k % block_k or (k // block_k) % num_splits:
                     continue
                 for num_stages in (4, 3, 6):
-                    tiles = Tiles(block_n, block_k, num_splits, num_warps, num_stages, weight_first)
-                    shared_bytes = tiles.count_shared_bytes(m)
+                    config = ProductConfig(block_n, block_k, num_splits, num_warps, num_stages, weight_first)
+                    shared_bytes = config.count_shared_bytes(m)
                     per_sm = min(8, bench.shared_bytes // shared_bytes)
                     in_flight = per_sm * (num_stages - 1) * block_n * block_k * 2
                     if per_sm and in_flight >= 24 << 10 and rows * block_k * num_stages * 2 <= bench.shared_bytes // 2:
-                        yield tiles
+                        yield config
 
 
-def choose_candidates(bench: Bench, product: Product) -> list[Tiles]:
-    """What `choose_tiles` says now, then an even sample of the rest."""
+def choose_candidates(bench: Bench, product: Product) -> list[ProductConfig]:
+    """What `choose_config` says now, then an even sample of the rest."""
     m, n, k, is_gated = astuple(product)
-    now = choose_tiles(m, n, k, bench.num_sms, bench.shared_bytes, is_gated)
-    rest = [tiles for tiles in list_tiles(bench, product) if tiles != now]
+    now = choose_config(m, n, k, bench.num_sms, bench.shared_bytes, is_gated)
+    rest = [config for config in list_configs(bench, product) if config != now]
     step = max(1.0, len(rest) / (MAX_CANDIDATES - 1))
     return [now, *(rest[int(i * step)] for i in range(min(len(rest), MAX_CANDIDATES - 1)))]
 
 
-def compile_all(bench: Bench, products: dict[Product, list[Tiles]]) -> int:
+def compile_all(bench: Bench, products: dict[Product, list[ProductConfig]]) -> int:
     """Compile the candidates on all cores; what fails here fails again, alone, when it is tried."""
     import triton
 
     multiply_share = kernel()
     start_s = time.perf_counter()
-    seen: set[tuple[int, Tiles, bool, bool]] = set()
+    seen: set[tuple[int, ProductConfig, bool, bool]] = set()
     with (
         ThreadPoolExecutor(os.cpu_count()) as executor,
         triton.AsyncCompileMode(executor, ignore_errors=True),
@@ -202,45 +202,45 @@ def compile_all(bench: Bench, products: dict[Product, list[Tiles]]) -> int:
         for product, candidates in products.items():
             m, n, k, is_gated = astuple(product)
             x, weight = (torch.empty(rows, 128, dtype=bench.dtype, device=bench.device) for rows in (m, 1))
-            for tiles in candidates:
+            for config in candidates:
                 # Neither N, K nor the number of splits is compiled in, only whether there are any.
-                kind = (pad_rows(m), replace(tiles, num_splits=1), tiles.num_splits > 1, is_gated)
+                kind = (pad_rows(m), replace(config, num_splits=1), config.num_splits > 1, is_gated)
                 if kind in seen:
                     continue
                 seen.add(kind)
-                options = {**launch_options(m, tiles, None, is_gated), **depend(bench.device, m)}
-                shared = (weight.float(), weight.int()) if tiles.num_splits > 1 else (None, None)
+                options = {**launch_options(m, config, None, is_gated), **depend(bench.device, m)}
+                shared = (weight.float(), weight.int()) if config.num_splits > 1 else (None, None)
                 multiply_share.warmup(x, weight, None, weight, *shared, m, n, k, grid=(1, 1), **options)
     print(f"{len(seen)} kernels compiled in {time.perf_counter() - start_s:.1f} s on {os.cpu_count()} cores")
     return len(seen)
 
 
 def try_shape(
-    bench: Bench, shape: str, product: Product, weights: list[Tensor], todo: list[Tiles], end_s: float
+    bench: Bench, shape: str, product: Product, weights: list[Tensor], todo: list[ProductConfig], end_s: float
 ) -> Result:
     """Check and time candidates until `end_s`, then the best few again, longer."""
     x = torch.randn(product.m, product.k, dtype=bench.dtype, device=bench.device)
     expected = product.apply_plainly(x.float(), weights[0].float())
     tolerance = bench.tolerance * (GATED_ROUNDINGS if product.is_gated else 1)
-    errors: dict[Tiles, float] = {}
-    times_us: dict[Tiles, float] = {}
-    for number, tiles in enumerate(todo):
+    errors: dict[ProductConfig, float] = {}
+    times_us: dict[ProductConfig, float] = {}
+    for number, config in enumerate(todo):
         if number > NUM_FINALISTS and time.perf_counter() > end_s:
             break
-        call = product.make_call(x, tiles)
+        call = product.make_call(x, config)
         try:
             out = call(weights[0])
         except Exception as error:  # does not fit this device, or does not compile: not a candidate
-            print(f"{shape} M={product.m} {format_tiles(tiles)}: {error!r:.120}")
+            print(f"{shape} M={product.m} {format_config(config)}: {error!r:.120}")
             continue
-        errors[tiles] = ((out.float() - expected).abs().max() / expected.abs().max()).item()
-        if not errors[tiles] < tolerance:
+        errors[config] = ((out.float() - expected).abs().max() / expected.abs().max()).item()
+        if not errors[config] < tolerance:
             raise SystemExit(
-                f"{shape} M={product.m} {format_tiles(tiles)} is off by {errors[tiles]:.2e} of the largest"
+                f"{shape} M={product.m} {format_config(config)} is off by {errors[config]:.2e} of the largest"
             )
-        times_us[tiles] = bench.time_us(call, weights, num_replays=3)
+        times_us[config] = bench.time_us(call, weights, num_replays=3)
     finalists = sorted(times_us, key=times_us.__getitem__)[:NUM_FINALISTS]
-    final_us = {tiles: bench.time_us(product.make_call(x, tiles), weights, num_replays=15) for tiles in finalists}
+    final_us = {config: bench.time_us(product.make_call(x, config), weights, num_replays=15) for config in finalists}
     best = min(final_us, key=final_us.__getitem__)
     cublas_us = bench.time_us(lambda weight: product.apply_plainly(x, weight), weights, num_replays=15)
     rule_us = final_us.get(todo[0], times_us.get(todo[0], float("nan")))
@@ -317,7 +317,7 @@ def write_table(bench: Bench, results: list[Result]) -> Path:
     table = json.loads(path.read_text("utf-8")) if path.exists() else {"plain": [], "gated": []}
     for result in results:
         m, n, k, is_gated = astuple(result.product)
-        line = {"rows": m, "n": n, "k": k, **asdict(result.tiles)}
+        line = {"rows": m, "n": n, "k": k, **asdict(result.config)}
         kind = "gated" if is_gated else "plain"
         kept = [old for old in table[kind] if (old["rows"], old["n"], old["k"]) != (m, n, k)]
         table[kind] = sorted([*kept, line], key=lambda row: (row["n"], row["k"], row["rows"]))
@@ -336,7 +336,7 @@ def print_report(bench: Bench, results: list[Result]) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     best = [
         {
-            "shape": result.shape, **asdict(result.product), "tiles": format_tiles(result.tiles),
+            "shape": result.shape, **asdict(result.product), "config": format_config(result.config),
             "us": round(result.us, 2), "cublas_us": round(result.cublas_us, 2), "rule_us": round(result.rule_us, 2),
             "gbs": round(result.gbs), "copy_ratio": round(result.gbs / bench.copy_gbs, 3), "error": result.error,
         }

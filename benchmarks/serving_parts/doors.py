@@ -17,7 +17,7 @@ from tilewise import GenerationConfig, Pipeline
 _WARM_UP_TOKENS = 8
 
 
-class Gateway(Protocol):
+class Door(Protocol):
     """Where questions about a picture are asked."""
 
     def prepare(self, picture: Image.Image, num_tokens: int) -> Any:
@@ -57,7 +57,7 @@ def check_lengths(counted: Sequence[int], wanted: Sequence[int]) -> None:
         raise RuntimeError(f"Answers have {list(counted)} tokens, not {list(wanted)}; raise session_len.")
 
 
-def measure_seed(door: Gateway, work: Work, pictures: Pictures) -> dict[str, float]:
+def measure_seed(door: Door, work: Work, pictures: Pictures) -> dict[str, float]:
     """Whole calls about one picture, never the same: of one new token, and of many."""
     calls: dict[int, list[float]] = {1: [], work.answer_tokens: []}
     for _ in range(work.warm_ups + work.runs):
@@ -71,7 +71,7 @@ def measure_seed(door: Gateway, work: Work, pictures: Pictures) -> dict[str, flo
     }
 
 
-def measure_again(door: Gateway, work: Work, pictures: Pictures) -> dict[str, float]:
+def measure_again(door: Door, work: Work, pictures: Pictures) -> dict[str, float]:
     """Whole calls of one new token about a picture that was asked about just before."""
     seconds: list[float] = []
     for _ in range(work.warm_ups + work.runs):
@@ -81,21 +81,21 @@ def measure_again(door: Gateway, work: Work, pictures: Pictures) -> dict[str, fl
     return {"first_token_ms": 1e3 * statistics.median(seconds[work.warm_ups :])}
 
 
-def prepare_mixed(door: Gateway, work: Work, pictures: Pictures) -> list[Any]:
+def prepare_mixed(door: Door, work: Work, pictures: Pictures) -> list[Any]:
     """The mixed batch's requests, once one of each size has been answered to warm up."""
     door.ask([door.prepare(picture, _WARM_UP_TOKENS) for picture in pictures.noise(MIXED_SIZES)])
     sizes = [MIXED_SIZES[number % len(MIXED_SIZES)] for number in range(work.mixed_requests)]
     return [door.prepare(picture, work.mixed_tokens) for picture in pictures.noise(sizes)]
 
 
-def measure_mixed(door: Gateway, work: Work, requests: Sequence[Any]) -> dict[str, float]:
+def measure_mixed(door: Door, work: Work, requests: Sequence[Any]) -> dict[str, float]:
     """Ask all of `prepare_mixed` at once."""
     seconds = _time(door, requests)
     rate = len(requests) / seconds
     return {"seconds": seconds, "requests_per_s": rate, "tokens_per_s": rate * work.mixed_tokens}
 
 
-def _time(door: Gateway, requests: Sequence[Any]) -> float:
+def _time(door: Door, requests: Sequence[Any]) -> float:
     started_at = time.perf_counter()
     door.ask(requests)
     return time.perf_counter() - started_at

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
 from server import MODEL_NAME, start_server
 
-from serving_parts.doors import Gateway, PipelineDoor, check_lengths, measure_mixed, measure_seed, prepare_mixed
+from serving_parts.doors import Door, PipelineDoor, check_lengths, measure_mixed, measure_seed, prepare_mixed
 from serving_parts.work import QUESTION, Pictures, Work, encode_jpeg
 from tilewise import Pipeline
 
@@ -102,7 +102,7 @@ def measure_http(
     return figures | ({"left_after_close_mib": left_mib} if pipe.engine.resolved.device.type == "cuda" else {})
 
 
-def _measure(door: Gateway, work: Work, pictures: Pictures, parts: Sequence[str]) -> dict[str, float]:
+def _measure(door: Door, work: Work, pictures: Pictures, parts: Sequence[str]) -> dict[str, float]:
     figures: dict[str, float] = {}
     if "seed" in parts:
         figures |= measure_seed(door, work, pictures)

@@ -1,8 +1,8 @@
-"""From requests to answers: the one path that call, stream and chat share.
+"""From requests to answers: what the Python interface and HTTP share.
 
-`Answer` turns the engine's step outputs for one request into text, counts and a `Response`. `follow` submits
-answers, takes them to their ends in whatever order the engine emits, and aborts what is left when its caller
-stops early, fails or is interrupted. No prompt is parsed and no engine is built here.
+`Answer` turns the engine's step outputs for one request into text, counts and a `Response`. `follow`, which Python's
+calls, streams and chats share, submits answers, takes them to their ends in whatever order the engine emits, and aborts
+what is left when its caller stops early, fails or is interrupted. No prompt is parsed and no engine is built here.
 """
 
 import queue

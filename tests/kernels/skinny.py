@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from tests.kernels.paged import measure_error
 from tilewise.kernels import reference
 from tilewise.kernels.triton import activation
+from tilewise.kernels.triton.product_config import ProductConfig
 from tilewise.kernels.triton.skinny import multiply, multiply_gated
-from tilewise.kernels.triton.tiles import Tiles
 
 TOLERANCES = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 4e-3}
 
@@ -26,15 +26,15 @@ class Product:
     n: int
     k: int
     dtype: str
-    tiles: Tiles
+    config: ProductConfig
     has_bias: bool = False
     is_gated: bool = False
 
     @property
     def name(self) -> str:
-        tiles = self.tiles
-        order = "weight-x" if tiles.weight_first else "x-weight"
-        cut = f"{tiles.block_n}x{tiles.block_k}-splits{tiles.num_splits}-{order}"
+        config = self.config
+        order = "weight-x" if config.weight_first else "x-weight"
+        cut = f"{config.block_n}x{config.block_k}-splits{config.num_splits}-{order}"
         kind = "-gated" if self.is_gated else "-bias" if self.has_bias else ""
         return f"{self.dtype}-{self.m}x{self.n}x{self.k}-{cut}{kind}"
 
@@ -47,7 +47,7 @@ def compare_with_twin(product: Product, device: str) -> tuple[float, bool]:
     x, weight, bias = (torch.randn(shape, generator=generator).to(dtype).to(device) for shape in shapes)
     # As large as an output, so that a forgotten bias is no rounding error.
     bias = bias * product.k**0.5 if product.has_bias else None
-    first, second = (multiply(x, weight, bias, product.tiles) for _ in range(2))
+    first, second = (multiply(x, weight, bias, product.config) for _ in range(2))
     assert first.dtype == dtype
     assert first.shape == (product.m, product.n)
     expected = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
@@ -67,10 +67,10 @@ def compare_gated(product: Product, device: str) -> tuple[float, bool]:
     x, weight = (torch.randn(shape, generator=generator) for shape in shapes)
     weight = weight * 2 / product.k**0.5  # gates of a few units, where SiLU bends
     x, weight = x.to(dtype).to(device), weight.to(dtype).to(device)
-    first, second = (multiply_gated(x, weight, product.tiles) for _ in range(2))
+    first, second = (multiply_gated(x, weight, product.config) for _ in range(2))
     twin = reference.silu_and_multiply(F.linear(x.double(), weight.double()).to(dtype))
     assert measure_error(first.cpu(), twin.cpu()) < 4 * TOLERANCES[product.dtype]
-    apart = activation.silu_and_multiply(multiply(x, weight, None, product.tiles))
+    apart = activation.silu_and_multiply(multiply(x, weight, None, product.config))
     return measure_error(first.cpu(), apart.cpu()), torch.equal(first, second)
 
 
@@ -80,29 +80,29 @@ def compare(product: Product, device: str) -> tuple[float, bool]:
 
 # Odd N, K that three splits do not share equally, every padding of the rows, both orders of the factors.
 _CUTS = (
-    (1, 33, 256, Tiles(16, 128, 1, 4, 3), False),
-    (3, 70, 384, Tiles(32, 128, 1, 4, 3), True),
-    (3, 70, 384, Tiles(32, 128, 3, 4, 3), True),
-    (16, 64, 512, Tiles(64, 256, 2, 4, 3), False),
-    (16, 65, 640, Tiles(64, 128, 3, 4, 3, weight_first=True), True),
-    (17, 40, 512, Tiles(32, 256, 1, 4, 3), False),
-    (64, 129, 384, Tiles(128, 128, 2, 4, 3), True),
-    (64, 100, 256, Tiles(64, 128, 1, 4, 3, weight_first=True), False),
+    (1, 33, 256, ProductConfig(16, 128, 1, 4, 3), False),
+    (3, 70, 384, ProductConfig(32, 128, 1, 4, 3), True),
+    (3, 70, 384, ProductConfig(32, 128, 3, 4, 3), True),
+    (16, 64, 512, ProductConfig(64, 256, 2, 4, 3), False),
+    (16, 65, 640, ProductConfig(64, 128, 3, 4, 3, weight_first=True), True),
+    (17, 40, 512, ProductConfig(32, 256, 1, 4, 3), False),
+    (64, 129, 384, ProductConfig(128, 128, 2, 4, 3), True),
+    (64, 100, 256, ProductConfig(64, 128, 1, 4, 3, weight_first=True), False),
 )
 # Gates that fill no tile, both orders, every padding, K in one share and in several.
 GATED = (
-    (3, 70, 640, Tiles(32, 128, 3, 4, 3)),
-    (1, 66, 256, Tiles(16, 128, 1, 4, 3)),
-    (3, 70, 384, Tiles(64, 128, 1, 4, 3, weight_first=True)),
-    (17, 128, 256, Tiles(64, 256, 1, 4, 3)),
-    (64, 258, 256, Tiles(128, 128, 1, 4, 3, weight_first=True)),
+    (3, 70, 640, ProductConfig(32, 128, 3, 4, 3)),
+    (1, 66, 256, ProductConfig(16, 128, 1, 4, 3)),
+    (3, 70, 384, ProductConfig(64, 128, 1, 4, 3, weight_first=True)),
+    (17, 128, 256, ProductConfig(64, 256, 1, 4, 3)),
+    (64, 258, 256, ProductConfig(128, 128, 1, 4, 3, weight_first=True)),
 )
 INTERPRETED = tuple(
     product
     for dtype in ("float32", "float16")
     for product in (
-        *(Product(m, n, k, dtype, tiles, has_bias) for m, n, k, tiles, has_bias in _CUTS),
-        *(Product(m, n, k, dtype, tiles, is_gated=True) for m, n, k, tiles in GATED),
+        *(Product(m, n, k, dtype, config, has_bias) for m, n, k, config, has_bias in _CUTS),
+        *(Product(m, n, k, dtype, config, is_gated=True) for m, n, k, config in GATED),
     )
 )
 

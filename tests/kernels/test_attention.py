@@ -55,10 +55,8 @@ def run_step(
     )
     dtype = caches[0].dtype
     q, k, v = (torch.cat([getattr(s, name)[start:end] for s, start, end in parts]).to(device, dtype) for name in "qkv")
-    if as_captured:
-        kernels.write_kv(k, v, *caches, batch.slots)
-        return kernels.attend_cached(q, None, *caches, batch)
-    return kernels.attend(q, k, v, *caches, batch)
+    kernels.write_kv(k, v, *caches, batch.slots)
+    return kernels.attend_cached(q, None if as_captured else (k, v), *caches, batch)
 
 
 def block_table(parts: list[Part]) -> Tensor:

@@ -23,8 +23,8 @@ from tests.kernels.paged import measure_error
 from tests.kernels.skinny import GATED, INTERPRETED, TOLERANCES, Product, compare
 from tilewise.kernels import linear, reference
 from tilewise.kernels.triton import skinny
+from tilewise.kernels.triton.product_config import MAX_ROWS, ProductConfig, choose_config, load_table
 from tilewise.kernels.triton.skinny import decline, decline_gated, multiply
-from tilewise.kernels.triton.tiles import MAX_ROWS, Tiles, choose_tiles, load_table
 from tilewise.quant import Plain
 
 KIB = 1 << 10
@@ -32,23 +32,23 @@ KIB = 1 << 10
 DECODE_SHAPES = [(8192, 6144), (6144, 6144), (32768, 6144), (6144, 16384), (92672, 6144)]
 SHAPES = [*DECODE_SHAPES, (3200, 3200), (1152, 896), (18944, 3584), (3584, 18944), (92553, 2048), (16, 128)]
 COMPILED = [
-    Product(m, n, k, dtype, tiles, has_bias)
+    Product(m, n, k, dtype, config, has_bias)
     for dtype in ("bfloat16", "float16")
     for m in (1, 3, 16, 17, 64)
-    for n, k, tiles, has_bias in (
-        (1000, 1024, Tiles(16, 256, 1, 2, 4), False),
-        (1001, 1152, Tiles(32, 128, 3, 4, 3), True),
-        (777, 512, Tiles(64, 128, 3, 4, 3), True),  # four blocks in three shares: the last is empty
-        (777, 2048, Tiles(64, 128, 1, 4, 2, weight_first=True), True),
-        (1001, 1152, Tiles(128, 128, 3, 8, 2, weight_first=True), False),
-        (2048, 6144, choose_tiles(m, 2048, 6144, 132), False),
+    for n, k, config, has_bias in (
+        (1000, 1024, ProductConfig(16, 256, 1, 2, 4), False),
+        (1001, 1152, ProductConfig(32, 128, 3, 4, 3), True),
+        (777, 512, ProductConfig(64, 128, 3, 4, 3), True),  # four blocks in three shares: the last is empty
+        (777, 2048, ProductConfig(64, 128, 1, 4, 2, weight_first=True), True),
+        (1001, 1152, ProductConfig(128, 128, 3, 8, 2, weight_first=True), False),
+        (2048, 6144, choose_config(m, 2048, 6144, 132), False),
     )
 ] + [
-    Product(m, n, k, dtype, tiles, is_gated=True)
+    Product(m, n, k, dtype, config, is_gated=True)
     for dtype in ("bfloat16", "float16")
-    for m, n, k, tiles in (
+    for m, n, k, config in (
         *GATED,
-        *((m, 2050, k, tiles) for (m, _, k), tiles in load_table(132).gated.items()),
+        *((m, 2050, k, config) for (m, _, k), config in load_table(132).gated.items()),
     )
 ]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -105,7 +105,7 @@ def test_compiled_kernel_equals_its_twin_and_repeats_its_bits(product: Product) 
 @needs_triton
 @pytest.mark.parametrize(("n", "k"), DECODE_SHAPES)
 @pytest.mark.parametrize("m", [1, 3, 16, 17, 64])
-def test_chosen_tiles_run_on_this_gpu_and_equal_the_twin(m: int, n: int, k: int) -> None:
+def test_a_chosen_config_runs_on_this_gpu_and_equals_the_twin(m: int, n: int, k: int) -> None:
     x = torch.randn(m, k, device="cuda").bfloat16()
     weight = torch.randn(n, k, device="cuda", dtype=torch.bfloat16)
     with torch.inference_mode():
@@ -134,24 +134,24 @@ def test_swiglu_by_the_plain_method_equals_its_twin_on_this_gpu(m: int) -> None:
 @needs_triton
 @pytest.mark.parametrize("num_splits", [1, 4])
 def test_a_replayed_graph_gives_the_bits_of_an_eager_call(num_splits: int) -> None:
-    tiles = Tiles(64, 128, num_splits, 4, 3)
+    config = ProductConfig(64, 128, num_splits, 4, 3)
     x, weight = (torch.randn(rows, 2048, device="cuda").bfloat16() for rows in (5, 2049))
-    multiply(x, weight, None, tiles)
+    multiply(x, weight, None, config)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = multiply(x, weight, None, tiles)
+        out = multiply(x, weight, None, config)
     for _ in range(2):
         x.copy_(torch.randn(5, 2048, device="cuda"))
         graph.replay()
-        assert torch.equal(out, multiply(x, weight, None, tiles))
+        assert torch.equal(out, multiply(x, weight, None, config))
 
 
 @pytest.mark.gpu
 @needs_triton
 def test_a_row_does_not_depend_on_the_others_of_its_tile() -> None:
     x, weight = (torch.randn(rows, 2048, device="cuda").bfloat16() for rows in (16, 2049))
-    tiles = Tiles(32, 256, 2, 4, 3)
-    assert torch.equal(multiply(x[:1], weight, None, tiles), multiply(x, weight, None, tiles)[:1])
+    config = ProductConfig(32, 256, 2, 4, 3)
+    assert torch.equal(multiply(x[:1], weight, None, config), multiply(x, weight, None, config)[:1])
 
 
 @pytest.mark.gpu
@@ -263,29 +263,29 @@ def test_a_device_is_measured_by_its_own_properties(
 @pytest.mark.parametrize("shared_kib", [99, 163, 227])
 @pytest.mark.parametrize("num_sms", [24, 84, 108, 128, 132])
 @pytest.mark.parametrize(("n", "k"), SHAPES)
-def test_tiles_cover_every_number_of_rows_and_fit_shared_memory(n: int, k: int, num_sms: int, shared_kib: int) -> None:
+def test_configs_hold_any_number_of_rows_and_fit_shared_memory(n: int, k: int, num_sms: int, shared_kib: int) -> None:
     for m in range(1, MAX_ROWS + 1):
-        tiles = choose_tiles(m, n, k, num_sms, shared_kib * KIB)
+        config = choose_config(m, n, k, num_sms, shared_kib * KIB)
         rows = next(rows for rows in (16, 32, 64) if rows >= m)
-        assert tiles.num_stages * (tiles.block_n + rows) * tiles.block_k * 2 <= shared_kib * KIB
-        assert k % tiles.block_k == 0
-        assert 1 <= tiles.num_splits <= k // tiles.block_k
-        assert {tiles.block_n, tiles.block_k} <= {16, 32, 64, 128, 256, 512}
-        assert tiles.num_warps in (1, 2, 4, 8)
+        assert config.num_stages * (config.block_n + rows) * config.block_k * 2 <= shared_kib * KIB
+        assert k % config.block_k == 0
+        assert 1 <= config.num_splits <= k // config.block_k
+        assert {config.block_n, config.block_k} <= {16, 32, 64, 128, 256, 512}
+        assert config.num_warps in (1, 2, 4, 8)
 
 
 @pytest.mark.parametrize(("n", "k"), DECODE_SHAPES)
 def test_no_multiprocessor_of_a_large_gpu_is_left_without_a_program(n: int, k: int) -> None:
     for num_sms in (84, 108, 128):  # no measurement speaks for these, the rule does
         for m in range(1, MAX_ROWS + 1):
-            tiles = choose_tiles(m, n, k, num_sms)
-            assert -(-n // tiles.block_n) * tiles.num_splits >= num_sms
+            config = choose_config(m, n, k, num_sms)
+            assert -(-n // config.block_n) * config.num_splits >= num_sms
 
 
 @pytest.mark.parametrize("is_gated", [False, True])
 def test_every_line_of_the_tables_is_what_its_device_gets(is_gated: bool) -> None:
-    for key, tiles in (load_table(132).gated if is_gated else load_table(132).plain).items():
-        assert choose_tiles(*key, 132, 227 * KIB, is_gated) == tiles
+    for key, config in (load_table(132).gated if is_gated else load_table(132).plain).items():
+        assert choose_config(*key, 132, 227 * KIB, is_gated) == config
 
 
 @needs_triton

@@ -12,7 +12,7 @@ from tilewise.kernels.triton import activation, norm, rope, skinny
 from tilewise.kernels.triton import decode_attention as attention
 from tilewise.kernels.triton import prefill_attention as prefill
 from tilewise.kernels.triton import resample as triton_resample
-from tilewise.kernels.triton.tiles import load_table
+from tilewise.kernels.triton.product_config import load_table
 
 # Bytes of shared memory that one program may take, by compute capability. Source: CUDA C++ Programming Guide, table of
 # technical specifications.
@@ -57,13 +57,13 @@ def skinny_cases(capability: int) -> list[Case]:
     tensors = dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "out_ptr"), "*bf16")
     shared = {"shares_ptr": "*fp32", "arrivals_ptr": "*i32"}
     cases: list[Case] = []
-    kinds: set[tuple[int, skinny.Tiles, bool]] = set()
+    kinds: set[tuple[int, skinny.ProductConfig, bool]] = set()
     for is_gated, table in ((False, load_table(132).plain), (True, load_table(132).gated)):
         for m, n, k in table:
-            tiles = skinny.choose_tiles(m, n, k, 132, SHARED_BYTES[capability], is_gated)
-            kinds.add((skinny.pad_rows(m), replace(tiles, num_splits=1), is_gated))
-    for rows, tiles, is_gated in sorted(kinds, key=str):
-        for cut in (tiles, replace(tiles, num_splits=4)):
+            config = skinny.choose_config(m, n, k, 132, SHARED_BYTES[capability], is_gated)
+            kinds.add((skinny.pad_rows(m), replace(config, num_splits=1), is_gated))
+    for rows, config, is_gated in sorted(kinds, key=str):
+        for cut in (config, replace(config, num_splits=4)):
             options = skinny.launch_options(rows, cut, None if is_gated else torch.zeros(1), is_gated)
             constants = {name: value for name, value in options.items() if name.isupper()}
             launch = {name: value for name, value in options.items() if not name.isupper()}

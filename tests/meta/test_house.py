@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import tilewise
+from tilewise.child_process import child_command
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "tilewise"
@@ -18,8 +19,39 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_KERNEL_LINES = 120
 MAX_PARAMETERS = 8
-# Of code: docstrings, comments and blank lines are not counted, so that nobody saves on explaining.
-MAX_PACKAGE_LINES = 10_000
+MAX_MODULES = 16
+# Code lines of each folder: docstrings, comments and blank lines are not counted, so that nobody saves on explaining.
+# About 15 % above what was there when the rooms were opened. The commit that needs more raises a number, and says why
+# in a comment at its end.
+ROOM_LINES = {
+    "": 670,
+    "cache": 180,
+    "checkpoint": 320,
+    "checkpoint/hf_config": 220,
+    "cli": 830,
+    "config": 360,
+    "demo": 20,
+    "engine": 745,
+    "inputs": 375,
+    "inputs/media": 905,
+    "inputs/text": 600,
+    "inputs/text/tool_syntax": 60,
+    "kernels": 435,
+    "kernels/triton": 940,
+    "layers": 265,
+    "model": 245,
+    "model/families": 40,
+    "offline": 240,
+    "page": 650,
+    "quant": 40,
+    "runner": 610,
+    "scheduling": 445,
+    "serving": 750,
+    "serving/http": 505,
+    "serving/openai": 590,
+    "serving/openai/schema": 410,
+    "types": 315,
+}
 NO_CODE = {getattr(tokenize, name) for name in ("INDENT", "DEDENT", "NEWLINE", "ENDMARKER", "NL", "COMMENT")}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 FORBIDDEN_MODULES = {"pickle", "cPickle", "cloudpickle", "marshal", "dill", "shelve", "joblib", "multiprocessing"}
@@ -96,8 +128,36 @@ def test_functions_are_short_and_take_few_parameters() -> None:
     assert not long, "\n" + "\n".join(long)
 
 
-def test_the_package_is_small() -> None:
-    assert 0 < sum(map(count_code_lines, source_files())) < MAX_PACKAGE_LINES
+def count_rooms() -> dict[str, list[int]]:
+    """The code lines of each folder's modules."""
+    rooms: dict[str, list[int]] = {}
+    for path in source_files():
+        room = path.parent.relative_to(SOURCE).as_posix()
+        rooms.setdefault("" if room == "." else room, []).append(count_code_lines(path))
+    return rooms
+
+
+def test_every_room_stays_within_its_lines() -> None:
+    rooms = count_rooms()
+    assert rooms.keys() == ROOM_LINES.keys(), "every folder has a budget, and every budget a folder"
+    over = [
+        f"{room or 'tilewise'}: {sum(lines)} lines of code, {ROOM_LINES[room]} allowed; simplify, or raise the number "
+        "with a line that says why"
+        for room, lines in rooms.items()
+        if sum(lines) > ROOM_LINES[room]
+    ]
+    assert not over, "\n".join(over)
+
+
+def test_no_folder_holds_more_modules_than_a_reader_takes_in_at_once() -> None:
+    full = {room: len(lines) for room, lines in count_rooms().items() if len(lines) > MAX_MODULES}
+    assert not full
+
+
+def test_python_processes_are_started_by_one_command_alone() -> None:
+    starters = [path for path in source_files() if "sys.executable" in path.read_text(encoding="utf-8")]
+    assert [shown(path) for path in starters] == ["src/tilewise/child_process.py"]
+    assert "-P" in child_command("tilewise")
 
 
 def test_nothing_is_unpickled_or_evaluated() -> None:

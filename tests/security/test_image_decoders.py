@@ -16,6 +16,7 @@ from PIL import Image
 
 import tilewise
 from tilewise.errors import CapacityError, ImageError
+from tilewise.inputs.media import decoder_worker
 from tilewise.inputs.media import image_decoder as decoder_module
 from tilewise.inputs.media.image_decoder import Decoder
 from tilewise.inputs.media.policy import ImageLimits
@@ -125,7 +126,7 @@ def is_interrupted_after(number: int, decode) -> bool:
 
     def interrupt(frame, event, _):
         nonlocal seen
-        if event == "c_return" and frame.f_code.co_filename == decoder_module.__file__:
+        if event == "c_return" and frame.f_code.co_filename in (decoder_module.__file__, decoder_worker.__file__):
             seen += 1
             if seen == number:
                 raise KeyboardInterrupt
@@ -164,7 +165,7 @@ def test_an_interrupt_of_the_cleaning_up_leaves_a_decoder_that_decodes(step, dec
 
     decoder.decode(encoded("BMP"), LIMITS)
     with monkeypatch.context() as patched:
-        patched.setattr(decoder_module, "_read_exactly", interrupt)
+        patched.setattr(decoder_module, "read_exactly", interrupt)
         patched.setattr(subprocess.Popen, step, interrupt)
         with pytest.raises(KeyboardInterrupt):
             decoder.decode(encoded("BMP"), LIMITS)

@@ -340,7 +340,7 @@ def test_a_stalled_loop_is_woken_once_for_all_that_came_meanwhile(make_engine: M
         woken, wake = list[Callable[..., object]](), loop.call_soon_threadsafe
 
         def count(callback: Callable[..., object], *arguments: Any, **options: Any) -> asyncio.Handle:
-            if callback == engine._read:  # type: ignore[attr-defined]
+            if callback == engine.mailbox._read:
                 woken.append(callback)
             return wake(callback, *arguments, **options)
 

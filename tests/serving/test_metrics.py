@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tilewise.demo import picture_path
 from tilewise.errors import ImageError, ImageFetchError
-from tilewise.inputs.media.fetch_context import on_errand
+from tilewise.inputs.media.fetch_context import use_fetch_context
 from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
 from tilewise.inputs.media.sources import load_image
 from tilewise.serving.metrics import Metrics
@@ -57,7 +57,7 @@ def host() -> Iterator[str]:
 
 @contextmanager
 def building(metrics: Metrics) -> Generator[None]:
-    with metrics.build_s.time(), on_errand(60.0, lambda: True, metrics.observe_stage):
+    with metrics.build_s.time(), use_fetch_context(60.0, lambda: True, metrics.observe_stage):
         yield
 
 

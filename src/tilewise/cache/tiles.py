@@ -1,6 +1,6 @@
 """Which row of the embedding pool holds which tile: picture embeddings by content, least recently used out first.
 
-Only bookkeeping; the tensor lives beside the tower (`cache.kv`). Tiles taken since the last `unpin` stay in
+Only bookkeeping; the tensor lives beside the tower (`cache.tensors`). Tiles taken since the last `unpin` stay in
 place, so what one step encodes or reads cannot be evicted within that step.
 """
 

@@ -45,7 +45,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """A decoder-only language model; `family` names its row in the decoder's table."""
+    """A decoder-only language model; `family` names its entry in `model.families.FAMILIES`."""
 
     family: str
     hidden_size: int

@@ -30,7 +30,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A running engine: the door to it, and what was resolved for it."""
+    """A running engine: the client of it, and what was resolved for it."""
 
     client: EngineClient
     resolved: ResolvedConfig

@@ -7,7 +7,6 @@ Not here: parameters, layers, step plans.
 from tilewise.kernels.batch import AttentionBatch, PrefillChunk, count_items, list_items
 from tilewise.kernels.dispatch import (
     add_rms_norm,
-    attend,
     attend_cached,
     attend_tiles,
     cut_tiles,
@@ -30,7 +29,6 @@ __all__ = [
     "PrefillChunk",
     "add_rms_norm",
     "apply_rope",
-    "attend",
     "attend_cached",
     "attend_tiles",
     "count_items",

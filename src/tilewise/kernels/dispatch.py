@@ -1,6 +1,7 @@
 """The choice between kernels and their twins: each operation asks its kernel, which declines with a reason, or runs.
 
-Owns nothing but that choice, and what a step's attention is made of. The twins are in `reference` and `resample`.
+Owns that choice, and how a step's attention is put together of decodes, fresh chunks and continued ones. The twins are
+in `reference` and `resample`; torch's own operation is the twin where there is one.
 """
 
 from contextlib import nullcontext
@@ -14,7 +15,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tilewise.kernels import reference
 from tilewise.kernels import resample as plain_resample
 from tilewise.kernels.batch import AttentionBatch
-from tilewise.kernels.reference import write_kv
 from tilewise.kernels.triton import activation, norm, resample, rope, skinny
 from tilewise.kernels.triton import decode_attention as decodes
 from tilewise.kernels.triton import prefill_attention as prefills
@@ -149,12 +149,6 @@ def _attend_fresh(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out[0].transpose(0, 1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch) -> Tensor:
-    """Store the fresh keys and values, then let every token of the step see its own context; see `attend_cached`."""
-    write_kv(k, v, k_cache, v_cache, batch.slots)
-    return attend_cached(q, (k, v), k_cache, v_cache, batch)
-
-
 def attend_cached(
     q: Tensor, fresh: tuple[Tensor, Tensor] | None, k_cache: Tensor, v_cache: Tensor, batch: AttentionBatch
 ) -> Tensor:
@@ -167,7 +161,7 @@ def attend_cached(
     if fresh is not None and not batch.num_decodes and [chunk.start for chunk in batch.chunks] == [0]:
         return _attend_fresh(q, *fresh)
     out = torch.empty_like(q)
-    uses_items = batch.items is not None and decodes.decline_decodes(q, k_cache) is None
+    uses_items = batch.items is not None and prefills.decline_items(q, k_cache) is None
     # Decodes read while chunks compute: a captured step runs them side by side, at no cost to the host.
     is_forked = uses_items and torch.cuda.is_current_stream_capturing()
     side = _create_side_stream(q.device) if is_forked and batch.num_decodes else None
@@ -195,14 +189,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply x (..., K) with weight (N, K) and add bias (N,): (..., N)."""
     if skinny.decline(x, weight, bias):
         return F.linear(x, weight, bias)
-    return skinny.multiply(x, weight, bias, skinny.choose_tiles_here(x, weight))
+    return skinny.multiply(x, weight, bias, skinny.choose_config_here(x, weight))
 
 
 def linear_gated(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply x (..., K) with gate and up (2I, K) and apply SwiGLU: (..., I)."""
     if skinny.decline_gated(x, weight):
         return silu_and_multiply(linear(x, weight))
-    return skinny.multiply_gated(x, weight, skinny.choose_tiles_here(x, weight, is_gated=True))
+    return skinny.multiply_gated(x, weight, skinny.choose_config_here(x, weight, is_gated=True))
 
 
 def resize_bicubic(image: Tensor, width: int, height: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""One decoder for every language model of the family; what differs between them is a row of a table.
+"""One decoder for every language model of the family; what differs between them is data in `families`.
 
 InternLM2, Llama and their kin share the computation: pre-norm, rotary grouped-query attention, SwiGLU,
-untied head. A row says how its checkpoint calls the tensors, and which place each has here.
+untied head. A family says how its checkpoint calls the tensors, and which place each has here.
 """
 
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ class Decoder(nn.Module):
     """A language model over a paged cache."""
 
     def __init__(self, config: DecoderConfig, rope: Rope, dtype: torch.dtype, group: Group = SINGLE) -> None:
-        """Create the parameters of the `config.family` row."""
+        """Create the parameters of `config`."""
         super().__init__()
         self.config = config
         self.embedding = TokenEmbedding(config.vocab_size, config.hidden_size, dtype)
@@ -91,4 +91,4 @@ class Decoder(nn.Module):
             yield official, module, None
         for number in range(self.config.num_layers):
             for official, (module, piece) in family.layer.items():
-                yield f"model.layers.{number}.{official}", f"layers.{number}.{module}", piece
+                yield f"{family.layers}.{number}.{official}", f"layers.{number}.{module}", piece

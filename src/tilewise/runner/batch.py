@@ -39,7 +39,7 @@ class StepLayout:
     sampled_ids: tuple[int, ...]
 
     def list_items(self, *, continued_only: bool = False) -> np.ndarray:
-        """The chunks as `kernels.prefill` takes them: (I, 4) int32."""
+        """The chunks as `kernels.triton.prefill_attention` takes them: (I, 4) int32."""
         chunks = enumerate(self.chunks)
         items = list_items((n, c.offset, c.start, c.end) for n, c in chunks if c.start or not continued_only)
         return np.array(list(items), np.int32).reshape(-1, 4)

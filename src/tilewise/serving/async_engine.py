@@ -17,7 +17,7 @@ from tilewise.answers import create_jobs
 from tilewise.engine.launch import Engine
 from tilewise.errors import CapacityError, InputError, QueueFullError
 from tilewise.inputs.conversation import Message
-from tilewise.inputs.media.fetch_context import on_errand
+from tilewise.inputs.media.fetch_context import use_fetch_context
 from tilewise.inputs.request_builder import RequestBuilder
 from tilewise.serving.metrics import Metrics
 from tilewise.serving.stream import Mailbox, Stream, StreamedChoice
@@ -93,11 +93,14 @@ class AsyncEngine:
             builder = replace(builder, profile=bare)
         stream = Stream(self, generation.n)
 
-        def build() -> Request:
+        def build_and_submit() -> None:
+            if stream.is_closed:
+                return
             with self.metrics.build_s.time():
-                return replace(builder.build(messages, generation, "", namespace), is_streamed=is_streamed)
+                request = builder.build(messages, generation, "", namespace)
+            self._submit(stream, builder, replace(request, is_streamed=is_streamed))
 
-        await self._run(stream, messages, lambda: self._start(stream, builder, build))
+        await self._run(stream, messages, build_and_submit)
         return stream
 
     async def build(self, messages: tuple[Message, ...], generation: GenerationConfig) -> Request:
@@ -119,7 +122,7 @@ class AsyncEngine:
         self.metrics.opened.inc(num_choices)
 
         def run() -> T:
-            with on_errand(limits.fetch_timeout_s, lambda: not stream.is_closed, self.metrics.observe_stage):
+            with use_fetch_context(limits.fetch_timeout_s, lambda: not stream.is_closed, self.metrics.observe_stage):
                 try:
                     return work()
                 finally:
@@ -219,20 +222,19 @@ class AsyncEngine:
                 stream.num_pixel_bytes = 0
         self.metrics.ended.inc(num_choices)
 
-    def _start(self, stream: Stream, builder: RequestBuilder, build: Callable[[], Request]) -> None:
-        """Build and submit, on a thread."""
+    def _submit(self, stream: Stream, builder: RequestBuilder, request: Request) -> None:
+        """Send the choices of a request to the engine, on the thread that built it."""
         assert self.engine is not None
-        if not stream.is_closed:
-            request = build()
-            self._hold_pixels(stream, request)
-            jobs = create_jobs(request, builder)
-            takers = [StreamedChoice(self, stream, index, answer).take for index, (_, answer) in enumerate(jobs)]
-            (first, on_output), *more = [(own, take) for (own, _), take in zip(jobs, takers, strict=True)]
-            if not stream.is_closed:
-                stream.request_ids += [own.request_id for own, _ in jobs]
-                self.engine.client.submit(first, on_output, more)
-                stream.num_unsubmitted = 0
-        if stream.is_closed:  # perhaps before it knew of these
+        self._hold_pixels(stream, request)
+        jobs = create_jobs(request, builder)
+        takers = [StreamedChoice(self, stream, index, answer).take for index, (_, answer) in enumerate(jobs)]
+        (first, on_output), *more = [(own, take) for (own, _), take in zip(jobs, takers, strict=True)]
+        if stream.is_closed:
+            return
+        stream.request_ids += [own.request_id for own, _ in jobs]
+        self.engine.client.submit(first, on_output, more)
+        stream.num_unsubmitted = 0
+        if stream.is_closed:  # perhaps before it knew of these ids
             stream.close()
 
     def _hold_pixels(self, stream: Stream, request: Request) -> None:

@@ -13,7 +13,7 @@ from tilewise.errors import ImageFetchError
 from tilewise.inputs import request_builder as request
 from tilewise.inputs.conversation import parse_prompt
 from tilewise.inputs.media.fetch import fetch
-from tilewise.inputs.media.fetch_context import on_errand
+from tilewise.inputs.media.fetch_context import use_fetch_context
 from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
 from tilewise.inputs.text.profiles import PROFILES
 from tilewise.inputs.text.tokenizer import load_tokenizer
@@ -56,7 +56,7 @@ def silent() -> Iterator[SilentHost]:
 
 
 def test_the_fetches_of_one_request_share_their_time(silent: SilentHost) -> None:
-    with on_errand(0.3, lambda: True):
+    with use_fetch_context(0.3, lambda: True):
         for reason in ("too slow", "together took too long"):
             with pytest.raises(ImageFetchError, match=reason):
                 fetch(silent.url, POLICY)
@@ -69,7 +69,7 @@ def run_unwanted(work: Callable[[], Any], begun: threading.Event) -> str:
     is_wanted.set()
 
     def run() -> None:
-        with on_errand(600.0, is_wanted.is_set), pytest.raises(ImageFetchError) as caught:
+        with use_fetch_context(600.0, is_wanted.is_set), pytest.raises(ImageFetchError) as caught:
             work()
         told.append(str(caught.value))
 
@@ -111,6 +111,6 @@ def test_between_pictures_it_is_seen_that_nobody_wants_them(monkeypatch: pytest.
         load_model_config(folder), 8192, load_tokenizer(folder), profile, ImagePolicy(), TilingParameters()
     )
     messages = parse_prompt(("x", [picture, picture, picture]))
-    with on_errand(600.0, lambda: len(loaded) < 2), pytest.raises(ImageFetchError, match="no longer wanted"):
+    with use_fetch_context(600.0, lambda: len(loaded) < 2), pytest.raises(ImageFetchError, match="no longer wanted"):
         builder.build(messages, GenerationConfig(), "r")
     assert len(loaded) == 2

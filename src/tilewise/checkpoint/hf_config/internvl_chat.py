@@ -6,6 +6,7 @@ model code could not honour is refused here by name, before any weight is touche
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
@@ -15,11 +16,19 @@ from tilewise.checkpoint.hf_config.section import Section, load_json
 from tilewise.config import DTYPE_BYTES, DecoderConfig, ModelConfig, VisionConfig
 
 _MAX_TILES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _LanguageModel:
+    """The `model_type` that may stand for the class, and what reads its `llm_config`."""
+
+    model_type: str
+    read: Callable[[Section], DecoderConfig]
+
+
 # Architectures and the `model_type` that may stand for each.
 _CHAT_MODELS = {"InternVLChatModel": "internvl_chat"}
-_LANGUAGE_MODELS = {"InternLM2ForCausalLM": "internlm2"}
-# What reads the `llm_config` of each language model.
-_READERS: dict[str, Callable[[Section], DecoderConfig]] = {"InternLM2ForCausalLM": internlm2.read_decoder}
+_LANGUAGE_MODELS = {"InternLM2ForCausalLM": _LanguageModel("internlm2", internlm2.read_decoder)}
 # Architecture and language model of the checkpoints that can be served, as config.json names them.
 SERVED = tuple((architecture, decoder) for architecture in _CHAT_MODELS for decoder in _LANGUAGE_MODELS)
 
@@ -55,7 +64,8 @@ def load_model_config(folder: Path) -> ModelConfig:
     architecture = top.architecture(_CHAT_MODELS)
     vision_section, decoder_section = top.section("vision_config"), top.section("llm_config")
     vision = read_vision(vision_section)
-    decoder = _READERS[decoder_section.architecture(_LANGUAGE_MODELS)](decoder_section)
+    model_types = {name: language_model.model_type for name, language_model in _LANGUAGE_MODELS.items()}
+    decoder = _LANGUAGE_MODELS[decoder_section.architecture(model_types)].read(decoder_section)
     if top.count("force_image_size", vision.image_size) != vision.image_size:
         raise top.unsupported("force_image_size", f"vision_config.image_size={vision.image_size}")
     if top.flag("pad2square", False):

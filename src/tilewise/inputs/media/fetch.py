@@ -1,8 +1,7 @@
 """Fetches a picture over http(s) without reaching what a stranger must not reach, or staying longer than allowed.
 
-Safety rests on addresses, not on spelling: a host is resolved once, every address it has must be globally
-routable (or the operator's own choice), and the connection goes to that very address, with the Host header and
-the certificate check still on the name. Redirects start over. Knows bytes, not pictures.
+The connection goes to the very address that `address_guard` has checked, with the Host header and the certificate
+check still on the name. Redirects start over. Knows bytes, not pictures.
 
 Proxy variables (`http_proxy` and kin) are ignored on purpose: a proxy would resolve the name a second time.
 """
@@ -28,7 +27,7 @@ from tilewise.inputs.media.address_guard import (
     resolve_host,
     seconds_left,
 )
-from tilewise.inputs.media.fetch_context import check_wanted, current_errand
+from tilewise.inputs.media.fetch_context import check_wanted, current_context
 from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
 
 if TYPE_CHECKING:
@@ -45,20 +44,20 @@ def fetch(url: str, policy: ImagePolicy, resolve: Resolver = resolve_host) -> by
     """Return the body behind an http(s) URL.
 
     Units: at most `limits.max_bytes` bytes and, redirects included, `limits.fetch_timeout_s` seconds, or what is left
-    of its errand's.
+    of the request's.
 
     Raises:
         ImageFetchError: the URL is refused, unreachable, too slow, or answers with anything but 200.
         ImageTooLargeError: the body is longer than the limit.
     """
-    most_s, errand, started_at = policy.limits.fetch_timeout_s, current_errand.get(), time.monotonic()
-    if errand is not None and errand.left_s <= 0:
+    most_s, context, started_at = policy.limits.fetch_timeout_s, current_context.get(), time.monotonic()
+    if context is not None and context.left_s <= 0:
         raise ImageFetchError("The hosts of the request's pictures together took too long; send fewer, or their data.")
     try:
-        return _follow(parse_url(url), policy, resolve, started_at + min(most_s, errand.left_s if errand else most_s))
+        return _follow(parse_url(url), policy, resolve, started_at + min(most_s, context.left_s if context else most_s))
     finally:
-        if errand is not None:
-            errand.left_s -= time.monotonic() - started_at
+        if context is not None:
+            context.left_s -= time.monotonic() - started_at
 
 
 def _follow(target: Target, policy: ImagePolicy, resolve: Resolver, deadline: float) -> bytes:

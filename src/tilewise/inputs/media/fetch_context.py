@@ -1,7 +1,7 @@
-"""On whose errand pictures are fetched and decoded: how long that may take, until when, and who counts the time.
+"""What fetching and decoding of one request's pictures share: seconds left, whether the client waits, who is timed.
 
-Fetching and decoding lie three calls below whoever knows of a client; a context variable spares those in between the
-parameters. Outside an errand nothing is given up or kept.
+Both lie three calls below the code that knows of a client; a context variable spares those in between the parameters.
+Outside a context nothing is given up early or timed.
 """
 
 import time
@@ -17,7 +17,7 @@ Stage = Literal["fetch", "decode"]
 
 
 @dataclass(slots=True)
-class Errand:
+class FetchContext:
     """What is left of the seconds for all fetching, whether somebody waits, and who hears of stages."""
 
     left_s: float
@@ -25,22 +25,22 @@ class Errand:
     on_stage: Callable[[Stage, float], None]
 
 
-current_errand: ContextVar[Errand | None] = ContextVar("tilewise_errand", default=None)
+current_context: ContextVar[FetchContext | None] = ContextVar("tilewise_fetch_context", default=None)
 
 
 @contextmanager
-def on_errand(
+def use_fetch_context(
     timeout_s: float, is_wanted: Callable[[], bool], on_stage: Callable[[Stage, float], None] = lambda stage, s: None
 ) -> Generator[None]:
     """Give all that is fetched inside, in this thread, `timeout_s` together, and up once it is not wanted any more.
 
     `on_stage` is told of every stage inside: its name and its seconds.
     """
-    token = current_errand.set(Errand(timeout_s, is_wanted, on_stage))
+    token = current_context.set(FetchContext(timeout_s, is_wanted, on_stage))
     try:
         yield
     finally:
-        current_errand.reset(token)
+        current_context.reset(token)
 
 
 def check_wanted() -> None:
@@ -49,8 +49,8 @@ def check_wanted() -> None:
     Raises:
         ImageFetchError: nobody does.
     """
-    errand = current_errand.get()
-    if errand is not None and not errand.is_wanted():
+    context = current_context.get()
+    if context is not None and not context.is_wanted():
         raise ImageFetchError("The picture is no longer wanted: whoever asked for it has left.")
 
 
@@ -61,5 +61,5 @@ def timed(stage: Stage) -> Generator[None]:
     try:
         yield
     finally:
-        if errand := current_errand.get():
-            errand.on_stage(stage, time.perf_counter() - started_at)
+        if context := current_context.get():
+            context.on_stage(stage, time.perf_counter() - started_at)

@@ -1,4 +1,4 @@
-"""Pictures from anywhere to `PreparedImage`: the one door for untrusted bytes.
+"""Pictures from anywhere to `PreparedImage`: the one way in for untrusted bytes.
 
 Owns the kinds of source and their order of checks: place (policy), bytes (limit), then decoding in a worker
 process. A picture that the caller made with Pillow is converted in this process by the same rules.

@@ -14,8 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from tilewise.kernels.batch import QUERIES
+from tilewise.kernels.triton import decode_attention
 
 _LARGE_BLOCK = 128  # from here on one stage of keys and values is all that consumer cards have room for
+
+
+def decline_items(q: Tensor, k_cache: Tensor) -> str | None:
+    """Say why the Triton kernel cannot serve these, or None if it can: it reads the caches that decodes read."""
+    return decode_attention.decline_decodes(q, k_cache)
 
 
 @cache

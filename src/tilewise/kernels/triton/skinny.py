@@ -15,7 +15,14 @@ from torch import Tensor
 
 from tilewise.kernels.triton.arrivals import create_arrivals
 from tilewise.kernels.triton.launch import await_inputs, depend, has_triton
-from tilewise.kernels.triton.tiles import K_MULTIPLE, LEAST_SHARED_KIB, MAX_ROWS, Tiles, choose_tiles, pad_rows
+from tilewise.kernels.triton.product_config import (
+    K_MULTIPLE,
+    LEAST_SHARED_KIB,
+    MAX_ROWS,
+    ProductConfig,
+    choose_config,
+    pad_rows,
+)
 
 _MIN_WEIGHT_ELEMENTS = 1 << 22  # 8 MB, read in 3 us at 3 TB/s: below, launching costs more than reading
 _MAX_SPLIT_TILES = 4096  # of weight rows: what is cut into more keeps the device busy as it is
@@ -23,10 +30,10 @@ _MAX_SPLIT_TILES = 4096  # of weight rows: what is cut into more keeps the devic
 _SHARED_KIB = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}
 
 
-def choose_tiles_here(x: Tensor, weight: Tensor, is_gated: bool = False) -> Tiles:
-    """Choose tiles for these tensors on their own device."""
+def choose_config_here(x: Tensor, weight: Tensor, is_gated: bool = False) -> ProductConfig:
+    """Choose config for these tensors on their own device."""
     (n, k), (_, num_sms, shared_bytes) = weight.shape, _measure_device(x.device)
-    return choose_tiles(x.numel() // k, n, k, num_sms, shared_bytes, is_gated)
+    return choose_config(x.numel() // k, n, k, num_sms, shared_bytes, is_gated)
 
 
 def decline_gated(x: Tensor, weight: Tensor) -> str | None:
@@ -155,29 +162,29 @@ def kernel() -> Any:
     return multiply_share
 
 
-def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles) -> Tensor:
-    """Multiply by our kernel, cut as `tiles` says; the twin is `F.linear`.
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, config: ProductConfig) -> Tensor:
+    """Multiply by our kernel, cut as `config` says; the twin is `F.linear`.
 
     Shapes: x: (..., K), 1 to 64 rows in all · weight: (N, K) · bias: (N,) or None -> (..., N)
     Numerics: fp32 until one rounding at the end. Relative to the largest output within 4e-3 of the product in fp32
-        for bf16, 1e-3 for fp16, 1e-5 for fp32; the same inputs and tiles give the same bits.
+        for bf16, 1e-3 for fp16, 1e-5 for fp32; the same inputs and config give the same bits.
     """
-    return _multiply(x, weight, bias, tiles, is_gated=False)
+    return _multiply(x, weight, bias, config, is_gated=False)
 
 
-def multiply_gated(x: Tensor, weight: Tensor, tiles: Tiles) -> Tensor:
+def multiply_gated(x: Tensor, weight: Tensor, config: ProductConfig) -> Tensor:
     """Multiply by gate and up and apply SwiGLU in one launch; the twin is `F.linear`, then `silu_and_multiply`.
 
     Shapes: x: (..., K), 1 to 64 rows in all · weight: (2I, K), gate's rows, then up's -> (..., I)
     Numerics: rounded as the twin is, after the product, after SiLU, and at the end; up to the order of the sums in K
-        equal to it, and bit for bit to `multiply` with the same tiles, then `activation.silu_and_multiply`.
+        equal to it, and bit for bit to `multiply` with the same config, then `activation.silu_and_multiply`.
     """
-    return _multiply(x, weight, None, tiles, is_gated=True)
+    return _multiply(x, weight, None, config, is_gated=True)
 
 
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles, is_gated: bool) -> Tensor:
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, config: ProductConfig, is_gated: bool) -> Tensor:
     n, k = weight.shape
-    block_n, num_splits = tiles.block_n, tiles.num_splits
+    block_n, num_splits = config.block_n, config.num_splits
     if is_gated:
         n, block_n = n // 2, block_n // 2
     x = x.contiguous()
@@ -186,24 +193,24 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, tiles: Tiles, is_g
     shares = arrivals = None
     if num_splits > 1:
         assert num_tiles <= _MAX_SPLIT_TILES, "so many programs need no more"
-        shape = (num_tiles, num_splits, pad_rows(num_rows), tiles.block_n)
+        shape = (num_tiles, num_splits, pad_rows(num_rows), config.block_n)
         shares = torch.empty(shape, dtype=torch.float32, device=x.device)
         arrivals = create_arrivals(x.device, "multiply", _MAX_SPLIT_TILES)
-    options = {**launch_options(num_rows, tiles, bias, is_gated), **depend(x.device, num_rows)}
+    options = {**launch_options(num_rows, config, bias, is_gated), **depend(x.device, num_rows)}
     kernel()[num_tiles, num_splits](x, weight, bias, out, shares, arrivals, num_rows, n, k, **options)
     return out
 
 
-def launch_options(num_rows: int, tiles: Tiles, bias: Tensor | None, is_gated: bool = False) -> dict[str, Any]:
+def launch_options(num_rows: int, config: ProductConfig, bias: Tensor | None, is_gated: bool = False) -> dict[str, Any]:
     """Return the constants that the kernel is compiled with."""
     return {
         "HAS_BIAS": bias is not None,
         "IS_GATED": is_gated,
-        "IS_SPLIT": tiles.num_splits > 1,
-        "WEIGHT_FIRST": tiles.weight_first,
+        "IS_SPLIT": config.num_splits > 1,
+        "WEIGHT_FIRST": config.weight_first,
         "BLOCK_M": pad_rows(num_rows),
-        "BLOCK_N": tiles.block_n,
-        "BLOCK_K": tiles.block_k,
-        "num_warps": tiles.num_warps,
-        "num_stages": tiles.num_stages,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
     }

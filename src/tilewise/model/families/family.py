@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How one language model names its tensors: official name -> (module, piece or None)."""
+    """How one language model names its tensors: official name -> (module, piece or None).
+
+    `ends` are those outside of the layers; a layer's are in `layer`, below `layers` and its number.
+    """
 
     ends: Mapping[str, str]
+    layers: str
     layer: Mapping[str, tuple[str, str | None]]

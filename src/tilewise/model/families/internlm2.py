@@ -4,6 +4,7 @@ from tilewise.model.families.family import Family
 
 INTERNLM2 = Family(
     ends={"model.tok_embeddings": "embedding", "model.norm": "norm", "output": "head"},
+    layers="model.layers",
     layer={
         "attention.wqkv": ("attention.qkv", "grouped"),
         "attention.wo": ("attention.output", None),

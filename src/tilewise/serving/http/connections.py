@@ -3,7 +3,7 @@
 uvicorn's own `limit_concurrency` turns /health away too, counts nobody who has not sent a request, and leaves such a
 one connected for ever. Here the number of open connections is bounded, TLS handshakes included. A newcomer to a full
 house takes the place of whoever has waited longest without a request. The last places serve /health and /ready alone:
-`is_full` in a request's state tells the door so.
+`is_full` in a request's state tells the gateway so.
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
 `Gateway` is plain ASGI and decides on `scope["path"]` alone, before any routing: whatever is not public needs a key,
 or, where there are none, a Host that no other site can have made point here.
-It logs every request once. Errors leave here in OpenAI's envelope, without internals.
+It logs every request once. Its own refusals, and faults that no route answered, get OpenAI's envelope from `errors`.
 """
 
 import hashlib

@@ -85,7 +85,7 @@ def create_app(service: Service) -> FastAPI:
 
 
 def _complete_document(document: dict[str, Any], service: Service) -> None:
-    """Say what FastAPI cannot know: keys are checked by the door, one model is served, and 422 is never answered."""
+    """Say what FastAPI cannot know: keys are checked by the gateway, one model is served, and 422 is never answered."""
     for path, item in document["paths"].items():
         for operation in item.values():
             operation["responses"].pop("422", None)

@@ -8,10 +8,9 @@ from starlette.responses import Response as HttpResponse
 
 from tilewise.inputs.text.tokenizer import Tokenizer
 from tilewise.serving.openai.choices import Choice
-from tilewise.serving.openai.exchange import answer, open_stream
+from tilewise.serving.openai.exchange import complete
 from tilewise.serving.openai.schema.chat import ChatRequest
 from tilewise.serving.openai.tool_stream import ToolCallDelta, ToolSplitter
-from tilewise.serving.service import service_of
 from tilewise.types import Response, TokenLogprob
 
 
@@ -68,9 +67,9 @@ class ChatChoice(Choice):
 
 async def create_chat_completion(request: Request, body: ChatRequest) -> HttpResponse:
     """Answer a conversation."""
-    stream = await open_stream(request, body)
-    tokenizer = service_of(request).engine.builder.tokenizer
-    options = {"wants_logprobs": body.logprobs, "has_tools": body.has_tools}
-    choices = [ChatChoice(tokenizer, **options) for _ in range(body.n)]
+
+    def create_choice(tokenizer: Tokenizer) -> ChatChoice:
+        return ChatChoice(tokenizer, wants_logprobs=body.logprobs, has_tools=body.has_tools)
+
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
-    return await answer(body, stream, choices, "chatcmpl", kind)
+    return await complete(request, body, create_choice, "chatcmpl", kind)

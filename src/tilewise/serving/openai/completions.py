@@ -9,9 +9,8 @@ from starlette.responses import Response as HttpResponse
 
 from tilewise.inputs.text.tokenizer import Tokenizer
 from tilewise.serving.openai.choices import Choice
-from tilewise.serving.openai.exchange import answer, open_stream
+from tilewise.serving.openai.exchange import complete
 from tilewise.serving.openai.schema.completions import CompletionRequest
-from tilewise.serving.service import service_of
 from tilewise.types import Response, TokenLogprob
 
 
@@ -62,8 +61,9 @@ class TextChoice(Choice):
 
 async def create_completion(request: Request, body: CompletionRequest) -> HttpResponse:
     """Go on from a text."""
-    stream = await open_stream(request, body)
-    tokenizer = service_of(request).engine.builder.tokenizer
-    options = {"wants_logprobs": body.logprobs is not None, "skip_special_tokens": body.skip_special_tokens}
-    choices = [TextChoice(tokenizer, **options) for _ in range(body.n)]
-    return await answer(body, stream, choices, "cmpl", "text_completion")
+
+    def create_choice(tokenizer: Tokenizer) -> TextChoice:
+        wants_logprobs = body.logprobs is not None
+        return TextChoice(tokenizer, wants_logprobs=wants_logprobs, skip_special_tokens=body.skip_special_tokens)
+
+    return await complete(request, body, create_choice, "cmpl", "text_completion")

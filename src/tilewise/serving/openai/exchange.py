@@ -6,7 +6,7 @@ Chat and plain completions share it; they differ in the `Choice` that they hand 
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import orjson
@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 
 from tilewise.errors import InputError
+from tilewise.inputs.text.tokenizer import Tokenizer
 from tilewise.serving.http.events import EventStream, encode_event
 from tilewise.serving.openai.choices import Choice
 from tilewise.serving.openai.schema.sampling import Generating, Sampling
@@ -48,9 +49,22 @@ def _check_num_logprobs(generation: GenerationConfig, session_len: int, name: st
         )
 
 
-async def answer(body: Sampling, stream: Stream, choices: Sequence[Choice], name: str, kind: str) -> HttpResponse:
-    """Answer with a `kind` of object, or with its events; `name` begins the answer's id."""
-    head = {"id": f"{name}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": body.model}
+async def complete(
+    request: Request, body: Sampling, create_choice: Callable[[Tokenizer], Choice], id_prefix: str, kind: str
+) -> HttpResponse:
+    """Ask for a body's answers, and give them as one object of `kind`, or as its events.
+
+    Args:
+        request: What came in; its client is watched by whoever awaits this.
+        body: Checked.
+        create_choice: Makes one of the `body.n` answers.
+        id_prefix: Begins the answer's id.
+        kind: The object's name.
+    """
+    stream = await open_stream(request, body)
+    tokenizer = service_of(request).engine.builder.tokenizer
+    choices = [create_choice(tokenizer) for _ in range(body.n)]
+    head = {"id": f"{id_prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": body.model}
     if body.stream:
         return EventStream(stream, _stream_events(body, stream, choices, head))
     with stream:

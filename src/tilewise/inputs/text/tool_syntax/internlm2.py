@@ -45,7 +45,7 @@ def build_call_grammar(calls: Sequence[tuple[str, str]], *, is_required: bool, f
         f"prose: TEXT (<[{marks}]> TEXT)*",
         # Written out in letters the mark would look like the token to whoever reads the text.
         rf"TEXT: /(?s:.*)/ & ~/(?s:.*){re.escape(OPENING)}(?s:.*)/",
-        f'call: {start} {plugin} "\n" ({" | ".join(names)})',
+        f'call: {start} {plugin} "\\n" ({" | ".join(names)})',
     ]
     for rule, (name, schema) in zip(names, calls, strict=True):
         opening = json.dumps(f'{{"name": "{name}", "parameters": ')

@@ -113,8 +113,7 @@ class Body(BaseModel):
             return data
         given, known = cast(dict[str, Any], data), cls.model_fields
         if len(given) > len(known):
-            unknown = f"{next(key for key in given if key not in known):.80}"
-            raise InputError(f"Field {unknown!r} is not supported here; leave it out.", param=unknown)
+            raise _refuse_field(next(key for key in given if key not in known))
         for key, value in given.items():
             if isinstance(value, dict) and len(cast(dict[str, Any], value)) > MAX_KEYS:
                 raise InputError(f"{key:.80} has more than {MAX_KEYS} keys.", param=f"{key:.80}")
@@ -137,12 +136,17 @@ def read_role(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "role": "system"} if role == "developer" else message
 
 
+def _refuse_field(name: str) -> InputError:
+    name = f"{name:.80}"
+    return InputError(f"Field {name!r} is not supported here; leave it out.", param=name)
+
+
 def _to_input_error(errors: Sequence[ErrorDetails]) -> InputError:
     # Report the error of the union member whose type matches.
     first = next((e for e in errors if e["type"] not in ("string_type", "list_type", "dict_type")), errors[0])
     path = ".".join(str(step) for step in first["loc"] if not str(step).startswith(("constrained-", "list[", "dict[")))
     name = f"{path:.80}" or "body"
     if first["type"] == "extra_forbidden":
-        return InputError(f"Field {name!r} is not supported here; leave it out.", param=name)
+        return _refuse_field(name)
     given = "" if first["type"] == "missing" else f", got {_GIVEN.repr(first['input']):.80}"
     return InputError(f"{name}: {first['msg']}{given}.", param=name)

@@ -1,6 +1,6 @@
 """How a product of few rows with a large weight is cut: as it was measured, else by rule.
 
-The measured tiles are data in `kernels/tables`, written by `benchmarks/skinny.py`.
+The measured ones are data in `kernels/tables`, written by `benchmarks/skinny.py`.
 """
 
 import json
@@ -17,7 +17,7 @@ _TABLES = Path(__file__).parents[1] / "tables"
 
 
 @dataclass(frozen=True, slots=True)
-class Tiles:
+class ProductConfig:
     """How the kernel cuts a product: `block_n` weight rows by `block_k` columns at a time, K in `num_splits` shares.
 
     Of a gated product's `block_n` rows every other one is gate's, the rest are up's.
@@ -39,34 +39,34 @@ class Tiles:
 
 
 @dataclass(frozen=True, slots=True)
-class TileTable:
-    """What was measured on one kind of device: (largest M, N, K) -> tiles, without and with SwiGLU in the product."""
+class ConfigTable:
+    """What was measured on one kind of device: (largest M, N, K) -> config, without and with SwiGLU in the product."""
 
-    plain: Mapping[tuple[int, int, int], Tiles]
-    gated: Mapping[tuple[int, int, int], Tiles]
+    plain: Mapping[tuple[int, int, int], ProductConfig]
+    gated: Mapping[tuple[int, int, int], ProductConfig]
 
-    def find(self, m: int, n: int, k: int, is_gated: bool) -> Tiles | None:
-        """Return the tiles of the fewest measured rows that hold `m`; None where nothing was measured."""
+    def find(self, m: int, n: int, k: int, is_gated: bool) -> ProductConfig | None:
+        """Return the config of the fewest measured rows that hold `m`; None where nothing was measured."""
         table = self.gated if is_gated else self.plain
         rows = [largest for largest, *weight in table if largest >= m and weight == [n, k]]
         return table[min(rows), n, k] if rows else None
 
 
 @cache
-def load_table(num_sms: int) -> TileTable:
+def load_table(num_sms: int) -> ConfigTable:
     """Read what was measured on devices of so many multiprocessors, or an empty table."""
     path = _TABLES / f"products_{num_sms}sm.json"
     data = json.loads(path.read_text("utf-8")) if path.exists() else {"plain": [], "gated": []}
-    plain, gated = ({_read_key(row): _read_tiles(row) for row in data[kind]} for kind in ("plain", "gated"))
-    return TileTable(plain, gated)
+    plain, gated = ({_read_key(row): _read_config(row) for row in data[kind]} for kind in ("plain", "gated"))
+    return ConfigTable(plain, gated)
 
 
 def _read_key(row: Mapping[str, Any]) -> tuple[int, int, int]:
     return row["rows"], row["n"], row["k"]
 
 
-def _read_tiles(row: Mapping[str, Any]) -> Tiles:
-    return Tiles(**{field.name: row[field.name] for field in fields(Tiles)})
+def _read_config(row: Mapping[str, Any]) -> ProductConfig:
+    return ProductConfig(**{field.name: row[field.name] for field in fields(ProductConfig)})
 
 
 def pad_rows(m: int) -> int:
@@ -75,9 +75,9 @@ def pad_rows(m: int) -> int:
 
 
 @lru_cache(maxsize=4096)  # asked anew at every product that is launched by itself
-def choose_tiles(
+def choose_config(
     m: int, n: int, k: int, num_sms: int, shared_bytes: int = LEAST_SHARED_KIB << 10, is_gated: bool = False
-) -> Tiles:
+) -> ProductConfig:
     """Choose how to multiply x (m, k) with a weight (n, k): as measured, else by rule.
 
     Args:
@@ -92,7 +92,7 @@ def choose_tiles(
     if measured is not None and measured.count_shared_bytes(m) <= shared_bytes:
         return measured
     rows = pad_rows(m)
-    # A narrow tile reads x more often than it saves: x comes from L2 once a tile, so tiles are not below its rows.
+    # A narrow tile reads x more often than it saves: x comes from L2 once a tile, so a config has no fewer rows than x.
     widths = (128, 64) if rows == 64 else (64,) if rows == 32 else (64, 32)
     block_n = next((width for width in widths if -(-n // width) >= num_sms), widths[-1])
     block_k = 256 if block_n == 32 and k % 256 == 0 else 128
@@ -101,4 +101,4 @@ def choose_tiles(
     num_splits = next((count for count in splits if num_tiles * count >= num_sms), splits[-1])
     # Two programs a multiprocessor: one computes its last block while the other loads.
     num_stages = shared_bytes // 2 // ((block_n + rows) * block_k * 2)
-    return Tiles(block_n, block_k, num_splits, num_warps=4, num_stages=max(2, min(5, num_stages)))
+    return ProductConfig(block_n, block_k, num_splits, num_warps=4, num_stages=max(2, min(5, num_stages)))
