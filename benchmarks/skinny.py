@@ -312,18 +312,18 @@ def main() -> None:
 
 
 def write_table(bench: Bench, results: list[Result]) -> Path:
-    """Renew the lines that were measured in the table of such devices, and keep the others."""
+    """Renew the lines that were measured in the table of such devices, and keep the others; each says where from."""
     path = TABLES / f"products_{bench.num_sms}sm.json"
     table = json.loads(path.read_text("utf-8")) if path.exists() else {"plain": [], "gated": []}
+    name, date = torch.cuda.get_device_name(bench.device), datetime.now(UTC).date()
+    measured = f"{name}, torch {torch.__version__}, Triton {version('triton')}, {date}"
     for result in results:
         m, n, k, is_gated = astuple(result.product)
-        line = {"rows": m, "n": n, "k": k, **asdict(result.config)}
+        line = {"rows": m, "n": n, "k": k, **asdict(result.config), "measured": measured}
         kind = "gated" if is_gated else "plain"
         kept = [old for old in table[kind] if (old["rows"], old["n"], old["k"]) != (m, n, k)]
         table[kind] = sorted([*kept, line], key=lambda row: (row["n"], row["k"], row["rows"]))
-    facts = {"device": describe_device(bench), "num_sms": bench.num_sms, "torch": torch.__version__}
-    facts |= {"triton": version("triton"), "date": datetime.now(UTC).date().isoformat()}
-    entries = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in facts.items()]
+    entries: list[str] = []
     for kind in ("plain", "gated"):
         lines = ",\n".join(f"    {json.dumps(line)}" for line in table[kind])
         entries.append(f'  "{kind}": [\n{lines}\n  ]')

@@ -173,8 +173,24 @@ def test_a_response_shows_lmdeploys_fields_and_no_other() -> None:
     )
 
 
-@pytest.mark.parametrize("token_ids", [(1.5,), (1, "2"), (True,), (None,)])
-def test_token_ids_that_are_no_whole_numbers_are_refused(token_ids: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("token_ids", ids) for ids in ((1.5,), (1, "2"), (True,), (None,))),
+        *(("stop_token_ids", ids) for ids in ((True,), (1.5,))),
+        *(("namespace", text) for text in (None, 5)),
+        ("request_id", 5),
+        ("is_streamed", 1),
+    ],
+)
+def test_a_request_of_other_types_than_its_fields_have_cannot_be_made(name: str, value: Any) -> None:
+    fields = {"request_id": "r", "token_ids": (1,), name: value}
     with pytest.raises(InputError) as refused:
-        Request("r", token_ids)
-    assert refused.value.param == "token_ids"
+        Request(**fields)
+    assert refused.value.param == name
+
+
+def test_a_span_of_other_types_cannot_be_made() -> None:
+    with pytest.raises(InputError) as refused:
+        ImageSpan(0, 1.0, 0)  # type: ignore[arg-type]
+    assert refused.value.param == "spans"

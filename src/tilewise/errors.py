@@ -71,7 +71,7 @@ class PromptTooLongError(InputError, code="context_length_exceeded"):
 
 
 class CapacityError(TilewiseError, code="capacity", status=503):
-    """Memory cannot hold what was asked, or whoever would answer is not ready."""
+    """Memory cannot hold what was asked, or the engine is not ready."""
 
 
 class QueueFullError(CapacityError, code="queue_full", status=429):

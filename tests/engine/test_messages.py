@@ -30,7 +30,7 @@ from tilewise.engine.messages import (
 from tilewise.errors import InputError
 from tilewise.types import FinishReason, GenerationConfig, ImageSpan, PreparedImage, Request, StepOutput, TokenLogprob
 
-IMAGE = PreparedImage(2, 3, bytes(range(18)), 1, 1, False, b"\xff" * 32)
+IMAGE = PreparedImage(2, 3, memoryview(bytes(range(18))), 1, 1, False, b"\xff" * 32)
 PICTURES = Request("r", (1, 2, 3), (ImageSpan(0, 1, 0), ImageSpan(1, 2, 1)), (IMAGE, replace(IMAGE, digest=b"2")))
 MODEL = load_model_config(model_folder())
 RESOLVED = resolve(EngineConfig(device="cpu"), MODEL, DeviceConfig("cuda", 1, (9, 0)))
@@ -45,7 +45,9 @@ generations = st.builds(
     logprobs=st.none() | st.integers(0, 20),
 )
 pictures = st.builds(
-    lambda width, height, fill: PreparedImage(width, height, bytes([fill]) * (width * height * 3), 1, 1, True, b"d"),
+    lambda width, height, fill: PreparedImage(
+        width, height, memoryview(bytes([fill]) * (width * height * 3)), 1, 1, True, b"d"
+    ),
     st.integers(1, 9),
     st.integers(1, 9),
     st.integers(0, 255),
@@ -84,6 +86,13 @@ def test_requests_of_other_pictures_do_not_travel_together() -> None:
     other = replace(PICTURES, images=(PICTURES.images[0],) * 2)
     with pytest.raises(InputError, match="same pictures"):
         encode(Submit((PICTURES, other)))
+
+
+def test_pixels_that_arrive_cannot_be_changed() -> None:
+    header, *pixels = encode(Submit((PICTURES,)))
+    message = decode(MESSAGE, [header, *(bytearray(frame) for frame in pixels)])
+    assert isinstance(message, Submit)
+    assert all(image.pixels.readonly for image in message.requests[0].images)
 
 
 def test_pixels_are_sent_as_they_lie() -> None:

@@ -153,12 +153,12 @@ def find_offence(name: str, row: Row, found: Import) -> str | None:
         return None
     if found.is_inside and (EVERYTHING in row.inside or is_below(target, row.inside)):
         return None
-    if row.only is not None:
-        return None if is_below(target, row.only) else f"may not import tilewise.{target}"
     target_row = find_row(target)
     if target_row is None:
         return f"imports tilewise.{target}, which no row names"
-    if target_row.rank >= row.rank and target != "" and not is_below(target, row.beside):
+    if row.only is not None and not is_below(target, row.only):
+        return f"may not import tilewise.{target}"
+    if row.only is None and target_row.rank >= row.rank and target != "" and not is_below(target, row.beside):
         return f"is of rank {row.rank} and may not import tilewise.{target}, of rank {target_row.rank}"
     if target_row.has_torch and not row.has_torch and not found.is_inside:
         return f"may import tilewise.{target}, which imports torch, inside a function only"

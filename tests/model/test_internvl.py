@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.oracle.twins import FLAVOURS, TILE_SIZE, create_twin, official_config, official_tensors
-from tilewise.checkpoint.hf_config import load_model_config
+from tilewise.checkpoint.hf_config import SERVED, load_model_config
 from tilewise.config import DeviceConfig, EngineConfig, resolve
+from tilewise.model.families import FAMILIES
 from tilewise.model.internvl import InternVL
 from tilewise.plan import count_weights
 
@@ -17,6 +18,15 @@ from tilewise.plan import count_weights
 def build_model(twin, folder: Path) -> InternVL:
     (folder / "config.json").write_text(json.dumps(official_config(twin)))
     return InternVL(resolve(EngineConfig(), load_model_config(folder), DeviceConfig("cpu")))
+
+
+@pytest.mark.parametrize(("architecture", "language_model"), SERVED)
+def test_every_language_model_that_is_read_has_a_family(architecture: str, language_model: str, tmp_path: Path) -> None:
+    facts = official_config(create_twin())
+    facts["architectures"] = [architecture]
+    facts["llm_config"]["architectures"] = [language_model]
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    assert load_model_config(tmp_path).decoder.family in FAMILIES
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)

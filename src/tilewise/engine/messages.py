@@ -69,7 +69,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
 
 
 class Log(msgspec.Struct, frozen=True, tag=True):
-    """A line for the log of whoever started the engine."""
+    """A line for the log of the process that started the engine."""
 
     logger: str
     level: int
@@ -119,8 +119,9 @@ def decode(decoder: Decoder[Kind], frames: Sequence[bytes | memoryview]) -> Kind
             raise ValueError("only requests are followed by pixels")
         return message
     _check_pictures(message, pixels)
-    images = zip(message.requests[0].images, pixels, strict=True)
-    return _with_images(message, tuple(replace(image, pixels=memoryview(frame)) for image, frame in images))
+    views = (memoryview(frame).toreadonly() for frame in pixels)
+    images = zip(message.requests[0].images, views, strict=True)
+    return _with_images(message, tuple(replace(image, pixels=view) for image, view in images))
 
 
 def _with_images(message: Kind, images: tuple[PreparedImage, ...]) -> Kind:

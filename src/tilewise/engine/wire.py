@@ -1,6 +1,6 @@
 """One end of the sockets between a client and its engine's process: a way in and a way out, below a private folder.
 
-Each end binds its own way in and connects to the other's, so that whoever else may connect can only add messages,
+Each end binds its own way in and connects to the other's, so that another process that connects can only add messages,
 never take one; the mode of the socket and its folder keeps other users out. Nothing is unpickled.
 """
 

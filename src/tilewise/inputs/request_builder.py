@@ -199,7 +199,7 @@ def create_builder(
         use_thumbnail=model.use_thumbnail,
         tile_size=model.vision.image_size,
     )
-    if min_dynamic_patch is None:  # whoever lowers only the most must not meet the checkpoint's least above it
+    if min_dynamic_patch is None:  # a caller who lowers only the most must not meet the checkpoint's least above it
         min_dynamic_patch = min(model.min_dynamic_patch, tiling.max_tiles)
     tokenizer, profile = load_tokenizer(folder), choose_profile(model, chat_template)
     policy = ImagePolicy(allowed_media_hosts=cast(tuple[str, ...], allowed_media_hosts))

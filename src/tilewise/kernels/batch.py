@@ -26,7 +26,7 @@ class PrefillChunk:
 
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
-    """Padding has slot -1 and, among the decodes, length 0: it stores nothing, and what is said of it means nothing.
+    """Padding has slot -1 and, among the decodes, length 0: it stores nothing, and its outputs are undefined.
 
     A captured step knows its chunks by `items` alone; elsewhere they are those of the chunks that continue their
     sequence.

@@ -1,4 +1,4 @@
-"""The page's own API server: `python -m tilewise.page.child serve api_server …`, started by `page.server`.
+"""The page's own API server: `python -P -m tilewise.page.child serve api_server …`, started by `page.server`.
 
 It is the command line, with a watch on the page: once that is gone, in whatever way, nobody has the key any more and
 this process ends at once. Engine and decoders then notice in turn. The page's folder of uploads goes with it.

@@ -16,7 +16,7 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from tilewise.child_process import child_command
+from tilewise.child_process import child_command, child_environment
 from tilewise.client import APIClient, is_loopback
 from tilewise.errors import ConfigError, EngineError
 from tilewise.page.app import create_page, launch_page
@@ -61,13 +61,13 @@ def run_page(
 def _serve_model(flags: Sequence[str]) -> Generator[tuple[APIClient, "subprocess.Popen[bytes]"]]:
     """An API server for this page alone: a port of loopback, and a key that nobody else has."""
     key = secrets.token_urlsafe(24)
-    # The socket itself is handed over: a port that is free for a moment may be taken by whoever wants the key.
+    # The socket itself is handed over: a port that is free for a moment may be taken by a process that wants the key.
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         port, descriptor = listener.getsockname()[1], listener.fileno()
         command = child_command("tilewise.page.child", "serve", "api_server")
         process = subprocess.Popen(
             [*command, *flags, f"--server-fd={descriptor}"],
-            env={**os.environ, "TILEWISE_API_KEYS": key},
+            env={**child_environment(with_secrets=True), "TILEWISE_API_KEYS": key},
             stdin=subprocess.PIPE,  # held open: its end tells the child that this process is gone
             pass_fds=(descriptor,),
         )

@@ -1,12 +1,11 @@
 """An engine for an event loop: from messages to streams of answers, with a bounded queue.
 
 Requests are built on threads, those with pictures on threads of their own: text waits for no picture's host. What is
-admitted is counted until its end, whoever leaves meanwhile: opened and ended become equal once all is quiet. What the
-engine says comes back through `stream`.
+admitted is counted until its end, also when its client leaves: opened and ended become equal once all is quiet. What
+the engine says comes back through `stream`.
 """
 
 import asyncio
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,8 +22,6 @@ from tilewise.serving.metrics import Metrics
 from tilewise.serving.stream import Mailbox, Stream, StreamedChoice
 from tilewise.serving.threads import DaemonThreads
 from tilewise.types import GenerationConfig, Request
-
-logger = logging.getLogger(__name__)
 
 # Most of a build's time goes to waiting: for a schema's compiler, a picture's host or decoder. Each of the latter may
 # hold the pixels of a request, too.

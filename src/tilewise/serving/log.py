@@ -3,12 +3,8 @@
 import json
 import logging
 import time
-from typing import TYPE_CHECKING
 
 from tilewise.terminal import UNPRINTABLE
-
-if TYPE_CHECKING:
-    pass
 
 
 class LineFormatter(logging.Formatter):

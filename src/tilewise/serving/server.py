@@ -2,7 +2,7 @@
 
 The socket is bound before anything is loaded, so that /health and /ready answer meanwhile. SIGTERM and Ctrl-C take
 no more requests, let running ones finish, and end with status 0; a second one ends at once. Without its engine the
-server ends with status 1, once clients are told, so that whoever watches it can start it again.
+server ends with status 1, once clients are told, so that a process that watches it can start it again.
 """
 
 import asyncio

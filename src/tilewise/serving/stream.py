@@ -1,4 +1,4 @@
-"""The way back: what the engine says of a request, on its way to whoever reads it on the event loop.
+"""The way back: what the engine says of a request, on its way to its reader on the event loop.
 
     engine's thread            | event loop
     StreamedChoice.take -> Mailbox | StreamedChoice.read -> Stream -> the route that reads it

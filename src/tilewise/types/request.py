@@ -55,6 +55,11 @@ class ImageSpan:
     end: int
     image: int
 
+    def __post_init__(self) -> None:
+        """Refuse what is no range of positions."""
+        if any(type(number) is not int for number in (self.start, self.end, self.image)):
+            raise InputError("An image span must hold whole numbers.", param="spans")
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -85,5 +90,11 @@ class Request:
             raise InputError(f"{len(self.images)} pictures but {len(self.spans)} image spans.", param="spans")
         if not self.token_ids:
             raise InputError("The prompt is empty; give it text or a picture.", param="prompt")
-        if set(map(type, self.token_ids)) != {int}:
-            raise InputError("token_ids must hold whole numbers.", param="token_ids")
+        for name, ids in (("token_ids", self.token_ids), ("stop_token_ids", self.stop_token_ids)):
+            if not set(map(type, ids)) <= {int}:
+                raise InputError(f"{name} must hold whole numbers.", param=name)
+        for name, text in (("request_id", self.request_id), ("namespace", self.namespace)):
+            if type(text) is not str:
+                raise InputError(f"{name} must be a text, got a {type(text).__name__}.", param=name)
+        if type(self.is_streamed) is not bool:
+            raise InputError("is_streamed must be True or False.", param="is_streamed")

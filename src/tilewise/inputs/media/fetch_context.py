@@ -51,7 +51,7 @@ def check_wanted() -> None:
     """
     context = current_context.get()
     if context is not None and not context.is_wanted():
-        raise ImageFetchError("The picture is no longer wanted: whoever asked for it has left.")
+        raise ImageFetchError("The picture is no longer wanted: its client has left.")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_ROWS = 64
+MEASURED_ROWS = (1, 4, 16, 32, MAX_ROWS)
 K_MULTIPLE = 128  # every block_k that is chosen divides K
 LEAST_SHARED_KIB = 99  # 8.6, 8.9, 12.0, and whatever is unknown
 _TABLES = Path(__file__).parents[1] / "tables"
@@ -46,10 +47,9 @@ class ConfigTable:
     gated: Mapping[tuple[int, int, int], ProductConfig]
 
     def find(self, m: int, n: int, k: int, is_gated: bool) -> ProductConfig | None:
-        """Return the config of the fewest measured rows that hold `m`; None where nothing was measured."""
+        """Return the config of the number of rows next to `m` that is measured; None where it was not."""
         table = self.gated if is_gated else self.plain
-        rows = [largest for largest, *weight in table if largest >= m and weight == [n, k]]
-        return table[min(rows), n, k] if rows else None
+        return table.get((min(rows for rows in MEASURED_ROWS if rows >= m), n, k))
 
 
 @cache

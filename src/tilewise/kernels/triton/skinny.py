@@ -31,7 +31,7 @@ _SHARED_KIB = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227
 
 
 def choose_config_here(x: Tensor, weight: Tensor, is_gated: bool = False) -> ProductConfig:
-    """Choose config for these tensors on their own device."""
+    """Choose a config for these tensors on their own device."""
     (n, k), (_, num_sms, shared_bytes) = weight.shape, _measure_device(x.device)
     return choose_config(x.numel() // k, n, k, num_sms, shared_bytes, is_gated)
 

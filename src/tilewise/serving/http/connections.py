@@ -1,9 +1,9 @@
 """What a connection may cost before and between requests: how many are open, and how long one may take or idle.
 
 uvicorn's own `limit_concurrency` turns /health away too, counts nobody who has not sent a request, and leaves such a
-one connected for ever. Here the number of open connections is bounded, TLS handshakes included. A newcomer to a full
-house takes the place of whoever has waited longest without a request. The last places serve /health and /ready alone:
-`is_full` in a request's state tells the gateway so.
+one connected for ever. Here the number of open connections is bounded, TLS handshakes included. Where all are taken, a
+newcomer takes the place of the one that has waited longest without a request. The last places serve /health and /ready
+alone: `is_full` in a request's state tells the gateway so.
 """
 
 import asyncio
@@ -175,7 +175,7 @@ class BoundedProtocol(H11Protocol):
 
 
 def create_protocol(most: int, tls: ssl.SSLContext | None = None) -> Any:
-    """What uvicorn takes as `http`: one house of `most` connections. uvicorn itself is to be told of no TLS.
+    """What uvicorn takes as `http`: `most` connections at once. Leave uvicorn's own TLS options unset.
 
     Raises:
         ConfigError: the system does not let this process open so many.

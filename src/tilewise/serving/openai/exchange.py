@@ -55,7 +55,7 @@ async def complete(
     """Ask for a body's answers, and give them as one object of `kind`, or as its events.
 
     Args:
-        request: What came in; its client is watched by whoever awaits this.
+        request: What came in; the route that awaits this watches its client.
         body: Checked.
         create_choice: Makes one of the `body.n` answers.
         id_prefix: Begins the answer's id.

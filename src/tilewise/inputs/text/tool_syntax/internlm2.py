@@ -43,12 +43,12 @@ def build_call_grammar(calls: Sequence[tuple[str, str]], *, is_required: bool, f
     rules = [
         "start: call" if is_required else "start: prose call?",
         f"prose: TEXT (<[{marks}]> TEXT)*",
-        # Written out in letters the mark would look like the token to whoever reads the text.
+        # Written out in letters the mark would look like the token to a program that reads the text.
         rf"TEXT: /(?s:.*)/ & ~/(?s:.*){re.escape(OPENING)}(?s:.*)/",
         f'call: {start} {plugin} "\\n" ({" | ".join(names)})',
     ]
     for rule, (name, schema) in zip(names, calls, strict=True):
-        opening = json.dumps(f'{{"name": "{name}", "parameters": ')
+        opening = json.dumps(f'{{"name": {json.dumps(name)}, "parameters": ')
         rules.append(f'{rule}: {opening} %json {schema} "}}"')
     return "\n".join(rules)
 
