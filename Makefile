@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-browser check format eval bench clean
+.PHONY: help demo test test-all test-shuffled test-browser test-latest test-oldest coverage check format eval bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,32 @@ test: .venv/.dev ## run every test that needs no GPU, browser or system package
 
 test-all: .venv/.dev ## run the slow tests too, and the GPU ones where there is a GPU
 	$(PYTEST) -m "not browser"
+
+SEEDS := 1 2 3
+test-shuffled: .venv/.dev ## run what `make test` runs in a random order, once a seed of SEEDS
+	for seed in $(SEEDS); do $(PYTEST) -q --shuffle $$seed || exit; done
+
+test-latest: ## run the tests with the newest allowed version of every dependency, in .venv-latest
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	.venv-latest/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager "$(TORCH)" --editable ".[dev]"
+	.venv-latest/bin/python -m pip freeze --exclude-editable
+	OMP_NUM_THREADS=1 .venv-latest/bin/python -m pytest -q -n auto
+
+test-oldest: .venv/.dev ## run the tests with the oldest allowed version of every dependency, in .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(BIN)/python -m tests.lower_bounds > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt --editable ".[dev]"
+	.venv-oldest/bin/python -m pip freeze --exclude-editable
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q -n auto
+
+coverage: .venv/.dev ## run `make test` under coverage.py, processes included, and print lines and branches by room
+	$(PIP) "coverage>=7.10"
+	rm -rf .coverage-data && mkdir .coverage-data
+	OMP_NUM_THREADS=1 COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/python -m coverage run -m pytest -q -n auto
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --sort=cover | tail -n 40
 
 test-browser: .venv/.dev ## play the chat page in a real browser; needs chromium on the PATH
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
@@ -48,7 +74,7 @@ bench: .venv/.runtime ## time MODEL if it is given and there is a GPU, else the 
 	else set -x; $(BIN)/python benchmarks/demo.py; fi
 
 clean: ## remove the environment and the caches
-	rm -rf .venv .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv .venv-latest .venv-oldest .coverage-data .hypothesis .pytest_cache .ruff_cache
 
 .venv/.torch: Makefile
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Tilewise needs Python 3.11 to 3.13; set PYTHON=/path/to/one.")'

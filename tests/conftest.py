@@ -1,6 +1,8 @@
-"""What every test shares: data, Hypothesis profiles, who needs a GPU, and a pipeline over a scripted engine."""
+"""What every test shares: data, profiles, order, what a session leaves behind, a pipeline over a scripted engine."""
 
 import os
+import random
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.leftovers import Leftovers
 from tests.scripted import MakePipeline, Script, ScriptedClient
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import ChatTemplateConfig, DeviceConfig, EngineConfig, resolve
@@ -20,6 +23,8 @@ from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
 from tilewise.offline.pipeline import Pipeline
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LEFTOVERS = pytest.StashKey[Leftovers]()
+FOUND = pytest.StashKey[list[str]]()
 
 # On a shared machine an example's time says nothing; a fixed seed keeps one change's failure out of another's.
 settings.register_profile("default", deadline=None)
@@ -33,15 +38,29 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The seed's picture, tokenizer and goldens, which are not part of the repository."""
-    folder = REPOSITORY.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("the folder ../shared/data with the seed's picture and tokenizer is not here")
-    return folder
+def shipped_data() -> Path:
+    """The seed's picture, tokenizer and goldens; data/README.md has their sources."""
+    return REPOSITORY / "tests" / "data"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run files, and the tests of each, in a random order")
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process runs tests for another one, which speaks for the session."""
+    return hasattr(config, "workerinput")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not is_worker(config):
+        config.stash[LEFTOVERS] = Leftovers()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    seed = config.getoption("--shuffle")
+    if seed is not None:
+        shuffle(items, random.Random(seed))
     needs = {"gpu": 1, "multigpu": 2}
     marked = [(item, count) for item in items for name, count in needs.items() if item.get_closest_marker(name)]
     if not marked:
@@ -51,6 +70,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item, count in marked:
         if torch.cuda.device_count() < count:
             item.add_marker(pytest.mark.skip(reason=f"needs {count} CUDA device(s)"))
+
+
+def shuffle(items: list[pytest.Item], chance: random.Random) -> None:
+    """Put files into a random order, and the tests of each; files stay whole, for what their tests share is costly."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    of_files = list(files.values())
+    chance.shuffle(of_files)
+    for of_file in of_files:
+        chance.shuffle(of_file)
+    items[:] = [item for of_file in of_files for item in of_file]
+
+
+@pytest.hookimpl(trylast=True)  # once the workers have ended
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    leftovers = session.config.stash.get(LEFTOVERS, None)
+    if leftovers is None:
+        return
+    found = session.config.stash[FOUND] = leftovers.find()
+    if found and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    leftovers.remove(keeps_pytests=exitstatus != pytest.ExitCode.OK)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    skipped = Counter(read_reason(report) for report in terminalreporter.stats.get("skipped", ()))
+    reasons = ", ".join(f"{count} because {reason}" for reason, count in skipped.most_common())
+    terminalreporter.write_line(f"{skipped.total()} skipped: {reasons}" if skipped else "nothing was skipped")
+    for line in config.stash.get(FOUND, ()):
+        terminalreporter.write_line(f"LEFT BEHIND: {line}", red=True)
+
+
+def read_reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Why a test was skipped."""
+    place = report.longrepr
+    return place[2].removeprefix("Skipped: ") if isinstance(place, tuple) else str(place)
 
 
 @pytest.fixture(scope="session")

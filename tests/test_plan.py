@@ -53,8 +53,8 @@ def test_weights_are_counted_exactly(model: ModelConfig) -> None:
     assert counts.total == sum(count_tensors(model))
 
 
-def test_the_weights_of_internvl_chat_v1_5_are_those_of_its_paper(shared_data: Path) -> None:
-    model = load_model_config(shared_data / "internvl-chat-v1-5")
+def test_the_weights_of_internvl_chat_v1_5_are_those_of_its_paper(shipped_data: Path) -> None:
+    model = load_model_config(shipped_data / "internvl-chat-v1-5")
     counts = count_weights(model)
     assert (counts.tower, counts.projector, counts.decoder) == count_tensors(model)
     assert round(counts.tower / 1e9, 3) == 5.536

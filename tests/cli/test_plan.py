@@ -23,8 +23,8 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
 @pytest.fixture
-def official(shared_data: Path) -> str:
-    return str(shared_data / "internvl-chat-v1-5")
+def official(shipped_data: Path) -> str:
+    return str(shipped_data / "internvl-chat-v1-5")
 
 
 def test_a_model_that_fits_is_said_to_with_the_tokens_it_holds(

@@ -76,7 +76,7 @@ def test_a_conversation_goes_on(pipe: Pipeline) -> None:
     assert [text for _, text in session.history] == [first.text, session.response.text]
 
 
-def test_the_seed_s_question_takes_1831_tokens_in_the_official_layout(shared_data: Path) -> None:
+def test_the_seed_s_question_takes_1831_tokens_in_the_official_layout(shipped_data: Path) -> None:
     from tilewise.checkpoint.hf_config import load_model_config
     from tilewise.inputs.conversation import parse_prompt
     from tilewise.inputs.media.policy import ImagePolicy
@@ -84,13 +84,13 @@ def test_the_seed_s_question_takes_1831_tokens_in_the_official_layout(shared_dat
     from tilewise.inputs.text.profiles import choose_profile
     from tilewise.types import TilingParameters
 
-    seed = json.loads((shared_data / "seed.json").read_text())
-    folder = shared_data / "internvl-chat-v1-5"
+    seed = json.loads((shipped_data / "seed.json").read_text())
+    folder = shipped_data / "internvl-chat-v1-5"
     model = load_model_config(folder)
     builder = RequestBuilder(
         model, 32768, load_tokenizer(folder), choose_profile(model), ImagePolicy(), TilingParameters()
     )
-    image = load_image(str(shared_data / seed["image"]))
+    image = load_image(str(shipped_data / seed["image"]))
     request = builder.build(parse_prompt((seed["prompt"], image)), GenerationConfig(), "seed")
     assert len(request.token_ids) == seed["input_token_len"] == 1831
     span = request.spans[0]

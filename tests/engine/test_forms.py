@@ -84,8 +84,8 @@ def test_any_random_model_says_valid_json_under_a_schema(tokenizer: Tokenizer, t
             assert is_valid(json.loads(read(heard[f"r{number}"], tokenizer)), schema)
 
 
-def test_a_form_holds_over_the_real_vocabulary(shared_data: Path) -> None:
-    folder = shared_data / "internvl-chat-v1-5"
+def test_a_form_holds_over_the_real_vocabulary(shipped_data: Path) -> None:
+    folder = shipped_data / "internvl-chat-v1-5"
     tokenizer, core = load_tokenizer(folder), make_core(folder)
     heard = run(core, [ask(tokenizer, f"r{number}", schema_format(PERSON)) for number in range(4)])
     texts = {read(outputs, tokenizer) for outputs in heard.values()}

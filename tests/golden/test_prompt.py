@@ -21,13 +21,13 @@ IM_START, IM_END, IMG, IMG_END, CONTEXT = 92543, 92542, 92544, 92545, 92546
 
 
 @pytest.fixture(scope="module")
-def seed(shared_data):
-    return json.loads((shared_data / "seed.json").read_text())
+def seed(shipped_data):
+    return json.loads((shipped_data / "seed.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def tokenizer(shared_data):
-    return load_tokenizer(shared_data / "internvl-chat-v1-5")
+def tokenizer(shipped_data):
+    return load_tokenizer(shipped_data / "internvl-chat-v1-5")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
 @pytest.fixture(scope="module", params=["demo", "internlm2"])
 def tokenizer(request):
     is_demo = request.param == "demo"
-    folder = demo.model_folder() if is_demo else request.getfixturevalue("shared_data") / "internvl-chat-v1-5"
+    folder = demo.model_folder() if is_demo else request.getfixturevalue("shipped_data") / "internvl-chat-v1-5"
     return load_tokenizer(folder)
 
 

@@ -23,7 +23,7 @@ from tilewise.types import GenerationConfig
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     is_demo = request.param == "demo"
     return load_tokenizer(
-        demo.model_folder() if is_demo else request.getfixturevalue("shared_data") / "internvl-chat-v1-5"
+        demo.model_folder() if is_demo else request.getfixturevalue("shipped_data") / "internvl-chat-v1-5"
     )
 
 

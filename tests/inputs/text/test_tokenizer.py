@@ -30,8 +30,8 @@ def rewrite_table(folder: Path, change) -> None:
     path.write_text(json.dumps(config))
 
 
-def test_special_names_have_the_official_ids(shared_data):
-    tokenizer = load_tokenizer(shared_data / "internvl-chat-v1-5")
+def test_special_names_have_the_official_ids(shipped_data):
+    tokenizer = load_tokenizer(shipped_data / "internvl-chat-v1-5")
     ids = [tokenizer.special_id(name) for name in SPECIAL_NAMES]
     assert ids == [0, 1, 2, *range(92538, 92553)]
     assert (tokenizer.special_id("<s>"), tokenizer.vocab_size) == (1, 92553)

@@ -43,7 +43,7 @@ def named(name: str) -> dict[str, Any]:
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     is_demo = request.param == "demo"
     return load_tokenizer(
-        demo.model_folder() if is_demo else request.getfixturevalue("shared_data") / "internvl-chat-v1-5"
+        demo.model_folder() if is_demo else request.getfixturevalue("shipped_data") / "internvl-chat-v1-5"
     )
 
 
