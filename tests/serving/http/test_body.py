@@ -9,19 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tilewise.errors import ImageTooLargeError, PromptTooLongError
-from tilewise.serving.http import body as body_module
-from tilewise.serving.http.body import MAX_JSON_DEPTH, MAX_TEXT_BYTES, parse_json
+from tilewise.serving.http.body import MAX_DATA_URL_BYTES, MAX_JSON_DEPTH, MAX_TEXT_BYTES, PieceSizes, parse_json
 from tilewise.serving.http.errors import RequestError
 
 URL = "data:image/png;base64," + "A+/=" * 20_000
 TEXT = 'He wrote {"url": "data:image/png;base64,AAAA"} \\ and "data:'
-
-
-@pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every data URL is long, and found across many strides."""
-    monkeypatch.setattr(body_module, "_LONG_URL_BYTES", 6)
-    monkeypatch.setattr(body_module, "_STRIDE", 4)
+# Every data URL is long, and found across many strides.
+SMALL = PieceSizes(long_url=6, stride=4)
 
 
 def parse_whole(body: bytes) -> Any:
@@ -33,7 +27,7 @@ def parse_whole(body: bytes) -> Any:
 
 def parse_in_pieces(body: bytes) -> Any:
     try:
-        return parse_json(body)
+        return parse_json(body, SMALL)
     except RequestError as error:
         return error.code
 
@@ -54,15 +48,14 @@ pieces = st.sampled_from(
 )
 
 
-@pytest.mark.usefixtures("small_pieces")
-class TestInPieces:
-    @given(values)
-    def test_json_is_read_as_by_the_parser_alone(self, value: Any) -> None:
-        assert parse_in_pieces(orjson.dumps(value)) == value
+@given(values)
+def test_json_is_read_as_by_the_parser_alone(value: Any) -> None:
+    assert parse_in_pieces(orjson.dumps(value)) == value
 
-    @given(st.lists(pieces, max_size=16).map(b"".join))
-    def test_whatever_is_no_json_is_refused_as_by_the_parser_alone(self, body: bytes) -> None:
-        assert parse_in_pieces(body) == parse_whole(body)
+
+@given(st.lists(pieces, max_size=16).map(b"".join))
+def test_whatever_is_no_json_is_refused_as_by_the_parser_alone(body: bytes) -> None:
+    assert parse_in_pieces(body) == parse_whole(body)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +64,7 @@ class TestInPieces:
 def test_text_that_no_session_holds_is_refused_before_it_is_parsed(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     body = json.dumps([URL, text]).encode()
     monkeypatch.setattr(orjson, "loads", lambda part: URL if len(part) == len(URL) + 2 else pytest.fail("parsed"))
-    with pytest.raises(PromptTooLongError, match=rf"at most {MAX_TEXT_BYTES} are read. Shorten the text"):
+    with pytest.raises(PromptTooLongError, match=rf"{MAX_TEXT_BYTES}.* URLs.* base64"):
         parse_json(body)
 
 
@@ -79,7 +72,7 @@ def test_pictures_do_not_count_as_text_and_one_has_a_bound_of_its_own() -> None:
     many = [URL * 40] * 4
     assert len(json.dumps(many)) > MAX_TEXT_BYTES
     assert parse_json(json.dumps(many).encode()) == many
-    with pytest.raises(ImageTooLargeError, match="Scale the picture down"):
+    with pytest.raises(ImageTooLargeError, match=f"{MAX_DATA_URL_BYTES} "):
         parse_json(json.dumps([URL * 500]).encode())
 
 

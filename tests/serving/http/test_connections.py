@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import http.client
+import resource
 import socket
 import ssl
 import subprocess
@@ -12,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from shutil import which
-from typing import Any
 
 import pytest
 
@@ -22,8 +22,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from tilewise.errors import ConfigError
-from tilewise.serving.http import connections
-from tilewise.serving.http.connections import create_protocol
+from tilewise.serving.http.connections import ConnectionLimits, create_protocol
 from tilewise.serving.http.gateway import Gateway
 
 WAIT_S = 60.0
@@ -34,14 +33,15 @@ GET = "GET {} HTTP/1.1\r\nHost: x\r\n\r\n"
 class House:
     """A server whose /slow answers once `release` is set, and /flood with more than a client takes unread."""
 
-    def __init__(self, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None, limits: ConnectionLimits, keep_alive_s: int) -> None:
         self.num_slow = self.num_floods = 0
         self.release = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.address = self._listener.getsockname()
         config = uvicorn.Config(
             Gateway(self._answer),
-            http=create_protocol(MOST, tls),
+            http=create_protocol(MOST, tls, limits),
+            timeout_keep_alive=keep_alive_s,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -64,6 +64,10 @@ class House:
             return
         await PlainTextResponse(scope["scheme"])(scope, receive, send)
 
+    @property
+    def num_connections(self) -> int:
+        return len(self._server.server_state.connections)
+
     def connect(self) -> socket.socket:
         return socket.create_connection(self.address, timeout=WAIT_S)
 
@@ -82,8 +86,10 @@ class House:
 def open_house() -> Iterator[Callable[..., House]]:
     houses: list[House] = []
 
-    def open_one(tls: ssl.SSLContext | None = None) -> House:
-        houses.append(House(tls))
+    def open_one(
+        tls: ssl.SSLContext | None = None, limits: ConnectionLimits | None = None, keep_alive_s: int = 5
+    ) -> House:
+        houses.append(House(tls, limits or ConnectionLimits(), keep_alive_s))
         return houses[-1]
 
     yield open_one
@@ -165,12 +171,8 @@ def test_who_never_asks_cannot_keep_others_out(open_house: Callable[..., House])
 
 
 @pytest.mark.parametrize("first", [b"", GET.format("/").encode()])
-def test_headers_that_drip_end_the_connection(
-    open_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, first: bytes
-) -> None:
-    monkeypatch.setattr(connections, "HEADERS_TIMEOUT_S", 1.5)
-    house = open_house()
-    house._server.config.timeout_keep_alive = 1
+def test_headers_that_drip_end_the_connection(open_house: Callable[..., House], first: bytes) -> None:
+    house = open_house(limits=ConnectionLimits(headers_timeout_s=1.5), keep_alive_s=1)
     with house.connect() as connection:
         if first:
             connection.sendall(first)
@@ -184,29 +186,22 @@ def test_headers_that_drip_end_the_connection(
         assert time.monotonic() < deadline
 
 
-def test_an_answer_that_takes_longer_than_headers_may_is_not_cut(
-    open_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connections, "HEADERS_TIMEOUT_S", 1.5)
-    house = open_house()
+def test_an_answer_that_takes_longer_than_headers_may_is_not_cut(open_house: Callable[..., House]) -> None:
+    house = open_house(limits=ConnectionLimits(headers_timeout_s=1.5))
     with house.ask("/slow") as connection:
         time.sleep(2.0)
         house.release.set()
         assert read_status(connection) == 200
 
 
-def test_who_reads_nothing_of_an_answer_is_disconnected(
-    open_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connections, "STALLED_TIMEOUT_S", 0.3)
-    house = open_house()
+def test_who_reads_nothing_of_an_answer_is_disconnected(open_house: Callable[..., House]) -> None:
+    house = open_house(limits=ConnectionLimits(stalled_timeout_s=0.3))
     with house.ask("/flood"):
-        state = house._server.server_state
         deadline = time.monotonic() + WAIT_S
         while not house.num_floods:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        while state.connections:
+        while house.num_connections:
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -251,23 +246,21 @@ def test_https_is_spoken_and_handshakes_that_never_end_are_counted_too(
             assert ask("/").startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_handshake_that_never_ends_is_ended(
-    open_house: Callable[..., House], pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connections, "HEADERS_TIMEOUT_S", 0.3)
+def test_a_handshake_that_never_ends_is_ended(open_house: Callable[..., House], pair: tuple[Path, Path]) -> None:
     server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server_side.load_cert_chain(*pair)
-    with open_house(server_side).connect() as connection:
+    house = open_house(server_side, ConnectionLimits(headers_timeout_s=0.3))
+    with house.connect() as connection:
         assert has_ended(connection)
 
 
 def test_more_connections_than_the_system_allows_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    resource: Any = pytest.importorskip("resource")
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, 1024))
 
     def refuse(kind: int, limits: tuple[int, int]) -> None:
         raise ValueError(limits)
 
     monkeypatch.setattr(resource, "setrlimit", refuse)
-    with pytest.raises(ConfigError, match=r"max_connections=5000 takes 5256 open files.*ulimit"):
+    with pytest.raises(ConfigError, match=r"max_connections=5000 .*5256 .*1024.*--max-connections.*ulimit") as refusal:
         create_protocol(5000)
+    assert refusal.value.param == "max_connections"

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import orjson
@@ -22,9 +23,24 @@ MAX_JSON_DEPTH = 64
 MAX_TEXT_BYTES = 8 << 20
 # A picture of the most bytes in base64, with what some JSON writers escape in it.
 MAX_DATA_URL_BYTES = 32 << 20
-_LONG_URL_BYTES, _STRIDE, _MAX_LOOKS = 64 << 10, 1 << 20, 1000
+_MAX_LOOKS = 1000
 _BODY_TIMEOUT_S = 120.0
 _INLINE_BYTES = 32 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class PieceSizes:
+    """The pieces in which a large body is parsed, in bytes.
+
+    A data URL longer than `long_url` is parsed on its own. URLs are searched for `stride` bytes at a time, and other
+    threads may run in between.
+    """
+
+    long_url: int = 64 << 10
+    stride: int = 1 << 20
+
+
+_DEFAULT_SIZES = PieceSizes()
 
 
 async def read_json(request: Request, check: Callable[[Any], T]) -> T:
@@ -56,7 +72,7 @@ def _check_size(num_bytes: int) -> None:
         raise RequestError(413, "body_too_large", text)
 
 
-def parse_json(body: bytes | bytearray) -> Any:
+def parse_json(body: bytes | bytearray, sizes: PieceSizes = _DEFAULT_SIZES) -> Any:
     """Parse JSON of bounded size and depth; NaN and infinities are none.
 
     Raises:
@@ -65,8 +81,8 @@ def parse_json(body: bytes | bytearray) -> Any:
     """
     urls: dict[str, str] = {}
     try:
-        if len(body) > _LONG_URL_BYTES:
-            body, urls = _cut_urls(body)
+        if len(body) > sizes.long_url:
+            body, urls = _cut_urls(body, sizes)
         num_open = body.count(b"{") + body.count(b"[")
         if num_open + body.count(b",") > MAX_BODY_ITEMS:
             raise RequestError(400, "too_many_items", f"The body holds more than {MAX_BODY_ITEMS} values.")
@@ -78,24 +94,24 @@ def parse_json(body: bytes | bytearray) -> Any:
     return _put_back(value, urls) if urls else value
 
 
-def _cut_urls(body: bytes | bytearray) -> tuple[bytes, dict[str, str]]:
+def _cut_urls(body: bytes | bytearray, sizes: PieceSizes) -> tuple[bytes, dict[str, str]]:
     """A body whose long data URLs are names, which no client can guess, and what they stand for."""
     salt, view = secrets.token_hex(8), memoryview(body)
     kept, urls, done, looks = list[bytes | memoryview](), dict[str, str](), 0, 0
-    start = _find(body, b'"data:', 0)
-    while start >= 0 and looks < _MAX_LOOKS and (end := _find(body, b'"', start + 1)) >= 0:
+    start = _find(body, b'"data:', 0, sizes.stride)
+    while start >= 0 and looks < _MAX_LOOKS and (end := _find(body, b'"', start + 1, sizes.stride)) >= 0:
         # Neither quote is one inside a text: then the first opens a string, or this is no JSON with or without a name.
         is_whole = body[start - 1 : start] != b"\\" and body[end - 1 : end] != b"\\"
         if is_whole and end - start > MAX_DATA_URL_BYTES:
             raise ImageTooLargeError(
                 f"A data URL has {end - start} bytes; at most {MAX_DATA_URL_BYTES} are allowed. Scale the picture down."
             )
-        if is_whole and end - start > _LONG_URL_BYTES:
+        if is_whole and end - start > sizes.long_url:
             name = f"data:{salt}{len(urls)}"
             urls[name] = orjson.loads(view[start : end + 1])
             kept += [view[done : start + 1], name.encode()]
             done = end
-        start, looks = _find(body, b'"data:', end), looks + 1
+        start, looks = _find(body, b'"data:', end, sizes.stride), looks + 1
     kept.append(view[done:])
     num_bytes = sum(map(len, kept))
     if num_bytes > MAX_TEXT_BYTES:
@@ -106,10 +122,10 @@ def _cut_urls(body: bytes | bytearray) -> tuple[bytes, dict[str, str]]:
     return b"".join(kept), urls
 
 
-def _find(body: bytes | bytearray, what: bytes, start: int) -> int:
+def _find(body: bytes | bytearray, what: bytes, start: int, stride: int) -> int:
     """Like `find`, in strides between which other threads may run."""
-    for begin in range(start, len(body), _STRIDE):
-        place = body.find(what, begin, begin + _STRIDE + len(what) - 1)
+    for begin in range(start, len(body), stride):
+        place = body.find(what, begin, begin + stride + len(what) - 1)
         if place >= 0:
             return place
     return -1

@@ -11,6 +11,7 @@ import functools
 import logging
 import resource
 import ssl
+from dataclasses import dataclass
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -19,13 +20,24 @@ from tilewise.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# Handshake and headers together; what a client sends of them byte by byte does not prolong it.
-HEADERS_TIMEOUT_S = 10.0
-# A client that reads nothing while an answer waits for it.
-STALLED_TIMEOUT_S = 60.0
 _NUM_KEPT = 8
 # Pictures' hosts, decoders, the engine's sockets, logs.
 _OTHER_DESCRIPTORS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """How long the server waits for a client, in seconds.
+
+    `headers_timeout_s` covers the TLS handshake and the headers; bytes that arrive one by one do not prolong it.
+    `stalled_timeout_s` starts when the client stops reading an answer.
+    """
+
+    headers_timeout_s: float = 10.0
+    stalled_timeout_s: float = 60.0
+
+
+_DEFAULT_LIMITS = ConnectionLimits()
 
 
 class Connections:
@@ -88,10 +100,12 @@ class _Handshake(asyncio.Protocol):
 class BoundedProtocol(H11Protocol):
     """uvicorn's HTTP on one connection, with an end to every wait for the client."""
 
-    def __init__(self, *, connections: Connections, tls: ssl.SSLContext | None, **of_uvicorn: Any) -> None:
+    def __init__(
+        self, *, connections: Connections, tls: ssl.SSLContext | None, limits: ConnectionLimits, **of_uvicorn: Any
+    ) -> None:
         """One of `connections`; with `tls`, https."""
         super().__init__(**of_uvicorn)
-        self._connections, self._tls = connections, tls
+        self._connections, self._tls, self._limits = connections, tls, limits
         self._link: asyncio.Transport  # below TLS
         self._deadline: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
@@ -106,10 +120,10 @@ class BoundedProtocol(H11Protocol):
         if not self._connections.add(self):
             self.drop()
         elif self._tls is None:
-            self._wait(HEADERS_TIMEOUT_S)
+            self._wait(self._limits.headers_timeout_s)
             super().connection_made(transport)
         else:
-            self._wait(HEADERS_TIMEOUT_S)
+            self._wait(self._limits.headers_timeout_s)
             self._handshake = self.loop.create_task(self._start_tls(self._tls))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -131,12 +145,12 @@ class BoundedProtocol(H11Protocol):
         super().on_response_complete()
         if self.cycle.response_complete:
             self._connections.rest(self)
-            self._wait(self.timeout_keep_alive + HEADERS_TIMEOUT_S)
+            self._wait(self.timeout_keep_alive + self._limits.headers_timeout_s)
 
     def pause_writing(self) -> None:
         """See `asyncio.Protocol`."""
         super().pause_writing()
-        self._stall = self.loop.call_later(STALLED_TIMEOUT_S, self.drop)
+        self._stall = self.loop.call_later(self._limits.stalled_timeout_s, self.drop)
 
     def resume_writing(self) -> None:
         """See `asyncio.Protocol`."""
@@ -148,7 +162,7 @@ class BoundedProtocol(H11Protocol):
         shake = _Handshake()
         try:
             transport = await self.loop.start_tls(
-                self._link, shake, tls, server_side=True, ssl_handshake_timeout=HEADERS_TIMEOUT_S
+                self._link, shake, tls, server_side=True, ssl_handshake_timeout=self._limits.headers_timeout_s
             )
         except OSError:  # an ssl.SSLError is one
             transport = None
@@ -174,7 +188,7 @@ class BoundedProtocol(H11Protocol):
         self._connections.remove(self)
 
 
-def create_protocol(most: int, tls: ssl.SSLContext | None = None) -> Any:
+def create_protocol(most: int, tls: ssl.SSLContext | None = None, limits: ConnectionLimits = _DEFAULT_LIMITS) -> Any:
     """What uvicorn takes as `http`: `most` connections at once. Leave uvicorn's own TLS options unset.
 
     Raises:
@@ -191,4 +205,4 @@ def create_protocol(most: int, tls: ssl.SSLContext | None = None) -> Any:
                 "--max-connections, or raise the limit (ulimit -n).",
                 param="max_connections",
             ) from None
-    return functools.partial(BoundedProtocol, connections=Connections(most), tls=tls)
+    return functools.partial(BoundedProtocol, connections=Connections(most), tls=tls, limits=limits)
