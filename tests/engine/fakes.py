@@ -3,6 +3,7 @@
 import hashlib
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -144,8 +145,8 @@ def make_start(script: str) -> Start:
     return Start(script, load_model_config(model_folder()), {"device": "cpu", "session_len": 99}, 0)
 
 
-def start_process(script: str) -> ProcessClient:
-    return ProcessClient(make_start(script), "tests.engine.fakes")
+def start_process(script: str, **options: float) -> ProcessClient:
+    return ProcessClient(make_start(script), "tests.engine.fakes", **options)
 
 
 def start_thread(script: str) -> InProcessClient:
@@ -162,6 +163,9 @@ def build(start: Start) -> tuple[FakeCore, ResolvedConfig]:
         raise RuntimeError("at address 0x7f00")
     if start.folder == "die":
         os._exit(3)
+    if start.folder == "interrupt the parent":
+        os.kill(os.getppid(), signal.SIGINT)
+        threading.Event().wait()
     if start.folder == "load forever":
         sys.stderr.write("loading\n")
         threading.Event().wait()

@@ -20,11 +20,9 @@ import zmq
 from tests.engine.fakes import WAIT_S, Heard, start_process
 from tests.engine.test_messages import make_junk
 from tilewise.config import EngineConfig
-from tilewise.engine import process_client as client_module
 from tilewise.engine.launch import find_checkpoint, launch_engine
 from tilewise.engine.messages import Abort, Heartbeat, encode
-from tilewise.engine.process_client import ProcessClient
-from tilewise.engine.wire import Wire
+from tilewise.engine.process_client import MALLOC_OPTIONS, ProcessClient
 from tilewise.errors import CapacityError, ConfigError, EngineError, InputError
 from tilewise.types import FinishReason, ImageSpan, PreparedImage, Request
 
@@ -54,11 +52,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_engine_path: No
 
 
 @pytest.fixture
-def open_engine(folder: Path) -> Iterator[Callable[[str], ProcessClient]]:
+def open_engine(folder: Path) -> Iterator[Callable[..., ProcessClient]]:
     clients: list[ProcessClient] = []
 
-    def start(script: str) -> ProcessClient:
-        clients.append(start_process(script))
+    def start(script: str, **options: float) -> ProcessClient:
+        clients.append(start_process(script, **options))
         return clients[-1]
 
     yield start
@@ -68,7 +66,7 @@ def open_engine(folder: Path) -> Iterator[Callable[[str], ProcessClient]]:
     assert not list(folder.iterdir()), "files are left"
 
 
-Open = Callable[[str], ProcessClient]
+Open = Callable[..., ProcessClient]
 
 
 def test_what_was_resolved_comes_back(open_engine: Open) -> None:
@@ -87,7 +85,7 @@ def test_the_process_keeps_freed_memory_unless_the_user_set_a_limit(
     if given is not None:
         monkeypatch.setenv(name, given)
     environment = Path(f"/proc/{open_engine('stay_silent').process_id}/environ").read_bytes()
-    kept = given or client_module._MALLOC[name]  # type: ignore[attr-defined]
+    kept = given or MALLOC_OPTIONS[name]
     assert f"{name}={kept}".encode() in environment.split(b"\0")
 
 
@@ -187,9 +185,8 @@ def test_signals_to_the_whole_group_are_the_parents_to_answer(open_engine: Open)
     assert heard.reasons == [FinishReason.STOP]
 
 
-def test_an_engine_that_does_not_end_is_killed(open_engine: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "_END_TIMEOUT_S", 0.2)
-    client, heard = open_engine("wait_at_gate"), Heard()
+def test_an_engine_that_does_not_end_is_killed(open_engine: Open) -> None:
+    client, heard = open_engine("wait_at_gate", end_timeout_s=0.2), Heard()
     client.submit(Request("r", (1,), namespace="never"), heard)
     assert heard.started.wait(WAIT_S)
     client.close()
@@ -218,7 +215,7 @@ def test_a_fork_that_ends_leaves_the_engine_to_its_parent(open_engine: Open, mon
 
 
 def test_a_refused_start_raises_the_engines_own_error(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="choose an even one") as refusal:
+    with pytest.raises(ConfigError, match="session_len=99") as refusal:
         start_process("refuse")
     assert refusal.value.param == "session_len"
     assert not list(folder.iterdir())
@@ -241,13 +238,9 @@ def test_an_interrupt_in_loading_leaves_nothing(folder: Path, monkeypatch: pytes
         started.append(real(*arguments, **options))
         return started[-1]
 
-    def interrupt(wire: Wire[Any], timeout_s: float) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(client_module.subprocess, "Popen", start)
-    monkeypatch.setattr(Wire, "receive", interrupt)
+    monkeypatch.setattr(subprocess, "Popen", start)
     with pytest.raises(KeyboardInterrupt):
-        start_process("load forever")
+        start_process("interrupt the parent")
     assert started[0].returncode is not None
     assert not list(folder.iterdir())
 

@@ -34,7 +34,7 @@ HEARTBEAT_S = 0.25
 # in a long prefill on a CPU, or while a step's kernels are compiled. But that goes on from call to call, and no single
 # one takes so long: the largest product of a prefill on few cores, or the assembling of one kernel, takes seconds.
 # Beats are counted and not time, in which the whole process may have been stopped.
-_STALLED_BEATS = 80
+STALLED_BEATS = 80
 _POLL_S = 0.1
 _LINGER_S = 5.0
 
@@ -70,20 +70,29 @@ def _listen(wire: Wire[Message], inbox: "queue.SimpleQueue[Message]", folder: Pa
             os._exit(1)
 
 
-def _beat(
-    wire: Wire[Message], core: Core, inbox: "queue.SimpleQueue[Message]", loop_id: int, ended: threading.Event
+def beat(
+    wire: Wire[Message],
+    core: Core,
+    inbox: "queue.SimpleQueue[Message]",
+    loop_id: int,
+    ended: threading.Event,
+    period_s: float = HEARTBEAT_S,
+    stalled_beats: int = STALLED_BEATS,
 ) -> None:
-    """Tell the counters for as long as the loop, on thread `loop_id`, moves on or has nothing to do."""
+    """Send the counters every `period_s` until `ended`, while the loop on thread `loop_id` moves on or is idle.
+
+    The heartbeat pauses, and the stacks are dumped, once the loop has stood still for `stalled_beats` periods.
+    """
     seen, num_unmoved, is_last = None, 0, False
     while not is_last:
-        is_last = ended.wait(HEARTBEAT_S)
+        is_last = ended.wait(period_s)
         stats, before = core.stats(), seen
         num_open = stats.get("requests_running", 0) + stats.get("requests_waiting", 0) + inbox.qsize()
         seen = stats, _place_of(loop_id)
         num_unmoved = num_unmoved + 1 if num_open and seen == before else 0
-        if num_unmoved < _STALLED_BEATS or is_last:
+        if num_unmoved < stalled_beats or is_last:
             wire.send(Heartbeat(stats))
-        elif num_unmoved == _STALLED_BEATS:
+        elif num_unmoved == stalled_beats:
             logger.error("the engine stands still, with %d requests or messages; stderr shows where", num_open)
             faulthandler.dump_traceback()
 
@@ -138,7 +147,7 @@ def _work(wire: Wire[Message], start: Start, inbox: "queue.SimpleQueue[Message]"
     wire.send(Ready(resolved))
     ended = threading.Event()
     args = wire, core, inbox, threading.get_ident(), ended
-    heart = threading.Thread(target=_beat, args=args, name="tilewise-heart", daemon=True)
+    heart = threading.Thread(target=beat, args=args, name="tilewise-heart", daemon=True)
     heart.start()
     status = 0
     try:

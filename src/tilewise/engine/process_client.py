@@ -22,10 +22,10 @@ from tilewise.types import FinishReason
 
 logger = logging.getLogger(__name__)
 
-_POLL_S, _END_TIMEOUT_S = 0.1, 10.0
+_POLL_S = 0.1
 # PERF: glibc gives a step's memory back and takes it anew, 450 to 5400 pages a step as the heap happens to lie: 3 to
 # 22 % of the time of 32 streams of the embedded model on one core of an EPYC; kept, it is 1 % (2026-11-25).
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
+MALLOC_OPTIONS = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
 
 
 class ProcessClient(EngineClient):
@@ -35,8 +35,10 @@ class ProcessClient(EngineClient):
     where the process hangs or is stopped. `resolved` is what was resolved for it.
     """
 
-    def __init__(self, start: messages.Start, module: str = "tilewise.engine.process") -> None:
-        """Start `module` and wait until the model is loaded.
+    def __init__(
+        self, start: messages.Start, module: str = "tilewise.engine.process", end_timeout_s: float = 10.0
+    ) -> None:
+        """Start `module` and wait until the model is loaded; `close` kills it if it runs `end_timeout_s` longer.
 
         Raises:
             TilewiseError: what the engine raised in loading.
@@ -44,6 +46,7 @@ class ProcessClient(EngineClient):
         """
         super().__init__()
         self._owner = os.getpid()
+        self._end_timeout_s = end_timeout_s
         self._kill_at = math.inf
         self._stats: dict[str, float] = {}
         self._beat_at = time.monotonic()
@@ -53,7 +56,7 @@ class ProcessClient(EngineClient):
             self._wire = Wire(folder, listen="reports", speak="requests", decoder=messages.REPORT)
             held.callback(self._wire.close)
             command = child_command(module, str(folder))
-            environment = {**_MALLOC, **child_environment(with_secrets=True)}
+            environment = {**MALLOC_OPTIONS, **child_environment(with_secrets=True)}
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
             held.callback(_end, self._process)
             self.resolved = self._load(start)
@@ -76,7 +79,7 @@ class ProcessClient(EngineClient):
     def close(self) -> None:
         """End the process, by force where it takes too long; in a fork, which does not own it, do nothing."""
         if os.getpid() == self._owner:
-            self._kill_at = min(self._kill_at, time.monotonic() + _END_TIMEOUT_S)
+            self._kill_at = min(self._kill_at, time.monotonic() + self._end_timeout_s)
             super().close()
 
     def _send(self, message: Message) -> None:

@@ -4,7 +4,7 @@ The one place where pictures and words meet. What is far too long is refused bef
 fetched or decoded. Slots are placed by structure: no text adds or removes one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -14,7 +14,7 @@ from tilewise.errors import CheckpointError, InputError, PromptTooLongError
 from tilewise.inputs.conversation import ImagePart, Message
 from tilewise.inputs.media.fetch_context import check_wanted
 from tilewise.inputs.media.policy import ImagePolicy
-from tilewise.inputs.media.sources import prepare_image
+from tilewise.inputs.media.sources import ImageSource, prepare_image
 from tilewise.inputs.text.detokenizer import Detokenizer
 from tilewise.inputs.text.grammar import check_format
 from tilewise.inputs.text.profiles import ImageSlot, PromptProfile, Segment, Special, choose_profile, render
@@ -24,10 +24,14 @@ from tilewise.types import GenerationConfig, ImageSpan, PreparedImage, Request, 
 
 IMAGE_CONTEXT = "<IMG_CONTEXT>"
 
+PrepareImage = Callable[[ImageSource, TilingParameters, ImagePolicy], PreparedImage]
+
 
 @dataclass(frozen=True, slots=True)
 class RequestBuilder:
     """Builds the requests of one engine; safe to share between threads. `build` fetches and decodes, so may wait.
+
+    `prepare` loads one picture.
 
     Raises:
         CheckpointError: the tokenizer has ids that the model does not.
@@ -39,6 +43,7 @@ class RequestBuilder:
     profile: PromptProfile
     policy: ImagePolicy
     tiling: TilingParameters
+    prepare: PrepareImage = prepare_image
 
     def __post_init__(self) -> None:
         """Hold the tokenizer to the model's vocabulary."""
@@ -108,7 +113,7 @@ class RequestBuilder:
         for number, part in enumerate(parts, start=1):
             check_wanted()
             try:
-                image = prepare_image(part.source, self._choose_tiling(part), self.policy)
+                image = self.prepare(part.source, self._choose_tiling(part), self.policy)
                 num_pixels += image.width * image.height
                 self.policy.limits.check_request(number, num_pixels)
             except InputError as error:
