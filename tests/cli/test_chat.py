@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.scripted import MakePipeline, ScriptedClient, say
+from tests.scripted import HookedBuilder, MakePipeline, ScriptedClient, say
 from tilewise import GenerationConfig, Pipeline, Session
-from tilewise.answers import RANDOM_NOTICE, Answer
+from tilewise.answers import RANDOM_NOTICE
 from tilewise.cli import main as cli
 from tilewise.cli.chat import HELP, Chat
 from tilewise.demo import picture_path
@@ -67,20 +67,19 @@ def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
 
 @pytest.fixture
-def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Press Ctrl-C, once, when that many tokens of an answer have been taken."""
+def interrupt_after() -> Callable[[Pipeline, int], None]:
+    """Press Ctrl-C, once, when that many tokens of an answer have been read."""
 
-    def arrange(num_tokens: int) -> None:
-        push, seen = Answer.push, 0
+    def arrange(pipe: Pipeline, num_tokens: int) -> None:
+        seen = 0
 
-        def press(self: Answer, output: StepOutput) -> str:
+        def press() -> None:
             nonlocal seen
             seen += 1
             if seen == num_tokens + 1:
                 signal.raise_signal(signal.SIGINT)
-            return push(self, output)
 
-        monkeypatch.setattr("tilewise.answers.Answer.push", press)
+        pipe.builder = HookedBuilder.wrap(pipe.builder, before_token=press)
 
     return arrange
 
@@ -214,7 +213,7 @@ def test_ctrl_c_stops_the_answer_aborts_its_request_and_keeps_what_was_said(
 ) -> None:
     ids = tokenizer.encode("a small dog is sitting there")
     pipe, client = make_pipeline(lambda _: say(ids))
-    interrupt_after(3)
+    interrupt_after(pipe, 3)
     prompts = talk(pipe, f"/image {PICTURE}", "what?", "and?")
     stopped, whole = capsys.readouterr().out.splitlines()
     assert client.aborted == [client.submitted[0].request_id]
@@ -231,7 +230,7 @@ def test_ctrl_c_before_any_text_leaves_the_conversation_as_it_was(
     make_pipeline: MakePipeline, answer: Any, talk: Any, interrupt_after: Any
 ) -> None:
     pipe, client = make_pipeline(answer)
-    interrupt_after(0)
+    interrupt_after(pipe, 0)
     prompts = talk(pipe, f"/image {PICTURE}", "what?", "what?")
     assert prompts == ["> ", "[1 picture] > ", "[1 picture] > ", "> "]
     assert client.aborted == [client.submitted[0].request_id]
@@ -252,7 +251,7 @@ def test_ctrl_c_without_a_terminal_leaves(
     make_pipeline: MakePipeline, answer: Any, interrupt_after: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe, client = make_pipeline(answer)
-    interrupt_after(2)
+    interrupt_after(pipe, 2)
     with pytest.raises(KeyboardInterrupt):
         ask_by_pipe(monkeypatch, pipe, "one\ntwo\n")
     assert client.aborted == [client.submitted[0].request_id]

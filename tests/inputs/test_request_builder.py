@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 from PIL import Image
 
+from tests.scripted import TokenizerDouble
 from tilewise import demo
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.errors import (
@@ -96,10 +97,10 @@ def test_prompt_may_fill_the_session_but_for_one_token(create):
         build(create(1), "q")
 
 
-def test_far_too_long_text_is_refused_before_it_is_tokenised(create, tokenizer, monkeypatch):
-    builder = create(1000)
-    monkeypatch.setattr(type(tokenizer), "encode", lambda *_: pytest.fail("tokenised"))
-    with pytest.raises(PromptTooLongError, match="at least"):
+def test_far_too_long_text_is_refused_before_it_is_tokenised(create, tokenizer):
+    double = TokenizerDouble(tokenizer, encode=lambda *_: pytest.fail("tokenised"))
+    builder = dataclasses.replace(create(1000), tokenizer=double)
+    with pytest.raises(PromptTooLongError, match="--session-len"):
         build(builder, "a" * 20_000_000)
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import tilewise
-from tests.scripted import MakePipeline, say
+from tests.scripted import HookedBuilder, MakePipeline, say
 from tilewise import ChatTemplateConfig, EngineConfig, GenerationConfig, Response, Session
 from tilewise.answers import RANDOM_NOTICE
 from tilewise.demo import model_folder
@@ -225,13 +225,13 @@ def test_an_engine_that_dies_is_noticed(make_pipeline: MakePipeline) -> None:
         pipe("hi")
 
 
-def test_an_interrupt_aborts_what_runs(make_pipeline: MakePipeline, ids: list[int], monkeypatch: Any) -> None:
+def test_an_interrupt_aborts_what_runs(make_pipeline: MakePipeline, ids: list[int]) -> None:
     pipe, client = make_pipeline(lambda _: say(ids))
 
-    def interrupt(*_: object) -> str:
+    def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tilewise.answers.Answer.push", interrupt)
+    pipe.builder = HookedBuilder.wrap(pipe.builder, before_token=interrupt)
     with pytest.raises(KeyboardInterrupt):
         pipe(["a", "b"])
     assert client.aborted == [request.request_id for request in client.submitted]
@@ -428,9 +428,9 @@ def test_the_notice_s_repr_has_the_quotes_of_any_other_answer_s() -> None:
     assert repr(RANDOM_NOTICE) == f"'{RANDOM_NOTICE}'"
 
 
-def test_the_log_level_reaches_the_package_s_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_level_reaches_the_package_s_logger(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("tilewise")
-    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    caplog.set_level(logging.NOTSET, "tilewise")  # which also restores it
     with pytest.raises(ConfigError):
         tilewise.pipeline(log_level="debug", no_such_option=1)
     assert logger.level == logging.DEBUG

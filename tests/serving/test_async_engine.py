@@ -9,20 +9,19 @@ from typing import Any
 
 import pytest
 
-from tests.scripted import Script, ScriptedClient, say
-from tilewise.answers import Answer
+from tests.scripted import HookedBuilder, Script, ScriptedClient, say
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import DeviceConfig, EngineConfig, resolve
 from tilewise.demo import model_folder, picture_path
 from tilewise.engine.launch import Checkpoint, Engine
 from tilewise.errors import CapacityError, EngineError, InputError, QueueFullError
-from tilewise.inputs import request_builder as building
 from tilewise.inputs.conversation import parse_prompt
 from tilewise.inputs.media.fetch import check_wanted
-from tilewise.inputs.request_builder import RequestBuilder, create_builder
+from tilewise.inputs.media.sources import prepare_image
+from tilewise.inputs.request_builder import create_builder
 from tilewise.serving.async_engine import AsyncEngine
 from tilewise.serving.stream import Stream
-from tilewise.types import FinishReason, GenerationConfig, Request, StepOutput
+from tilewise.types import FinishReason, GenerationConfig, PreparedImage, Request, StepOutput
 
 MakeEngine = Callable[..., tuple[AsyncEngine, ScriptedClient]]
 HELLO = parse_prompt("hello")
@@ -107,16 +106,15 @@ def test_what_does_not_fit_is_refused_now_or_for_ever(make_engine: MakeEngine) -
     assert engine.num_open == 0
 
 
-def test_leaving_during_a_build_submits_nothing(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaving_during_a_build_submits_nothing(make_engine: MakeEngine) -> None:
     engine, client = make_engine(lambda _: say([5]), max_batch_size=64)
-    begun, go_on, build = threading.Event(), threading.Event(), RequestBuilder.build
+    begun, go_on = threading.Event(), threading.Event()
 
-    def build_slowly(self: RequestBuilder, *arguments: Any) -> Request:
+    def wait() -> None:
         begun.set()
         go_on.wait()
-        return build(self, *arguments)
 
-    monkeypatch.setattr(RequestBuilder, "build", build_slowly)
+    engine.builder = HookedBuilder.wrap(engine.builder, before_build=wait)
 
     async def run() -> None:
         # More than there are threads: some builds are cancelled before they begin.
@@ -139,15 +137,15 @@ async def wait_until_idle(engine: AsyncEngine) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_text_waits_for_no_picture(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_waits_for_no_picture(make_engine: MakeEngine) -> None:
     engine, client = make_engine(lambda _: say([5]), max_batch_size=64)
-    go_on, prepare = threading.Event(), building.prepare_image
+    go_on = threading.Event()
 
     def prepare_slowly(*arguments: Any) -> Any:
         go_on.wait()
-        return prepare(*arguments)
+        return prepare_image(*arguments)
 
-    monkeypatch.setattr(building, "prepare_image", prepare_slowly)
+    engine.builder = replace(engine.builder, prepare=prepare_slowly)
 
     async def run() -> None:
         tasks = [asyncio.create_task(engine.open(PICTURE, GenerationConfig())) for _ in range(40)]
@@ -162,17 +160,15 @@ def test_text_waits_for_no_picture(make_engine: MakeEngine, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", ["open", "build"])
-def test_leaving_while_pictures_are_fetched_gives_them_up(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_leaving_while_pictures_are_fetched_gives_them_up(make_engine: MakeEngine, name: str) -> None:
     engine, client = make_engine(lambda _: say([5]), max_batch_size=64)
 
-    def never_come(*_: object) -> None:
+    def never_come(*_: object) -> PreparedImage:
         while True:
             check_wanted()
             time.sleep(0.01)
 
-    monkeypatch.setattr(building, "prepare_image", never_come)
+    engine.builder = replace(engine.builder, prepare=never_come)
 
     async def run() -> None:
         tasks = [asyncio.create_task(getattr(engine, name)(PICTURE, GenerationConfig())) for _ in range(40)]
@@ -187,17 +183,10 @@ def test_leaving_while_pictures_are_fetched_gives_them_up(
     assert client.submitted == []
 
 
-def test_what_is_being_built_when_the_drain_ends_is_told_to_come_back(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_being_built_when_the_drain_ends_is_told_to_come_back(make_engine: MakeEngine) -> None:
     engine, client = make_engine(lambda _: say([5]), max_batch_size=64)
-    go_on, build = threading.Event(), RequestBuilder.build
-
-    def build_slowly(self: RequestBuilder, *arguments: Any) -> Request:
-        go_on.wait()
-        return build(self, *arguments)
-
-    monkeypatch.setattr(RequestBuilder, "build", build_slowly)
+    go_on = threading.Event()
+    engine.builder = HookedBuilder.wrap(engine.builder, before_build=go_on.wait)
 
     async def run() -> None:
         # More than there are threads.
@@ -235,23 +224,14 @@ def test_a_drain_waits_for_bodies_on_their_way_and_gives_them_up_at_its_end(make
     asyncio.run(run())
 
 
-def test_the_choices_of_a_request_and_their_pictures_are_sent_at_once(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_choices_of_a_request_and_their_pictures_are_sent_at_once(make_engine: MakeEngine) -> None:
     engine, client = make_engine(lambda _: say([5]), max_batch_size=4)
-    sent, submit = list[int](), client.submit
-
-    def count(request: Request, on_output: Any, more: Any = ()) -> None:
-        sent.append(1 + len(more))
-        submit(request, on_output, more)
-
-    monkeypatch.setattr(client, "submit", count)
 
     async def run() -> None:
         await read(await engine.open(PICTURE, GenerationConfig(n=3)))
 
     asyncio.run(run())
-    assert sent == [3]
+    assert client.batch_sizes == [3]
     assert all(request.images is client.submitted[0].images for request in client.submitted)
 
 
@@ -279,20 +259,18 @@ def test_pictures_under_way_are_bounded_by_their_bytes(make_engine: MakeEngine) 
     assert len(client.submitted) == 4
 
 
-def test_an_answer_that_cannot_be_read_fails_its_stream_alone(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_that_cannot_be_read_fails_its_stream_alone(make_engine: MakeEngine) -> None:
     engine, _ = make_engine(lambda _: say([5]))
-    push = Answer.push
+    builder = engine.builder
 
-    def fail(self: Answer, output: StepOutput) -> str:
+    def fail() -> None:
         raise KeyError("a fault of ours")
 
     async def run() -> None:
-        monkeypatch.setattr(Answer, "push", fail)
-        with pytest.raises(EngineError, match="log says why"):
+        engine.builder = HookedBuilder.wrap(builder, before_token=fail)
+        with pytest.raises(EngineError, match="log"):
             await read(await engine.open(HELLO, GenerationConfig()))
-        monkeypatch.setattr(Answer, "push", push)
+        engine.builder = builder
         assert await read(await engine.open(HELLO, GenerationConfig())) == [(0, "length")]
 
     asyncio.run(run())
@@ -340,7 +318,7 @@ def test_a_stalled_loop_is_woken_once_for_all_that_came_meanwhile(make_engine: M
         woken, wake = list[Callable[..., object]](), loop.call_soon_threadsafe
 
         def count(callback: Callable[..., object], *arguments: Any, **options: Any) -> asyncio.Handle:
-            if callback == engine.mailbox._read:
+            if getattr(callback, "__self__", None) is engine.mailbox:
                 woken.append(callback)
             return wake(callback, *arguments, **options)
 

@@ -10,11 +10,12 @@ import pytest
 from tilewise import demo
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.errors import ImageFetchError
-from tilewise.inputs import request_builder as request
 from tilewise.inputs.conversation import parse_prompt
 from tilewise.inputs.media.fetch import fetch
 from tilewise.inputs.media.fetch_context import use_fetch_context
 from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
+from tilewise.inputs.media.sources import prepare_image
+from tilewise.inputs.request_builder import RequestBuilder
 from tilewise.inputs.text.profiles import PROFILES
 from tilewise.inputs.text.tokenizer import load_tokenizer
 from tilewise.types import GenerationConfig, TilingParameters
@@ -97,19 +98,17 @@ def test_a_name_that_nobody_wants_any_more_is_given_up() -> None:
     answer.set()
 
 
-def test_between_pictures_it_is_seen_that_nobody_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded, prepare = list[object](), request.prepare_image
+def test_between_pictures_it_is_seen_that_nobody_wants_them() -> None:
+    loaded = list[object]()
 
     def count(source: Any, tiling: TilingParameters, policy: ImagePolicy) -> Any:
         loaded.append(source)
-        return prepare(source, tiling, policy)
+        return prepare_image(source, tiling, policy)
 
-    monkeypatch.setattr(request, "prepare_image", count)
     folder = demo.model_folder()
     profile, picture = PROFILES["internvl-internlm2"], str(demo.picture_path())
-    builder = request.RequestBuilder(
-        load_model_config(folder), 8192, load_tokenizer(folder), profile, ImagePolicy(), TilingParameters()
-    )
+    model, tokenizer = load_model_config(folder), load_tokenizer(folder)
+    builder = RequestBuilder(model, 8192, tokenizer, profile, ImagePolicy(), TilingParameters(), count)
     messages = parse_prompt(("x", [picture, picture, picture]))
     with use_fetch_context(600.0, lambda: len(loaded) < 2), pytest.raises(ImageFetchError, match="no longer wanted"):
         builder.build(messages, GenerationConfig(), "r")

@@ -12,18 +12,17 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from tests.scripted import Script, ScriptedClient, say
+from tests.scripted import HookedBuilder, Script, ScriptedClient, TokenizerDouble, say
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import DeviceConfig, EngineConfig, resolve
 from tilewise.demo import model_folder
 from tilewise.engine.launch import Checkpoint, Engine
 from tilewise.errors import EngineError, InputError
-from tilewise.inputs.request_builder import RequestBuilder, create_builder
+from tilewise.inputs.request_builder import create_builder
 from tilewise.inputs.text.tokenizer import SPECIAL_NAMES, Tokenizer
 from tilewise.serving.async_engine import AsyncEngine
 from tilewise.serving.http.events import EventStream
 from tilewise.serving.openai.app import create_app
-from tilewise.serving.openai.chat import ChatChoice
 from tilewise.serving.openai.exchange import MAX_LOGPROBS
 from tilewise.serving.openai.schema.base import Body
 from tilewise.serving.openai.schema.chat import ChatRequest
@@ -225,13 +224,13 @@ def test_an_error_after_the_first_byte_is_an_event_and_the_last(make_app: MakeAp
     assert app.send("/v1/chat/completions", ASK).status_code == 500
 
 
-def test_a_fault_of_ours_tells_nothing(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_tells_nothing(make_app: MakeApp) -> None:
     app = make_app(lambda _: say([5]))
 
-    def fail(*_: object, **__: object) -> None:
+    def fail() -> None:
         raise KeyError("the secret of 0x7f001234")
 
-    monkeypatch.setattr("tilewise.inputs.request_builder.RequestBuilder.build", fail)
+    app.engine.builder = HookedBuilder.wrap(app.engine.builder, before_build=fail)
     response = app.send("/v1/chat/completions", ASK)
     assert response.status_code == 500
     assert "secret" not in response.text
@@ -401,11 +400,9 @@ def test_what_would_not_be_honoured_is_refused_by_name(make_app: MakeApp, path: 
     assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
 
 
-def test_what_is_being_built_when_the_server_ends_gets_an_error_and_the_time_to_return(
-    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_being_built_when_the_server_ends_gets_an_error_and_the_time_to_return(make_app: MakeApp) -> None:
     app, go_on = make_app(lambda _: say([5])), threading.Event()
-    monkeypatch.setattr(RequestBuilder, "build", lambda *_: go_on.wait())
+    app.engine.builder = HookedBuilder.wrap(app.engine.builder, before_build=go_on.wait)
 
     async def run() -> list[httpx.Response]:
         transport = httpx.ASGITransport(create_app(Service(app.engine, "m")))
@@ -436,22 +433,23 @@ def test_ids_of_a_conversation_are_asked_for_in_the_queue_of_answers(make_app: M
         app.engine.num_open -= 1000
 
 
-def test_a_whole_answer_with_logprobs_is_put_together_off_the_loop(
-    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_whole_answer_with_logprobs_is_put_together_off_the_loop(make_app: MakeApp) -> None:
     app, threads = make_app(lambda _: say([5, 6])), list[threading.Thread]()
-    whole = ChatChoice.whole
+    tokenizer = app.engine.builder.tokenizer
 
-    def note(self: ChatChoice) -> dict[str, Any]:
-        threads.append(threading.current_thread())
-        return whole(self)
+    def note(token_id: int, skip_special_tokens: bool) -> bytes:
+        if not skip_special_tokens:  # for a logprob, and not for the text
+            threads.append(threading.current_thread())
+        return tokenizer.token_bytes(token_id, skip_special_tokens)
 
-    monkeypatch.setattr(ChatChoice, "whole", note)
+    double: Any = TokenizerDouble(tokenizer, token_bytes=note)
+    app.engine.builder = replace(app.engine.builder, tokenizer=double)
     answer = app.send("/v1/chat/completions", {**ASK, "logprobs": True, "n": 2}).json()
     assert [len(choice["logprobs"]["content"]) for choice in answer["choices"]] == [2, 2]
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]
-    assert len(threads) == 2
-    assert threading.current_thread() not in threads
+    whole = threads[-4:]  # two tokens of two choices; before, each was described as it came
+    assert len(threads) == 8
+    assert threading.current_thread() not in whole
 
 
 def test_a_stream_that_is_behind_sends_packets_and_lets_others_have_their_turn(make_app: MakeApp) -> None:
@@ -465,6 +463,9 @@ def test_a_stream_that_is_behind_sends_packets_and_lets_others_have_their_turn(m
         if message["type"] == "http.response.body":
             packets.append(len(message["body"]))
 
+    async def receive() -> Any:
+        await asyncio.Event().wait()  # the client stays
+
     async def take_turns() -> None:
         while True:
             num_turns[0] += 1
@@ -474,7 +475,7 @@ def test_a_stream_that_is_behind_sends_packets_and_lets_others_have_their_turn(m
         stream = Stream(app.engine, 1)
         stream.put((0, EngineError("never read")))
         others = asyncio.create_task(take_turns())
-        await EventStream(stream, make_events())._send(send)  # type: ignore[attr-defined]
+        await EventStream(stream, make_events())({}, receive, send)
         others.cancel()
 
     asyncio.run(run())
