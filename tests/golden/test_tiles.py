@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from tilewise.inputs.media.tiling import _candidate_grids, choose_grid, count_tiles
+from tilewise.inputs.media.tiling import candidate_grids, choose_grid, count_tiles
 from tilewise.types import TilingParameters
 
 # (width, height, max_tiles, columns, rows, tiles with thumbnail)
@@ -39,7 +39,7 @@ CANDIDATE_DIGESTS = {
 
 
 def written(min_tiles: int, max_tiles: int) -> str:
-    return " ".join(f"{columns}x{rows}" for columns, rows in _candidate_grids(min_tiles, max_tiles))
+    return " ".join(f"{columns}x{rows}" for columns, rows in candidate_grids(min_tiles, max_tiles))
 
 
 @pytest.mark.parametrize(("width", "height", "max_tiles", "columns", "rows", "tiles"), PICTURES)

@@ -3,7 +3,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilewise.inputs.media.tiling import _candidate_grids, choose_grid, count_tiles
+from tilewise.inputs.media.tiling import candidate_grids, choose_grid, count_tiles
 from tilewise.types import TilingParameters
 
 SIDES = st.integers(1, 40_000)
@@ -38,7 +38,7 @@ def test_the_count_is_the_grid_and_at_most_one_thumbnail(width, height, tiling):
 
 @given(tilings())
 def test_candidates_are_every_grid_once_by_area(tiling):
-    grids = _candidate_grids(tiling.min_tiles, tiling.max_tiles)
+    grids = candidate_grids(tiling.min_tiles, tiling.max_tiles)
     areas = [columns * rows for columns, rows in grids]
     assert areas == sorted(areas)
     assert set(grids) == {

@@ -18,6 +18,7 @@ import tilewise
 from tilewise.errors import CapacityError, ImageError
 from tilewise.inputs.media import decoder_worker
 from tilewise.inputs.media import image_decoder as decoder_module
+from tilewise.inputs.media.decoder_worker import read_exactly
 from tilewise.inputs.media.image_decoder import Decoder
 from tilewise.inputs.media.policy import ImageLimits
 
@@ -164,11 +165,19 @@ def test_an_interrupt_of_the_cleaning_up_leaves_a_decoder_that_decodes(step, dec
         raise KeyboardInterrupt
 
     decoder.decode(encoded("BMP"), LIMITS)
+
+    def interrupt_reading(frame, event, _):
+        if event == "call" and frame.f_code is read_exactly.__code__:
+            raise KeyboardInterrupt
+
     with monkeypatch.context() as patched:
-        patched.setattr(decoder_module, "read_exactly", interrupt)
         patched.setattr(subprocess.Popen, step, interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            decoder.decode(encoded("BMP"), LIMITS)
+        sys.setprofile(interrupt_reading)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                decoder.decode(encoded("BMP"), LIMITS)
+        finally:
+            sys.setprofile(None)
     decode_in_a_thread(decoder)
 
 

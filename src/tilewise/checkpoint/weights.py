@@ -3,7 +3,7 @@
 Owns files, headers and the way to the device; knows nothing of layers: the model hands in one `Slot` a tensor.
 Every name and shape is compared before the first byte of data is read, and every tensor is used exactly once.
 The model never exists twice: the CPU reads through a mapped file, and on the way to a GPU at most
-`_READERS` * 2 staging buffers of the host and `_IN_FLIGHT_BYTES` (or one larger tensor) of the device are in use.
+`_READERS` * 2 staging buffers of the host and `in_flight_bytes` (or one larger tensor) of the device are in use.
 """
 
 import os
@@ -32,7 +32,7 @@ _MAX_HEADER_BYTES = 16 << 20
 _MAX_SHOWN = 10
 _READERS = 8
 _STAGING_BYTES = 16 << 20
-_IN_FLIGHT_BYTES = 1 << 30
+IN_FLIGHT_BYTES = 1 << 30
 
 
 class Slot(Protocol):
@@ -171,7 +171,7 @@ def _stream_to_cpu(tensors: list[_StoredTensor], slots: Slots) -> None:
                 slots[tensor.name].load(shard.get_tensor(tensor.name))
 
 
-def _read_exactly(descriptor: int, buffer: memoryview, offset: int, name: str) -> None:
+def read_exactly(descriptor: int, buffer: memoryview, offset: int, name: str) -> None:
     """Fill `buffer` from `offset` on; a read may be short on a network file system or past 2 GiB."""
     while buffer:
         count = os.preadv(descriptor, [buffer], offset)
@@ -197,13 +197,13 @@ class _Staging:
                 buffer, copied = self._buffers[number % 2], self._copied[number % 2]
                 copied.synchronize()
                 size = min(_STAGING_BYTES, tensor.num_bytes - offset)
-                _read_exactly(file.fileno(), buffer.numpy().data[:size], tensor.start + offset, tensor.path.name)
+                read_exactly(file.fileno(), buffer.numpy().data[:size], tensor.start + offset, tensor.path.name)
                 data[offset : offset + size].copy_(buffer[:size], non_blocking=True)
                 copied.record(self._stream)
             self._stream.synchronize()
 
 
-def _stream_to_cuda(tensors: list[_StoredTensor], slots: Slots, device: torch.device) -> None:
+def _stream_to_cuda(tensors: list[_StoredTensor], slots: Slots, device: torch.device, max_in_flight_bytes: int) -> None:
     """Overlap reading, copying and `Slot.load`; tensors reach their slots in file order.
 
     NOTE: targets are allocated and freed on this thread's stream alone, so a block that the allocator hands
@@ -237,7 +237,7 @@ def _stream_to_cuda(tensors: list[_StoredTensor], slots: Slots, device: torch.de
     in_flight_bytes = 0
     with ThreadPoolExecutor(_READERS, thread_name_prefix="weights") as pool:
         for tensor in tensors:
-            while pending and in_flight_bytes + tensor.num_bytes > _IN_FLIGHT_BYTES:
+            while pending and in_flight_bytes + tensor.num_bytes > max_in_flight_bytes:
                 in_flight_bytes -= finish_oldest()
             pending.append((tensor, submit(pool, tensor)))
             in_flight_bytes += tensor.num_bytes
@@ -248,12 +248,18 @@ def _stream_to_cuda(tensors: list[_StoredTensor], slots: Slots, device: torch.de
 
 @torch.no_grad()
 def load_weights(
-    folder: Path, slots: Slots, device: torch.device, *, ignored: Callable[[str], bool] = lambda name: False
+    folder: Path,
+    slots: Slots,
+    device: torch.device,
+    *,
+    ignored: Callable[[str], bool] = lambda name: False,
+    in_flight_bytes: int = IN_FLIGHT_BYTES,
 ) -> None:
     """Put every tensor of the checkpoint in its slot, exactly once, in file order.
 
     Reads the shards that model.safetensors.index.json lists, else model.safetensors, else every .safetensors
-    file. Tensors without a slot must be `ignored`, and are then not read.
+    file. Tensors without a slot must be `ignored`, and are then not read. On the way to a GPU tensors of at most
+    `in_flight_bytes` together, or one larger one, are under way.
 
     Raises:
         CheckpointError: files, headers, names or shapes do not fit; nothing has been loaded then. A file that
@@ -262,6 +268,6 @@ def load_weights(
     shards, index = _find_shards(folder)
     tensors = _check_fit([tensor for path in shards for tensor in _read_header(path)], index, slots, ignored)
     if device.type == "cuda":
-        _stream_to_cuda(tensors, slots, device)
+        _stream_to_cuda(tensors, slots, device, in_flight_bytes)
     else:
         _stream_to_cpu(tensors, slots)

@@ -11,9 +11,8 @@ from PIL import Image
 
 from tilewise import vl
 from tilewise.errors import ConfigError, ImageError, ImageTooLargeError, InputError
-from tilewise.inputs.media import sources as images
 from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
-from tilewise.inputs.media.sources import load_image, prepare_image
+from tilewise.inputs.media.sources import decode_base64, load_image, prepare_image
 from tilewise.types import TilingParameters
 
 TILING = TilingParameters()
@@ -72,14 +71,15 @@ def test_path_text_path_bytes_data_url_and_pillow_image_give_the_same_picture(tm
         assert load_image(source).tobytes() == gradient().tobytes()
 
 
-def test_a_data_url_is_decoded_in_pieces_as_in_one_and_padded_at_its_end_alone(monkeypatch):
-    monkeypatch.setattr(images, "_BASE64_STRIDE", 16)
+def test_base64_is_decoded_in_pieces_as_in_one_and_padded_at_its_end_alone():
     for width in range(20, 30):  # files of every length modulo 3
         data = encoded(gradient(width, 9))
         text = base64.b64encode(data).decode()
-        assert load_image("data:image/png;base64," + text).tobytes() == gradient(width, 9).tobytes()
+        assert decode_base64("data:" + text, 5, stride=16) == data
         for broken in (f"{text[:14]}=={text[16:]}", f"{text[:15]}={text[16:]}", f"{text[:20]}%{text[21:]}"):
-            with pytest.raises(ImageError, match="valid base64"):
+            with pytest.raises(ValueError, match=r"base64|padding"):
+                decode_base64(broken, stride=16)
+            with pytest.raises(ImageError, match="base64"):
                 load_image("data:image/png;base64," + broken)
 
 

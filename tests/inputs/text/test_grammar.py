@@ -13,8 +13,7 @@ import pytest
 from tests.inputs.text.forms import PERSON, SCHEMAS, is_valid, schema_format
 from tilewise import demo
 from tilewise.errors import CapacityError, EngineError, InputError
-from tilewise.inputs.text import grammar
-from tilewise.inputs.text.grammar import Guide, check_format, create_guide
+from tilewise.inputs.text.grammar import TOO_COSTLY, Guide, check_format, create_guide, find_fault
 from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
 from tilewise.types import GenerationConfig
 
@@ -288,15 +287,15 @@ def test_a_hostile_form_ends_in_an_answer_or_an_error(demo_tokenizer: Tokenizer,
 
 @pytest.mark.parametrize("name", ["multiples", "references"])
 def test_what_keeps_the_compiler_busy_for_minutes_is_killed(demo_tokenizer: Tokenizer, name: str) -> None:
-    with pytest.raises(InputError, match="too long, or too much memory"):
+    with pytest.raises(InputError, match=re.escape(TOO_COSTLY)):
         start(HOSTILE[name], demo_tokenizer)
 
 
 def test_a_form_is_checked_in_another_process_unless_it_is_plain(
     demo_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grammar.subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
-    grammar._find_fault.cache_clear()
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
+    find_fault.cache_clear()
     start(schema_format(SCHEMAS[3]), demo_tokenizer)
     costly = ("a pattern that is none", "multiples", "properties", "references", "options inside options", "itself")
     for form in (regex("a"), *(HOSTILE[name] for name in costly), schema_format(SCHEMAS[1])):
@@ -320,9 +319,9 @@ def end_with(status: int) -> Callable[..., object]:
 def test_a_form_that_a_busy_machine_could_not_check_may_come_again(
     demo_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, run: Callable[..., object]
 ) -> None:
-    grammar._find_fault.cache_clear()
+    find_fault.cache_clear()
     with monkeypatch.context() as busy:
-        busy.setattr(grammar.subprocess, "run", run)
+        busy.setattr(subprocess, "run", run)
         with pytest.raises(CapacityError, match="too busy") as refusal:
             start(regex("[a-z]{3}"), demo_tokenizer)
     assert refusal.value.param == "response_format"

@@ -121,15 +121,24 @@ def _read_data_url(url: str, limits: ImageLimits) -> bytes:
     start, end = header.end(), len(url)
     limits.check_bytes((end - start) * 3 // 4 - 2)  # two characters may be padding
     try:
-        if url.find("=", start, end - 2) >= 0:
-            raise ValueError("padding before the end")
-        # In pieces, between which other threads may run.
-        pieces = (url[place : place + _BASE64_STRIDE] for place in range(start, end, _BASE64_STRIDE))
-        data = b"".join(base64.b64decode(piece, validate=True) for piece in pieces)
+        data = decode_base64(url, start)
     except ValueError:
         raise ImageError("The data URL does not hold valid base64.") from None
     limits.check_bytes(len(data))
     return data
+
+
+def decode_base64(text: str, start: int = 0, stride: int = _BASE64_STRIDE) -> bytes:
+    """Decode what follows `start` in pieces of `stride` characters, between which other threads may run.
+
+    Raises:
+        ValueError: it is not valid base64, or is padded before its end.
+    """
+    end = len(text)
+    if text.find("=", start, end - 2) >= 0:
+        raise ValueError("padding before the end")
+    pieces = (text[place : place + stride] for place in range(start, end, stride))
+    return b"".join(base64.b64decode(piece, validate=True) for piece in pieces)
 
 
 def _read_file(path: str, policy: ImagePolicy) -> bytes:

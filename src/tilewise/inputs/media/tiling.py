@@ -29,7 +29,7 @@ def choose_grid(width: int, height: int, tiling: TilingParameters) -> tuple[int,
     aspect = width / height
     half_tile_area = 0.5 * tiling.tile_size * tiling.tile_size
     best, best_distance = (1, 1), float("inf")
-    for columns, rows in _candidate_grids(tiling.min_tiles, tiling.max_tiles):
+    for columns, rows in candidate_grids(tiling.min_tiles, tiling.max_tiles):
         distance = abs(aspect - columns / rows)
         is_big_enough = width * height > half_tile_area * columns * rows
         if distance < best_distance or (distance == best_distance and is_big_enough):
@@ -53,7 +53,7 @@ def has_thumbnail(columns: int, rows: int, tiling: TilingParameters) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _candidate_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
+def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
     """Every (columns, rows) with min <= columns * rows <= max, by area; within an area as the reference has them.
 
     QUIRK: the reference fills a set of pairs and sorts it by area, so between equal areas, where the order

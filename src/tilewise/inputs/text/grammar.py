@@ -70,7 +70,7 @@ def check_format(generation: GenerationConfig) -> None:
             "response_format excludes ignore_eos, stop_words and stop_token_ids: the answer ends where it is complete.",
             param="response_format",
         )
-    if fault := _find_fault(_build_grammar(form, lambda _: _ANY_SPECIAL_ID)):
+    if fault := find_fault(_build_grammar(form, lambda _: _ANY_SPECIAL_ID)):
         raise InputError(f"response_format cannot be honoured: {fault}", param="response_format")
 
 
@@ -204,11 +204,11 @@ def _quote(text: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _find_fault(grammar: str) -> str:
-    """Say why a grammar cannot be used; nothing if it can.
+def find_fault(grammar: str) -> str:
+    """Say why a grammar cannot be used; nothing if it can. The last answers are kept, until `cache_clear`.
 
     Raises:
-        CapacityError: the machine was too busy to tell. This is not kept, as the answers are.
+        CapacityError: the machine was too busy to tell. This is not kept.
     """
     if len(grammar) <= _MAX_PLAIN_CHARS and not _COSTLY.search(grammar):
         return validate(grammar)
