@@ -252,7 +252,7 @@ def create_bench(is_dry: bool) -> Bench:
     if is_dry:
         return Bench(torch.device("cpu"), torch.float32, 2, 2, 227 << 10, 1e-5, 1.0)
     device = torch.device("cuda", torch.cuda.current_device())
-    _, num_sms, shared_bytes = skinny._measure_device(device)
+    _, num_sms, shared_bytes = skinny.measure_device(device)
     return Bench(device, torch.bfloat16, 12, num_sms, shared_bytes, 4e-3, measure_copy_gbs())
 
 

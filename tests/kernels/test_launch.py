@@ -18,9 +18,9 @@ CONTEXT = 300
 @pytest.fixture
 def capability(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Lets a test choose the device's; what is known of devices is forgotten before and after."""
-    launch._can_depend.cache_clear()
+    launch.can_depend.cache_clear()
     yield monkeypatch
-    launch._can_depend.cache_clear()
+    launch.can_depend.cache_clear()
 
 
 @pytest.mark.parametrize(("found", "is_dependent"), [((8, 9), False), ((9, 0), True), ((12, 0), True)])

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +28,7 @@ from tilewise.kernels.triton.product_config import MAX_ROWS, ProductConfig, choo
 from tilewise.kernels.triton.skinny import decline, decline_gated, multiply
 from tilewise.quant import Plain
 
-KIB = 1 << 10
+KIB, NUM_SMS = 1 << 10, 108
 # Of the 26B: qkv, o, gate and up, down, head. Then kin: K that only 128 divides, a narrow one, a vocabulary unpadded.
 DECODE_SHAPES = [(8192, 6144), (6144, 6144), (32768, 6144), (6144, 16384), (92672, 6144)]
 SHAPES = [*DECODE_SHAPES, (3200, 3200), (1152, 896), (18944, 3584), (3584, 18944), (92553, 2048), (16, 128)]
@@ -76,10 +77,23 @@ def run_interpreted(repository: Path, *command: str) -> str:
 
 
 @pytest.fixture
-def gpu_of_80(monkeypatch: pytest.MonkeyPatch) -> None:
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, int], None]]:
+    """Give the first GPU a capability; what is known of devices is forgotten before and after."""
+
+    def pretend(major: int, minor: int) -> None:
+        properties = SimpleNamespace(major=major, minor=minor, multi_processor_count=NUM_SMS)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        skinny.measure_device.cache_clear()
+
+    yield pretend
+    skinny.measure_device.cache_clear()
+
+
+@pytest.fixture
+def gpu_of_80(pretend: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(8, 0)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(skinny, "_measure_device", lambda device: ((8, 0), 108, 163 * KIB))
 
 
 @needs_triton
@@ -238,9 +252,11 @@ def test_dtypes_strides_devices_and_gradients_are_declined_with_their_reason() -
 
 
 @pytest.mark.usefixtures("gpu_of_80")
-def test_devices_are_declined_with_their_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_are_declined_with_their_reason(
+    pretend: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, weight = make_elsewhere(1, 1024), make_elsewhere(4096, 1024)
-    monkeypatch.setattr(skinny, "_measure_device", lambda device: ((7, 5), 72, 64 * KIB))
+    pretend(7, 5)
     assert decline(x, weight) == "compute capability 7.5 is below 8.0"
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     assert decline(x, weight) == "cuda:0 is not the current device"
@@ -252,12 +268,10 @@ def test_devices_are_declined_with_their_reason(monkeypatch: pytest.MonkeyPatch)
     ("capability", "shared_kib"), [((8, 0), 163), ((8, 6), 99), ((8, 9), 99), ((9, 0), 227), ((99, 0), 99)]
 )
 def test_a_device_is_measured_by_its_own_properties(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], shared_kib: int
+    pretend: Callable[[int, int], None], capability: tuple[int, int], shared_kib: int
 ) -> None:
-    found = SimpleNamespace(major=capability[0], minor=capability[1], multi_processor_count=7)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
-    measure = skinny._measure_device.__wrapped__  # without its cache
-    assert measure(torch.device("cuda", 0)) == (capability, 7, shared_kib * KIB)
+    pretend(*capability)
+    assert skinny.measure_device(torch.device("cuda", 0)) == (capability, NUM_SMS, shared_kib * KIB)
 
 
 @pytest.mark.parametrize("shared_kib", [99, 163, 227])

@@ -47,7 +47,7 @@ def attention_cases() -> list[Case]:
         absent = dict.fromkeys(shared) if splits == 1 else {}
         given = types if splits == 1 else {**types, **shared}
         constants |= absent
-        cases.append(Case(f"attend_split {own}", attention._kernel(), given, constants, options))
+        cases.append(Case(f"attend_split {own}", attention.kernel(), given, constants, options))
     return cases
 
 
@@ -75,7 +75,7 @@ def skinny_cases(capability: int) -> list[Case]:
 
 
 def pixel_cases() -> list[Case]:
-    one_pass, normalize = triton_resample._kernels()
+    one_pass, normalize = triton_resample.kernels()
     sizes = ("source", "target", "num_taps", "row_size", "tile_height", "tile_row_size")
     types = {"image_ptr": "*u8", "table_ptr": "*i32", "out_ptr": "*u8", **dict.fromkeys(sizes, "i32")}
     constants = {"BITS": 22, "HALF": 1 << 21, "BLOCK": 512}
@@ -108,8 +108,8 @@ def prefill_cases() -> list[Case]:
 
 
 def elementwise_cases() -> list[Case]:
-    normalize, add_and_normalize = norm._kernels()
-    gate_and_multiply, add_and_gelu = activation._kernels()
+    normalize, add_and_normalize = norm.kernels()
+    gate_and_multiply, add_and_gelu = activation.kernels()
     cases: list[Case] = []
     for dtype in ("bf16", "fp16", "fp32"):
 
@@ -129,13 +129,13 @@ def elementwise_cases() -> list[Case]:
         cases.append(Case(f"gate_and_multiply {dtype}", gate_and_multiply, types, piece, {}))
         types = {**point("x", "bias", "out"), "x_stride": "i32", "out_stride": "i32"}
         phi = None if dtype == "fp32" else activation.fit_phi()
-        biased = {**piece, "HAS_BIAS": True, "PHI": phi, "PHI_RANGE": activation._PHI_RANGE}
+        biased = {**piece, "HAS_BIAS": True, "PHI": phi, "PHI_RANGE": activation.PHI_RANGE}
         cases.append(Case(f"add_and_gelu {dtype}", add_and_gelu, types, biased, {"num_warps": 2}))
         types = {**point("qkv"), "cos_ptr": "*fp32", "sin_ptr": "*fp32", "slots_ptr": "*i64"}
         types |= point("q", "k", "k_cache", "v_cache")
         types |= dict.fromkeys(("qkv_stride", "block_stride", "slot_stride", "head_stride"), "i32")
         constants = {"NUM_HEADS": 48, "NUM_KV_HEADS": 8, "HEADS": 8, "HALF": 64, "LANES": 64, "BLOCK_SIZE": 64}
-        cases.append(Case(f"rotate {dtype}", rope._kernel(), types, {**constants, "KEEPS_KEYS": True}, {}))
+        cases.append(Case(f"rotate {dtype}", rope.kernel(), types, {**constants, "KEEPS_KEYS": True}, {}))
     return cases
 
 

@@ -17,23 +17,24 @@ _VALUES_PER_WARP = 256  # 8 a lane: one load of 16 bytes in half precision
 _GELU_VALUES_PER_WARP = 512
 # PERF: for half precision a polynomial is exact enough, and on an H200 GELU waits for arithmetic: 8,200 x 12,800 take
 # 110 us instead of 147, the tower over 8 tiles 161.5 ms instead of 163.6 (2026-11-28).
-_PHI_RANGE = 5.0
+PHI_RANGE = 5.0
 _PHI_DEGREE = 12
 
 
 @cache
 def fit_phi() -> tuple[float, ...]:
-    """Fit the normal distribution's Phi, for |x| <= _PHI_RANGE, as 0.5 + x * p(t) with t = 2 (x / _PHI_RANGE)^2 - 1.
+    """Fit the normal distribution's Phi, for |x| <= PHI_RANGE, as 0.5 + x * p(t) with t = 2 (x / PHI_RANGE)^2 - 1.
 
     Returns p's coefficients, highest power first, through Chebyshev's points: x * Phi(x) within 4e-6 in fp32.
     """
     t = np.polynomial.chebyshev.chebpts1(_PHI_DEGREE + 1)
-    x = _PHI_RANGE * np.sqrt((t + 1) / 2)
+    x = PHI_RANGE * np.sqrt((t + 1) / 2)
     return tuple(np.polyfit(t, [math.erf(value * math.sqrt(0.5)) / (2 * value) for value in x], _PHI_DEGREE).tolist())
 
 
 @cache
-def _kernels() -> tuple[Any, Any]:
+def kernels() -> tuple[Any, Any]:
+    """Return SwiGLU's and GELU's kernel, compiled for each new kind of arguments at its first launch."""
     import triton
     import triton.language as tl
 
@@ -107,7 +108,7 @@ def silu_and_multiply(gate_up: Tensor) -> Tensor:
     rows = gate_up.reshape(-1, 2 * width)
     out = torch.empty((*gate_up.shape[:-1], width), dtype=gate_up.dtype, device=gate_up.device)
     grid, sizes = _launch(len(rows), width)
-    gate_and_multiply, _ = _kernels()
+    gate_and_multiply, _ = kernels()
     gate_and_multiply[grid](rows, out, rows.stride(0), **sizes)
     return out
 
@@ -122,9 +123,9 @@ def gelu(x: Tensor, bias: Tensor | None = None, may_overwrite: bool = False) -> 
     rows = x.reshape(-1, width)
     out = rows if may_overwrite else torch.empty(rows.shape, dtype=x.dtype, device=x.device)
     grid, sizes = _launch(len(rows), width, _GELU_VALUES_PER_WARP)
-    _, add_and_gelu = _kernels()
+    _, add_and_gelu = kernels()
     add_and_gelu[grid](
         rows, rows if bias is None else bias, out, rows.stride(0), out.stride(0), HAS_BIAS=bias is not None,
-        PHI=None if x.dtype == torch.float32 else fit_phi(), PHI_RANGE=_PHI_RANGE, **sizes,
+        PHI=None if x.dtype == torch.float32 else fit_phi(), PHI_RANGE=PHI_RANGE, **sizes,
     )  # fmt: skip
     return out.view(x.shape)

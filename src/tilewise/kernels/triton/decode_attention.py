@@ -49,7 +49,8 @@ def decline_shapes(q: Tensor, k_cache: Tensor) -> str | None:
 
 
 @cache
-def _kernel() -> Any:
+def kernel() -> Any:
+    """Return the kernel, compiled for each new kind of arguments at its first launch."""
     import triton
     import triton.language as tl
 
@@ -193,7 +194,7 @@ def attend_decodes(
         partial = torch.empty((*shares, group, head_dim), dtype=torch.float32, device=q.device)
         stats = torch.empty((*shares, 2, group), dtype=torch.float32, device=q.device)
         arrivals = get_arrivals(q.device)
-    _kernel()[shares](
+    kernel()[shares](
         q, k_cache, v_cache, block_table, lengths, out, partial, stats, arrivals, head_dim**-0.5,
         q.stride(0), out.stride(0), block_table.stride(0), *k_cache.stride()[:3],
         NUM_SPLITS=num_splits, GROUP=group, ROWS=max(_MIN_ROWS, padded), MERGED_ROWS=padded,

@@ -27,7 +27,8 @@ def has_triton() -> bool:
 
 
 @cache
-def _can_depend(device: torch.device) -> bool:
+def can_depend(device: torch.device) -> bool:
+    """Tell whether this device launches a kernel into the end of another."""
     if device.type != "cuda" or torch.version.cuda is None:  # AMD's devices are called cuda too
         return False
     return torch.cuda.get_device_capability(device) >= _LEAST_CAPABILITY
@@ -35,7 +36,7 @@ def _can_depend(device: torch.device) -> bool:
 
 def depend(device: torch.device, num_rows: int) -> dict[str, bool]:
     """Return how a kernel that calls `await_inputs` is launched here in a step of so many rows."""
-    if num_rows > _MOST_ROWS or not _can_depend(device):
+    if num_rows > _MOST_ROWS or not can_depend(device):
         return {"IS_DEPENDENT": False}
     return {"IS_DEPENDENT": True, "launch_pdl": True}
 

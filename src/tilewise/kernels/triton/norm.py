@@ -35,7 +35,8 @@ def decline_packed(qkv: Tensor, q_weight: Tensor, k_weight: Tensor) -> str | Non
 
 
 @cache
-def _kernels() -> tuple[Any, Any]:
+def kernels() -> tuple[Any, Any]:
+    """Return the kernels of a norm and of a sum with its norm, compiled at their first launches."""
     import triton
     import triton.language as tl
 
@@ -105,7 +106,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     width = x.shape[-1]
     rows = x.reshape(-1, width)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    normalize, _ = _kernels()
+    normalize, _ = kernels()
     normalize[(len(rows), 1)](rows, weight, weight, out, rows.stride(0), width, eps, **_options(rows, width))
     return out
 
@@ -114,7 +115,7 @@ def rms_norm_queries_and_keys_(qkv: Tensor, q_weight: Tensor, k_weight: Tensor, 
     """See `reference.rms_norm_queries_and_keys_`; numerics as `rms_norm`."""
     packed = qkv.shape[-1]
     rows = qkv.view(-1, packed)
-    normalize, _ = _kernels()
+    normalize, _ = kernels()
     normalize[(len(rows), 2)](rows, q_weight, k_weight, rows, packed, packed, eps, **_options(rows, packed // 3))
 
 
@@ -125,7 +126,7 @@ def add_rms_norm(
     width = x.shape[-1]
     residuals, rows = residual.reshape(-1, width), x.reshape(-1, width)
     total, normed = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
-    _, add_and_normalize = _kernels()
+    _, add_and_normalize = kernels()
     add_and_normalize[(len(rows),)](
         residuals, rows, weight if scale is None else scale, weight, total, normed,
         residuals.stride(0), rows.stride(0), eps, HAS_SCALE=scale is not None, **_options(rows, width),

@@ -18,7 +18,8 @@ _BLOCK = 512
 
 
 @cache
-def _kernels() -> tuple[Any, Any]:
+def kernels() -> tuple[Any, Any]:
+    """Return the kernels of one pass of resizing and of normalising, compiled at their first launches."""
     import triton
     import triton.language as tl
 
@@ -95,7 +96,7 @@ def _launch_pass(image: Tensor, out: Tensor, axis: int, target: int) -> None:
     shape[axis] = target
     table = _load_table(image.shape[axis], target, image.device)
     row_size, tile_row_size = 3 * shape[1], 3 * out.shape[2]
-    resample, _ = _kernels()
+    resample, _ = kernels()
     resample[(shape[0], -(-row_size // _BLOCK))](
         image, table, out, image.shape[axis], target, len(table) - 1, row_size, out.shape[1], tile_row_size,
         IS_HORIZONTAL=axis == 1, BITS=FRACTION_BITS, HALF=1 << (FRACTION_BITS - 1), BLOCK=_BLOCK,
@@ -129,7 +130,7 @@ def normalize_in_one_pass(tiles: Tensor, dtype: torch.dtype) -> Tensor:
     """`normalize_tiles` in Triton: one read, one write."""
     num_tiles, height, width, _ = tiles.shape
     out = tiles.new_empty((num_tiles, 3, height, width), dtype=dtype)
-    _, normalize = _kernels()
+    _, normalize = kernels()
     normalize[(num_tiles, -(-height * width // _BLOCK))](
         tiles, out, MEAN=MEAN, STD=STD, PIXELS=height * width, BLOCK=_BLOCK
     )

@@ -35,7 +35,8 @@ def decline_layout(cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, s
 
 
 @cache
-def _kernel() -> Any:
+def kernel() -> Any:
+    """Return the kernel, compiled for each new kind of arguments at its first launch."""
     import triton
     import triton.language as tl
 
@@ -108,7 +109,7 @@ def rope_and_write_kv(
     lanes = 1 << (head_dim // 2 - 1).bit_length()
     q = torch.empty((len(qkv), num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     k = torch.empty((len(qkv), num_kv_heads, head_dim), dtype=qkv.dtype, device=qkv.device) if returns_fresh else q
-    _kernel()[(len(qkv), (num_heads + 2 * num_kv_heads) // heads)](
+    kernel()[(len(qkv), (num_heads + 2 * num_kv_heads) // heads)](
         qkv, cos, sin, slots, q, k, k_cache, v_cache, qkv.stride(0), *k_cache.stride()[:3],
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEADS=heads, HALF=head_dim // 2,
         LANES=lanes, BLOCK_SIZE=block_size, KEEPS_KEYS=returns_fresh, num_warps=max(1, heads * lanes // 256),

@@ -32,7 +32,7 @@ _SHARED_KIB = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227
 
 def choose_config_here(x: Tensor, weight: Tensor, is_gated: bool = False) -> ProductConfig:
     """Choose a config for these tensors on their own device."""
-    (n, k), (_, num_sms, shared_bytes) = weight.shape, _measure_device(x.device)
+    (n, k), (_, num_sms, shared_bytes) = weight.shape, measure_device(x.device)
     return choose_config(x.numel() // k, n, k, num_sms, shared_bytes, is_gated)
 
 
@@ -50,7 +50,7 @@ def decline(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None
         return "not a CUDA device"
     if x.device.index != torch.cuda.current_device():
         return f"{x.device} is not the current device"
-    capability = _measure_device(x.device)[0]
+    capability = measure_device(x.device)[0]
     if capability < (8, 0):
         return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
     if x.dtype not in (torch.bfloat16, torch.float16):
@@ -80,7 +80,7 @@ def _decline_tensors(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> s
 
 
 @cache
-def _measure_device(device: torch.device) -> tuple[tuple[int, int], int, int]:
+def measure_device(device: torch.device) -> tuple[tuple[int, int], int, int]:
     """Return compute capability, multiprocessors, and the shared memory of a block in bytes."""
     found = torch.cuda.get_device_properties(device)
     capability = (found.major, found.minor)
