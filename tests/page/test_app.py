@@ -12,8 +12,8 @@ import pytest
 from tests.serving.openai.openai_double import Double, Refusal, gradios_loops_closed
 from tilewise.client import APIClient, to_data_url
 from tilewise.demo import picture_path
-from tilewise.errors import ImageTooLargeError
-from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
+from tilewise.errors import ImageTooLargeError, InputError
+from tilewise.inputs.media.policy import ImageLimits
 from tilewise.types import TilingParameters
 
 gr: Any = pytest.importorskip("gradio", reason="gradio (the extra `ui`) is not installed")
@@ -204,18 +204,19 @@ def test_an_answer_may_hold_any_sign_and_stays_whole_in_the_conversation(double:
     assert len(sent) == 5
 
 
-def test_pictures_beyond_what_the_api_takes_are_refused_before_one_is_read(
-    double: Double, program: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tilewise.page.app.load_image", lambda *_: pytest.fail("a picture was read"))
+def test_pictures_beyond_what_the_api_takes_are_refused(double: Double, program: Any) -> None:
     said, *_ = ask(program, "what?", *[picture_path()] * 17)
     assert "at most 16" in said
     assert not double.bodies
 
 
-def test_of_a_conversations_pictures_one_is_held_in_full_and_together_they_are_bounded(
-    double: Double, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_pictures_are_refused_before_one_is_read(double: Double) -> None:
+    page = Page(APIClient(double.url), None, double.url, load=lambda *_: pytest.fail("a picture was read"))
+    with pytest.raises(InputError, match="at most 16"):
+        page.show_tiles([{"role": "user", "content": picture("a.png") * 17}], TilingParameters(), 256)
+
+
+def test_of_a_conversations_pictures_one_is_held_in_full_and_together_they_are_bounded(double: Double) -> None:
     loaded: list[Any] = []
 
     def load(*_: Any) -> Any:
@@ -223,14 +224,12 @@ def test_of_a_conversations_pictures_one_is_held_in_full_and_together_they_are_b
         loaded.append(Image.new("RGB", (1000, 1000)))
         return loaded[-1]
 
-    monkeypatch.setattr("tilewise.page.app.load_image", load)
-    page = Page(APIClient(double.url), None, double.url)
-    page._policy = ImagePolicy(ImageLimits(max_request_pixels=2_000_000))
-    _, last = page._show_tiles([{"role": "user", "content": picture("a.png") * 2}], TilingParameters(), 256)
+    page = Page(APIClient(double.url), None, double.url, ImageLimits(max_request_pixels=2_000_000), load)
+    _, last = page.show_tiles([{"role": "user", "content": picture("a.png") * 2}], TilingParameters(), 256)
     assert last is loaded[1]
     loaded.clear()
-    with pytest.raises(ImageTooLargeError, match="at most 2000000 together"):
-        page._show_tiles([{"role": "user", "content": picture("a.png") * 9}], TilingParameters(), 256)
+    with pytest.raises(ImageTooLargeError, match="2000000"):
+        page.show_tiles([{"role": "user", "content": picture("a.png") * 9}], TilingParameters(), 256)
     assert len(loaded) == 3
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,7 @@ from PIL import Image
 from tilewise.client import APIClient, chat_body
 from tilewise.demo import picture_path
 from tilewise.errors import TilewiseError
-from tilewise.inputs.media.policy import ImagePolicy
+from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
 from tilewise.inputs.media.sources import load_image
 from tilewise.page import views
 from tilewise.page.frame import SHARED_HOSTS, FramedApp
@@ -43,6 +43,7 @@ _QUESTIONS = (
 )
 _MAX_TILES = 12
 _PULSE_S = 1.0
+_DEFAULT_LIMITS = ImageLimits()
 _CODE = ("curl", "openai", "tilewise")
 
 
@@ -76,12 +77,23 @@ class _Chat(gr.ChatInterface):
 class Page:
     """What the page asks of one server."""
 
-    def __init__(self, client: APIClient, model: str | None, code_url: str) -> None:
-        """`model` and `code_url` are what the code on the page names; pictures are read from gradio's folder only."""
+    def __init__(
+        self,
+        client: APIClient,
+        model: str | None,
+        code_url: str,
+        limits: ImageLimits = _DEFAULT_LIMITS,
+        load: Callable[[Path, ImagePolicy], Image.Image] = load_image,
+    ) -> None:
+        """`model` and `code_url` are what the code on the page names; pictures are read from gradio's folder only.
+
+        `load` reads one, and `limits` are those of one question.
+        """
         self._client = client
         self._model = model
         self._code_url = code_url
-        self._policy = ImagePolicy(allowed_local_media_path=get_upload_folder())
+        self._policy = ImagePolicy(limits, allowed_local_media_path=get_upload_folder())
+        self._load = load
         self._looking = threading.Lock()
         self._facts: dict[str, Any] | None = None
 
@@ -133,7 +145,7 @@ class Page:
                 "skip_special_tokens": False,
             }
             tokens_per_tile = cut.get("tokens_per_tile", 256)
-            tiles, last = await asyncio.to_thread(self._show_tiles, body["messages"], tiling, tokens_per_tile)
+            tiles, last = await asyncio.to_thread(self.show_tiles, body["messages"], tiling, tokens_per_tile)
             url = self._code_url
             code = (write_curl(url, body), write_sdk(url, body), write_pipeline(self._model, body))
             look = views.panel(tiles)
@@ -165,7 +177,7 @@ class Page:
         first_at = first_at or ended_at
         yield text, views.show_facts(first_at - started_at, ended_at - first_at, usage, is_cut_off=end == "length")
 
-    def _show_tiles(
+    def show_tiles(
         self, messages: Sequence[Turn], tiling: TilingParameters, tokens_per_tile: int
     ) -> tuple[str, Image.Image | None]:
         """The tiles of the conversation's pictures, and a small copy of the last one.
@@ -177,14 +189,16 @@ class Page:
         paths = [Path(part["image_url"]["url"]) for part in parts if part["type"] == "image_url"]
         small: list[Image.Image] = []
         with self._looking:  # however many visitors there are, one picture is there in full at a time
-            return views.show_tiles(self._load(paths, small), tiling, tokens_per_tile), small[-1] if small else None
+            return views.show_tiles(self._load_each(paths, small), tiling, tokens_per_tile), small[
+                -1
+            ] if small else None
 
-    def _load(self, paths: Sequence[Path], small: list[Image.Image]) -> Iterator[Image.Image]:
+    def _load_each(self, paths: Sequence[Path], small: list[Image.Image]) -> Iterator[Image.Image]:
         """Give one picture after another, each from the page's own folder or the bundled one; `small` gets the last."""
         self._policy.limits.check_request(len(paths))
         num_pixels = 0
         for path in paths:
-            picture = load_image(path, ImagePolicy() if path == picture_path() else self._policy)
+            picture = self._load(path, ImagePolicy() if path == picture_path() else self._policy)
             num_pixels += picture.width * picture.height
             self._policy.limits.check_request(len(paths), num_pixels)
             yield picture
