@@ -366,25 +366,28 @@ def test_a_streamed_turn_that_fails_leaves_the_session_as_it_was(make_pipeline: 
     assert (session.response, session.history, session.messages) == before
 
 
+class Chosen(list[Any]):
+    """What the model was created with; it is a scripted one."""
+
+    def __init__(self, make_pipeline: MakePipeline, answer: Any) -> None:
+        super().__init__()
+        self._make_pipeline, self._answer = make_pipeline, answer
+
+    def create_pipeline(self, *arguments: Any) -> Pipeline:
+        self.append(arguments)
+        return self._make_pipeline(self._answer)[0]
+
+
 @pytest.fixture
-def chosen(make_pipeline: MakePipeline, answer: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Give `tilewise chat` an empty stdin and a scripted model; holds what `pipeline` was called with."""
-    calls: list[Any] = []
-
-    def pipeline(*arguments: Any) -> Pipeline:
-        calls.append(arguments)
-        return make_pipeline(answer)[0]
-
-    monkeypatch.setattr("tilewise.offline.pipeline.pipeline", pipeline)
+def chosen(make_pipeline: MakePipeline, answer: Any, monkeypatch: pytest.MonkeyPatch) -> Chosen:
+    """Give `tilewise chat` one question on stdin."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n"))
-    return calls
+    return Chosen(make_pipeline, answer)
 
 
-def test_the_command_takes_model_profile_and_engine_flags(
-    chosen: list[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_takes_model_profile_and_engine_flags(chosen: Chosen, capsys: pytest.CaptureFixture[str]) -> None:
     line = "chat some/model --session-len 512 --chat-template internvl-official --do-sample --temperature 0.5"
-    assert cli.main(line.split()) == 0
+    assert cli.main(line.split(), chosen.create_pipeline) == 0
     (arguments,) = chosen
     model, _, config, template, _ = arguments
     assert (model, config.session_len, template.model_name) == ("some/model", 512, "internvl-official")
@@ -403,10 +406,10 @@ def test_the_command_takes_model_profile_and_engine_flags(
     ],
 )
 def test_a_flag_that_would_not_be_honoured_is_refused_before_a_model_is_loaded(
-    line: str, message: str, chosen: list[Any], capsys: pytest.CaptureFixture[str]
+    line: str, message: str, chosen: Chosen, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
-        status = cli.main(line.split())
+        status = cli.main(line.split(), chosen.create_pipeline)
     except SystemExit as left:
         status = left.code
     assert status == 2

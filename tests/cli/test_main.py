@@ -1,6 +1,8 @@
+import io
 import json
 import math
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,24 +19,29 @@ from tilewise.demo import model_folder, picture_path
 from tilewise.errors import UnsupportedModelError
 from tilewise.inputs.text.profiles import PROFILES
 from tilewise.inputs.text.tokenizer import Tokenizer
+from tilewise.offline.pipeline import Pipeline
 from tilewise.types import FinishReason, GenerationConfig, Request, StepOutput, TokenLogprob
 
 
+class Asked(list[Any]):
+    """What the model was created with, then the requests; each is answered with "a dog"."""
+
+    def __init__(self, make_pipeline: MakePipeline, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self._make_pipeline, self._tokenizer = make_pipeline, tokenizer
+
+    def create_pipeline(self, *arguments: Any, **pictures: Any) -> Pipeline:
+        self.append((*arguments, pictures))
+        return self._make_pipeline(self._answer)[0]
+
+    def _answer(self, request: Request) -> Any:
+        self.append(request)
+        return say(self._tokenizer.encode("a dog"), FinishReason.STOP, self._tokenizer.special_id("<|im_end|>"))
+
+
 @pytest.fixture
-def asked(make_pipeline: MakePipeline, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Answer every `tilewise generate` with "a dog"; holds what `pipeline` was called with, then the requests."""
-    calls: list[Any] = []
-
-    def answer(request: Request) -> Any:
-        calls.append(request)
-        return say(tokenizer.encode("a dog"), FinishReason.STOP, tokenizer.special_id("<|im_end|>"))
-
-    def pipeline(*arguments: Any, **pictures: Any) -> Any:
-        calls.append((*arguments, pictures))
-        return make_pipeline(answer)[0]
-
-    monkeypatch.setattr("tilewise.offline.pipeline.pipeline", pipeline)
-    return calls
+def asked(make_pipeline: MakePipeline, tokenizer: Tokenizer) -> Asked:
+    return Asked(make_pipeline, tokenizer)
 
 
 def test_every_engine_option_has_a_flag() -> None:
@@ -65,9 +72,13 @@ def test_flags_keep_types_and_only_what_was_given() -> None:
     }
 
 
-def test_generate_prints_the_text_and_the_counts_apart(asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_prints_the_text_and_the_counts_apart(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        cli.main(["generate", "--prompt", "what is it?", "--image", str(picture_path()), "--session-len", "4096"]) == 0
+        cli.main(
+            ["generate", "--prompt", "what is it?", "--image", str(picture_path()), "--session-len", "4096"],
+            asked.create_pipeline,
+        )
+        == 0
     )
     out, err = capsys.readouterr()
     assert out == "a dog\n"
@@ -76,15 +87,15 @@ def test_generate_prints_the_text_and_the_counts_apart(asked: list[Any], capsys:
     assert arguments[2].session_len == 4096
 
 
-def test_generate_streams_the_same_text(asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["generate", "--prompt", "what?", "--stream"]) == 0
+def test_generate_streams_the_same_text(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["generate", "--prompt", "what?", "--stream"], asked.create_pipeline) == 0
     assert capsys.readouterr().out == "a dog\n"
     assert not asked[1].images
 
 
-def test_picture_flags_reach_the_pipeline(asked: list[Any]) -> None:
+def test_picture_flags_reach_the_pipeline(asked: Asked) -> None:
     flags = "--max-dynamic-patch 4 --min-dynamic-patch 2 --allowed-media-hosts a.lan --allowed-media-hosts b.lan"
-    assert cli.main(["generate", "--prompt", "what?", *flags.split()]) == 0
+    assert cli.main(["generate", "--prompt", "what?", *flags.split()], asked.create_pipeline) == 0
     assert asked[0][-1] == {
         "max_dynamic_patch": 4,
         "min_dynamic_patch": 2,
@@ -97,8 +108,8 @@ def test_a_logprob_that_is_not_finite_is_null_in_json(
 ) -> None:
     logprobs = (TokenLogprob(5, -math.inf, ((5, math.nan), (6, -1.0))),)
     outputs = [StepOutput("", (5,), logprobs, finish_reason=FinishReason.LENGTH)]
-    monkeypatch.setattr("tilewise.offline.pipeline.pipeline", lambda *_: make_pipeline(lambda _: outputs)[0])
-    assert cli.main(["generate", "--prompt", "what?", "--json", "--logprobs", "2"]) == 0
+    line = ["generate", "--prompt", "what?", "--json", "--logprobs", "2"]
+    assert cli.main(line, lambda *_: make_pipeline(lambda _: outputs)[0]) == 0
 
     def refuse(constant: str) -> None:
         pytest.fail(f"{constant} is no JSON")
@@ -110,9 +121,10 @@ def test_a_logprob_that_is_not_finite_is_null_in_json(
 
 
 def test_generate_in_json_is_one_object_with_the_response_s_fields(
-    asked: list[Any], capsys: pytest.CaptureFixture[str]
+    asked: Asked, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["generate", "--prompt", "what?", "--json", "--n", "2", "--logprobs", "0"]) == 0
+    line = ["generate", "--prompt", "what?", "--json", "--n", "2", "--logprobs", "0"]
+    assert cli.main(line, asked.create_pipeline) == 0
     out, err = capsys.readouterr()
     said = json.loads(out)
     assert [answer["text"] for answer in said["answers"]] == ["a dog", "a dog"]
@@ -122,9 +134,9 @@ def test_generate_in_json_is_one_object_with_the_response_s_fields(
 
 
 def test_generate_with_nothing_shows_the_bundled_picture_s_response(
-    asked: list[Any], capsys: pytest.CaptureFixture[str]
+    asked: Asked, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["generate"]) == 0
+    assert cli.main(["generate"], asked.create_pipeline) == 0
     out, err = capsys.readouterr()
     assert out.startswith("Response(text='a dog', generate_token_len=")
     assert str(picture_path()) in err
@@ -148,9 +160,9 @@ def test_generate_with_nothing_shows_the_bundled_picture_s_response(
     ],
 )
 def test_what_would_not_be_honoured_is_refused_before_a_model_is_loaded(
-    line: str, message: str, asked: list[Any], capsys: pytest.CaptureFixture[str]
+    line: str, message: str, asked: Asked, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(line.split()) == 2
+    assert cli.main(line.split(), asked.create_pipeline) == 2
     out, err = capsys.readouterr()
     assert message in err
     assert err.count("\n") == 1
@@ -159,10 +171,11 @@ def test_what_would_not_be_honoured_is_refused_before_a_model_is_loaded(
 
 
 def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupt(_: object) -> None:
-        raise KeyboardInterrupt
+    class Interrupted(io.StringIO):
+        def write(self, text: str) -> int:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "run_list", interrupt)
+    monkeypatch.setattr(sys, "stdout", Interrupted())
     assert cli.main(["list"]) == 130
     assert capsys.readouterr().err == "tilewise: interrupted\n"
 

@@ -82,8 +82,9 @@ def run_generate(args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace, config: EngineConfig) -> "Pipeline":
     from tilewise.offline.pipeline import pipeline
 
+    create = args.create_pipeline or pipeline
     template = ChatTemplateConfig(model_name=args.chat_template)
-    return pipeline(args.model, None, config, template, args.log_level, **given_flags(args, PICTURE_HELP))
+    return create(args.model, None, config, template, args.log_level, **given_flags(args, PICTURE_HELP))
 
 
 def _check_output(args: argparse.Namespace) -> None:

@@ -9,14 +9,17 @@ import contextlib
 import difflib
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from tilewise import __version__
 from tilewise.cli.flags import ENGINE_HELP, GENERATION_HELP, PICTURE_HELP, SERVER_HELP, add_flags
 from tilewise.config import EngineConfig
 from tilewise.errors import EngineError, TilewiseError
 from tilewise.types import GenerationConfig
+
+if TYPE_CHECKING:
+    from tilewise.offline.pipeline import Pipeline
 
 # A conversation goes on from one answer, and shows its text alone.
 _CHAT_HELP = {name: text for name, text in GENERATION_HELP.items() if name not in ("n", "logprobs")}
@@ -152,8 +155,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status; a usage error exits by itself."""
+def main(argv: Sequence[str] | None = None, create_pipeline: "Callable[..., Pipeline] | None" = None) -> int:
+    """Run one command and return the exit status; a usage error exits by itself.
+
+    A caller may load models in its own way: `create_pipeline` takes the arguments of `tilewise.pipeline`.
+    """
     if cast(Any, sys.stdout) is None:
         print("tilewise: stdout is closed; leave it open for the answer.", file=sys.stderr)
         return 1
@@ -163,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             args = _parse(argv)
+            args.create_pipeline = create_pipeline
             from tilewise.cli import commands
 
             getattr(commands, f"run_{args.command}")(args)
