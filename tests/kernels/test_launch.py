@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tilewise import kernels
+from tilewise.kernels.optimisations import Optimisation, without
 from tilewise.kernels.triton import launch
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -32,6 +33,14 @@ def test_small_steps_depend_from_capability_9_on(
     options = launch.depend(torch.device("cuda", 0), 1)
     assert options == ({"IS_DEPENDENT": True, "launch_pdl": True} if is_dependent else {"IS_DEPENDENT": False})
     assert launch.depend(torch.device("cuda", 0), 17) == {"IS_DEPENDENT": False}
+
+
+def test_nothing_depends_where_dependent_launches_are_left_out(capability: pytest.MonkeyPatch) -> None:
+    capability.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    capability.setattr(torch.version, "cuda", "13.0")
+    with without(Optimisation.DEPENDENT_LAUNCHES):
+        assert not launch.depend(torch.device("cuda", 0), 1)["IS_DEPENDENT"]
+    assert launch.depend(torch.device("cuda", 0), 1)["IS_DEPENDENT"]
 
 
 def test_nothing_depends_on_a_cpu() -> None:
@@ -67,9 +76,7 @@ def run_layers(x: Tensor, weights: list[tuple[Tensor, ...]], cache: tuple[Tensor
 @pytest.mark.gpu
 @needs_triton
 @pytest.mark.parametrize("num_rows", [1, 16])
-def test_a_captured_step_of_dependent_kernels_gives_the_bits_of_one_without(
-    num_rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_captured_step_of_dependent_kernels_gives_the_bits_of_one_without(num_rows: int) -> None:
     if not launch.depend(torch.device("cuda", torch.cuda.current_device()), num_rows)["IS_DEPENDENT"]:
         pytest.skip("no kernel depends on this GPU")
     torch.manual_seed(0)
@@ -80,18 +87,22 @@ def test_a_captured_step_of_dependent_kernels_gives_the_bits_of_one_without(
     k_cache, v_cache = torch.randn(2, 5 * num_rows, BLOCK_SIZE, KV_HEADS, DIM, device="cuda").bfloat16()
     cache = k_cache, v_cache
     x, step = (torch.randn(shape, device="cuda").bfloat16() for shape in ((num_rows, WIDTH), (1, WIDTH)))
-    outs: list[list[Tensor]] = []
-    with torch.inference_mode():
-        for most_rows in (0, 16):
-            monkeypatch.setattr(launch, "_MOST_ROWS", most_rows)
-            run_layers(x, weights, cache, step)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                out = run_layers(x, weights, cache, step)
-            outs.append([])
-            for number in range(20):
-                step.fill_(number / 10)
-                graph.replay()
-                outs[-1].append(out.clone())
-    assert all(torch.equal(plain, dependent) for plain, dependent in zip(*outs, strict=True))
-    assert not torch.equal(outs[0][0], outs[0][1])
+
+    @torch.inference_mode()
+    def replay_captured() -> list[Tensor]:
+        run_layers(x, weights, cache, step)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = run_layers(x, weights, cache, step)
+        outs: list[Tensor] = []
+        for number in range(20):
+            step.fill_(number / 10)
+            graph.replay()
+            outs.append(out.clone())
+        return outs
+
+    with without(Optimisation.DEPENDENT_LAUNCHES):
+        plain = replay_captured()
+    dependent = replay_captured()
+    assert all(torch.equal(one, other) for one, other in zip(plain, dependent, strict=True))
+    assert not torch.equal(plain[0], plain[1])

@@ -1,11 +1,14 @@
 """Drives an engine core by hand, without thread or client."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from tilewise.engine.core import EngineCore
 from tilewise.engine.messages import Submit
+from tilewise.runner.batch import StepLayout
+from tilewise.runner.graphs import CapturedStep, StepGraphs
 from tilewise.types import FinishReason, Request
 
 
@@ -38,3 +41,21 @@ def record_logits(core: EngineCore) -> list[Tensor]:
     head = core.runner.model.decoder.head
     head.register_forward_hook(lambda _module, _inputs, logits: recorded.append(logits.clone()))
     return recorded
+
+
+class RecordedGraphs:
+    """Graphs of steps that note each replay by the number of its chunks; there may be none to replay."""
+
+    def __init__(self, core: EngineCore) -> None:
+        self.num_chunks: list[int] = []
+        self._graphs: Any = core.runner.graphs
+        if isinstance(self._graphs, StepGraphs):
+            double: Any = self
+            core.runner.graphs = double
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._graphs, name)
+
+    def replay(self, captured: CapturedStep, layout: StepLayout) -> Tensor:
+        self.num_chunks.append(len(layout.chunks))
+        return self._graphs.replay(captured, layout)

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from tests.oracle.driving import answer, record_logits
+from tests.oracle.driving import RecordedGraphs, answer, record_logits
 from tests.oracle.test_internvl import TWO_PICTURES, continue_greedily, make_request, prepare
 from tests.oracle.twins import build_engine, create_twin, relative_error
 from tilewise.kernels import dispatch
+from tilewise.kernels.optimisations import Optimisation, without
 from tilewise.kernels.triton import decode_attention as attention
 from tilewise.kernels.triton import launch, norm, skinny
-from tilewise.runner.graphs import StepGraphs
 from tilewise.types import Request
 
 TOLERANCE, BF16_TOLERANCE = 1e-4, 3e-2
 WIDE = 2048
+NOT_EVERYWHERE = (Optimisation.CUDNN_ATTENTION, Optimisation.DEPENDENT_LAUNCHES)
 REQUESTS: tuple[Request, ...] = (
     make_request("single tile", (3, 4), prepare(56, 56, 1, 1), (9,)),
     make_request("text", tuple(range(40))),
@@ -32,47 +33,33 @@ REQUESTS: tuple[Request, ...] = (
 )
 
 
-def refuse(*_given: object, **_named: object) -> str:
-    return "refused by the test"
-
-
-WITHOUT: dict[str, tuple[tuple[Any, str, object], ...]] = {
-    "nothing": (),
-    "our products": ((skinny, "decline", refuse),),
-    "elementwise kernels": ((dispatch, "decline", refuse),),
-    "our attention": ((attention, "decline_decodes", refuse),),
-    "cuDNN": ((dispatch, "_BACKENDS", dispatch._BACKENDS[-1:]),),
-    "dependent launches": ((launch, "_MOST_ROWS", 0),),
-}
-
-
-def is_on(optimisation: str, calls: list[str]) -> bool:
+def is_on(optimisation: Optimisation, calls: set[Optimisation]) -> bool:
     """What took part: products, norms and attention say so when they are called."""
-    if optimisation == "cuDNN":
-        return dispatch._BACKENDS[0] is SDPBackend.CUDNN_ATTENTION
-    if optimisation == "dependent launches":
+    if optimisation is Optimisation.CUDNN_ATTENTION:
+        return dispatch.list_backends()[0] is SDPBackend.CUDNN_ATTENTION
+    if optimisation is Optimisation.DEPENDENT_LAUNCHES:
         return launch.depend(torch.device("cuda", torch.cuda.current_device()), 1)["IS_DEPENDENT"]
     return optimisation in calls
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The optimisations that were called; graphs, too."""
-    called: list[str] = []
+def calls(monkeypatch: pytest.MonkeyPatch) -> set[Optimisation]:
+    """The optimisations whose kernels were called."""
+    called: set[Optimisation] = set()
 
-    def watch(said: str, owner: Any, name: str) -> None:
+    def watch(optimisation: Optimisation, owner: Any, name: str) -> None:
         work: Callable[..., Any] = getattr(owner, name)
 
         def counted(*given: Any, **named: Any) -> Any:
-            called.append(said)
+            called.add(optimisation)
             return work(*given, **named)
 
         monkeypatch.setattr(owner, name, counted)
 
-    watch("our products", skinny, "_multiply")
-    watch("elementwise kernels", norm, "add_rms_norm")
-    watch("our attention", attention, "attend_decodes")
-    watch("graphs", StepGraphs, "replay")
+    watch(Optimisation.SKINNY_PRODUCTS, skinny, "multiply")
+    watch(Optimisation.SKINNY_PRODUCTS, skinny, "multiply_gated")
+    watch(Optimisation.ELEMENTWISE_KERNELS, norm, "add_rms_norm")
+    watch(Optimisation.PAGED_ATTENTION, attention, "attend_decodes")
     return called
 
 
@@ -80,19 +67,18 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("is_captured", [True, False])
 @pytest.mark.parametrize("flavour", ["6b", "300m"])
 @pytest.mark.parametrize("chunk", [1024, 24], ids=["whole", "chunks that end inside a tile"])
-def test_answers_on_a_gpu_equal_transformers(
-    flavour: str, is_captured: bool, chunk: int, tmp_path: Path, calls: list[str]
-) -> None:
+def test_answers_on_a_gpu_equal_transformers(flavour: str, is_captured: bool, chunk: int, tmp_path: Path) -> None:
     twin = create_twin(flavour)
     options = {"use_cuda_graphs": is_captured, "max_prefill_token_num": chunk, "cache_block_seq_len": 16}
     core = build_engine(twin, tmp_path, device="cuda", **options)
+    recorded = RecordedGraphs(core)
     first, second = answer(core, *REQUESTS), answer(core, *REQUESTS)
     for request in REQUESTS:
         expected = continue_greedily(twin, request)[0]
         assert first[request.request_id].token_ids == expected
         assert second[request.request_id].token_ids == expected
     assert second["two"].cached_tokens > TWO_PICTURES.spans[0].start
-    assert ("graphs" in calls) == is_captured
+    assert bool(recorded.num_chunks) == is_captured
 
 
 @pytest.mark.gpu
@@ -120,15 +106,14 @@ def measure_wide(folder: Path) -> float:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("without", WITHOUT)
+@pytest.mark.parametrize("left_out", [None, *Optimisation])
 def test_logits_in_bf16_are_the_twins_with_and_without_each_optimisation(
-    without: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[str]
+    left_out: Optimisation | None, tmp_path: Path, calls: set[Optimisation]
 ) -> None:
-    here = [name for name in WITHOUT if name not in ("cuDNN", "dependent launches") or is_on(name, [])]
-    if without not in here:
-        pytest.skip(f"this GPU, or its library, has no {without}")
-    for module, name, value in WITHOUT[without]:
-        monkeypatch.setattr(module, name, value)
-    assert measure_wide(tmp_path) < BF16_TOLERANCE
-    for name in set(here) - {"nothing"}:
-        assert is_on(name, calls) == (name != without), name
+    missing = {name for name in NOT_EVERYWHERE if not is_on(name, calls)}
+    if left_out in missing:
+        pytest.skip(f"this GPU, or its library, has no {left_out}")
+    with without(*() if left_out is None else (left_out,)):
+        assert measure_wide(tmp_path) < BF16_TOLERANCE
+        for name in set(Optimisation) - missing:
+            assert is_on(name, calls) == (name is not left_out), name

@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from tests.engine.tiny import GREEDY, answer, make_core, make_picture, make_request
+from tests.oracle.driving import RecordedGraphs
 from tilewise.engine.core import EngineCore
 from tilewise.kernels import PrefillChunk
 from tilewise.runner.batch import StepLayout, build_batch, lay_out
 from tilewise.runner.forward import compute_logits
-from tilewise.runner.graphs import StepGraphs, _Captured, _Shape
+from tilewise.runner.graphs import CapturedStep, StepGraphs, StepShape
 from tilewise.runner.runner import Runner
 
 LONG = replace(GREEDY, max_new_tokens=40)
+NO_SAMPLES = torch.zeros(8, dtype=torch.int64)  # of the step before, which the host knows already
 
 
 def make_requests(number: int) -> list[object]:
@@ -47,7 +49,7 @@ def test_a_padded_step_gives_the_logits_of_its_rows_and_writes_what_they_write(s
         runner.caches.v.copy_(before[1])
         latest = torch.zeros(8, dtype=torch.int64)
         graphs = StepGraphs(runner.model, runner.caches, 32, latest)
-        inputs = graphs.create_inputs(_Shape(size, size, size))
+        inputs = graphs.create_inputs(StepShape(size, size, size))
         graphs.fill(inputs, layout)
         logits = graphs.step(inputs.batch)
         assert torch.allclose(logits[:3], expected_logits, atol=1e-4, rtol=1e-4)
@@ -64,15 +66,15 @@ def test_a_padded_step_gives_the_logits_of_its_rows_and_writes_what_they_write(s
 
 
 def eager_logits(runner: Runner, layout: StepLayout) -> torch.Tensor:
-    return compute_logits(runner.model, runner.caches, build_batch(layout, runner.device), runner._latest)
+    return compute_logits(runner.model, runner.caches, build_batch(layout, runner.device), NO_SAMPLES)
 
 
 def test_a_step_is_replayed_by_the_smallest_graph_that_holds_it_and_its_chunks() -> None:
     runner, layout = start_decoding(3)
-    graphs = StepGraphs(runner.model, runner.caches, 32, runner._latest)
+    graphs = StepGraphs(runner.model, runner.caches, 32, NO_SAMPLES)
     assert graphs.find(layout) is None, "nothing was captured"
-    shapes = [_Shape(2, 2, 2), _Shape(4, 4, 4), _Shape(8, 8, 8), _Shape(64, 8, 8, 2)]
-    graphs._captured = [_Captured(None, graphs.create_inputs(shape)) for shape in shapes]
+    shapes = [StepShape(2, 2, 2), StepShape(4, 4, 4), StepShape(8, 8, 8), StepShape(64, 8, 8, 2)]
+    graphs.captured = [CapturedStep(None, graphs.create_inputs(shape)) for shape in shapes]
 
     def found(layout: StepLayout) -> int | None:
         captured = graphs.find(layout)
@@ -93,23 +95,8 @@ def make_cores(**options: object) -> tuple[EngineCore, EngineCore]:
     plain, captured = make_core(**given, use_cuda_graphs=False), make_core(**given)
     plain.looks_ahead = False
     assert captured.looks_ahead
-    assert captured.runner._graphs is not None
+    assert captured.runner.graphs is not None
     return plain, captured
-
-
-def count_replays(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that grows with every replay, by the step's number of chunks."""
-    graphs = core.runner._graphs
-    assert graphs is not None
-    counts: list[int] = []
-    replay = graphs.replay
-
-    def counted(captured: _Captured, layout: StepLayout) -> torch.Tensor:
-        counts.append(len(layout.chunks))
-        return replay(captured, layout)
-
-    monkeypatch.setattr(graphs, "replay", counted)
-    return counts
 
 
 @pytest.mark.gpu
@@ -124,15 +111,13 @@ def count_replays(core: EngineCore, monkeypatch: pytest.MonkeyPatch) -> list[int
         {"num_blocks": 4096},
     ],
 )
-def test_captured_steps_give_the_answers_of_uncaptured_ones(
-    options: dict[str, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_captured_steps_give_the_answers_of_uncaptured_ones(options: dict[str, int]) -> None:
     plain, captured = make_cores(**options)
-    counts = count_replays(captured, monkeypatch)
+    recorded = RecordedGraphs(captured)
     expected = answer(plain, make_requests(9))
     assert answer(captured, make_requests(9)) == expected
-    assert 0 in counts, "a step of decodes was replayed"
-    assert any(counts), "a step with prompts was replayed"
+    assert 0 in recorded.num_chunks, "a step of decodes was replayed"
+    assert any(recorded.num_chunks), "a step with prompts was replayed"
     assert bool(captured.scheduler.counters["preemptions"]) == (options.get("num_blocks") == 24)
 
 
@@ -145,12 +130,12 @@ def test_most_answers_of_captured_steps_are_the_same_in_bf16() -> None:
 
 
 @pytest.mark.gpu
-def test_a_step_of_too_many_chunks_runs_uncaptured_between_captured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_of_too_many_chunks_runs_uncaptured_between_captured_ones() -> None:
     plain, captured = make_cores(max_batch_size=32)
-    counts = count_replays(captured, monkeypatch)
+    recorded = RecordedGraphs(captured)
     requests = [make_request(f"r{n}", [[n + 1, 7, 3]], LONG) for n in range(20)]
     assert answer(captured, requests) == answer(plain, requests)
-    assert set(counts) == {0}, "20 prompts at once are in no graph, their decodes are"
+    assert set(recorded.num_chunks) == {0}, "20 prompts at once are in no graph, their decodes are"
 
 
 @pytest.mark.gpu

@@ -11,9 +11,9 @@ def test_each_job_writes_its_own_tile_to_its_own_row_and_no_other() -> None:
     for runner in (together, apart):
         runner.caches.tiles.fill_(7.0)
     with torch.inference_mode():
-        together._encode(jobs)
+        together.encode(jobs)
         for job in reversed(jobs):
-            apart._encode((job,))
+            apart.encode((job,))
     written = together.caches.tiles
     assert written.shape == (8, PER_TILE, 32)
     assert torch.allclose(written, apart.caches.tiles, atol=1e-4, rtol=1e-4)

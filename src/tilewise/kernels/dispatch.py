@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tilewise.kernels import reference
 from tilewise.kernels import resample as plain_resample
 from tilewise.kernels.batch import AttentionBatch
+from tilewise.kernels.optimisations import Optimisation, is_left_out
 from tilewise.kernels.triton import activation, norm, resample, rope, skinny
 from tilewise.kernels.triton import decode_attention as decodes
 from tilewise.kernels.triton import prefill_attention as prefills
@@ -22,10 +23,8 @@ from tilewise.kernels.triton.launch import has_triton
 
 # cuDNN before 9.15.1 was wrong for lengths that 128 does not divide, such as a tile's 1025.
 _CUDNN_RIGHT_FROM = 91501
-_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-if (torch.backends.cudnn.version() or 0) >= _CUDNN_RIGHT_FROM:
-    _BACKENDS.insert(0, SDPBackend.CUDNN_ATTENTION)
-
+_OTHER_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_HAS_CUDNN = (torch.backends.cudnn.version() or 0) >= _CUDNN_RIGHT_FROM
 
 _TRITON_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 
@@ -34,6 +33,8 @@ def decline(*tensors: Tensor) -> str | None:
     """Say why no elementwise Triton kernel takes these tensors together, or None if one does."""
     if torch.compiler.is_compiling():
         return "torch.compile fuses the twin itself"
+    if is_left_out(Optimisation.ELEMENTWISE_KERNELS):
+        return "elementwise kernels are left out"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return "gradients are needed"
     dtypes = {tensor.dtype for tensor in tensors}
@@ -106,11 +107,18 @@ def rope_and_write_kv(
     return rope.rope_and_write_kv(qkv, cos, sin, k_cache, v_cache, slots, num_heads, returns_fresh)
 
 
+def list_backends() -> list[SDPBackend]:
+    """Torch's attentions in the order in which they are tried on a GPU."""
+    if not _HAS_CUDNN or is_left_out(Optimisation.CUDNN_ATTENTION):
+        return _OTHER_BACKENDS
+    return [SDPBackend.CUDNN_ATTENTION, *_OTHER_BACKENDS]
+
+
 def attend_tiles(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Full attention inside each tile; see `reference.attend_tiles`."""
     if q.device.type != "cuda":
         return reference.attend_tiles(q, k, v)
-    with sdpa_kernel(_BACKENDS, set_priority=True):
+    with sdpa_kernel(list_backends(), set_priority=True):
         return reference.attend_tiles(q, k, v)
 
 
@@ -144,7 +152,7 @@ def _attend_fresh(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.dtype == torch.float32:  # only the quadratic backend takes grouped queries in fp32
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    with sdpa_kernel(_BACKENDS, set_priority=True) if q.device.type == "cuda" else nullcontext():
+    with sdpa_kernel(list_backends(), set_priority=True) if q.device.type == "cuda" else nullcontext():
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
     return out[0].transpose(0, 1)
 

@@ -28,7 +28,7 @@ _Place = tuple[Any, torch.cuda.Stream]  # the memory pool of all captures, and t
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
+class StepShape:
     """What a captured step has room for; `num_rows` are logits."""
 
     num_tokens: int
@@ -38,10 +38,11 @@ class _Shape:
 
     @property
     def num_items(self) -> int:
+        """Work items that the chunks of so many tokens may need."""
         return count_items(self.num_tokens, self.num_chunks) if self.num_chunks else 0
 
     def holds(self, layout: StepLayout) -> bool:
-        """Chunks are no question of room alone: a step without any is not run by a graph for them."""
+        """Tell whether the step fits. One without chunks is not run by a graph for chunks, whatever the room."""
         if bool(layout.chunks) != bool(self.num_chunks):
             return False
         counts = len(layout.token_ids), len(layout.lengths), len(layout.last), len(layout.chunks)
@@ -49,22 +50,24 @@ class _Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class _Inputs:
+class StepInputs:
     """A step's two buffers, and the views that make them a batch.
 
     Shapes: wide: int64, five fields of T and `last` · narrow: int32, lengths, both block tables, items.
     """
 
-    shape: _Shape
+    shape: StepShape
     wide: Tensor
     narrow: Tensor
     batch: StepBatch
 
 
 @dataclass(frozen=True, slots=True)
-class _Captured:
+class CapturedStep:
+    """A graph, and where it reads its inputs."""
+
     graph: Any
-    inputs: _Inputs
+    inputs: StepInputs
 
 
 class StepGraphs:
@@ -78,7 +81,7 @@ class StepGraphs:
         self._model, self._caches, self._latest = model, caches, latest
         self._max_blocks = max_blocks
         self._logits = torch.empty(len(latest), model.config.decoder.vocab_size, device=latest.device)
-        self._captured: list[_Captured] = []
+        self.captured: list[CapturedStep] = []  # the smallest first
         self._towers: dict[int, tuple[Any, Tensor, Tensor]] = {}
 
     @torch.inference_mode()
@@ -89,20 +92,20 @@ class StepGraphs:
         for count in sorted(sizes.tiles, reverse=True):
             self._towers[count] = self._capture_tower(count, place)
         most = len(self._latest)
-        shapes = [_Shape(size, min(size, most), min(size, most), _MAX_CHUNKS) for size in sizes.mixed]
-        shapes += [_Shape(size, size, size) for size in sizes.decodes]
+        shapes = [StepShape(size, min(size, most), min(size, most), _MAX_CHUNKS) for size in sizes.mixed]
+        shapes += [StepShape(size, size, size) for size in sizes.decodes]
         for shape in sorted(shapes, key=lambda shape: -shape.num_tokens):  # the others find room in the largest's
             inputs = self.create_inputs(shape)
-            self._captured.append(_Captured(_capture(lambda inputs=inputs: self.step(inputs.batch), place), inputs))
-        self._captured.reverse()
+            self.captured.append(CapturedStep(_capture(lambda inputs=inputs: self.step(inputs.batch), place), inputs))
+        self.captured.reverse()
 
-    def find(self, layout: StepLayout) -> _Captured | None:
+    def find(self, layout: StepLayout) -> CapturedStep | None:
         """Return the smallest captured step that can run this one, if there is any."""
         if len(layout.token_ids) > _MAX_LONELY_TOKENS and not len(layout.lengths):
             return None
-        return next((captured for captured in self._captured if captured.inputs.shape.holds(layout)), None)
+        return next((captured for captured in self.captured if captured.inputs.shape.holds(layout)), None)
 
-    def replay(self, captured: _Captured, layout: StepLayout) -> Tensor:
+    def replay(self, captured: CapturedStep, layout: StepLayout) -> Tensor:
         """Run a step: logits (B, V) fp32, valid until the next replay. `latest` then has the likeliest tokens."""
         self.fill(captured.inputs, layout)
         captured.graph.replay()
@@ -118,7 +121,7 @@ class StepGraphs:
         graph.replay()
         return True
 
-    def create_inputs(self, shape: _Shape) -> _Inputs:
+    def create_inputs(self, shape: StepShape) -> StepInputs:
         """Allocate a step's inputs, which hold nothing but padding yet."""
         device, width = self._latest.device, self._max_blocks
         fields = [shape.num_tokens] * 5 + [shape.num_rows]
@@ -136,11 +139,11 @@ class StepGraphs:
             chunk_table=chunk_table.view(shape.num_chunks, width),
             items=items.view(-1, 4) if shape.num_chunks else None,
         )
-        inputs = _Inputs(shape, wide, narrow, StepBatch(token_ids, sources, image_rows, last, attention))
+        inputs = StepInputs(shape, wide, narrow, StepBatch(token_ids, sources, image_rows, last, attention))
         self.fill(inputs, None)
         return inputs
 
-    def fill(self, inputs: _Inputs, layout: StepLayout | None) -> None:
+    def fill(self, inputs: StepInputs, layout: StepLayout | None) -> None:
         """Copy a layout, padded, to a step's inputs."""
         shape = inputs.shape
         ids = np.full((5, shape.num_tokens), -1, np.int64)  # no source, no picture, no slot

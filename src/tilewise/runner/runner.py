@@ -72,18 +72,19 @@ class Runner:
         self.config = config
         self.device = caches.k.device
         self.seconds = {"tower": 0.0, "prefill": 0.0, "decode": 0.0}
+        # Of the sequences that were admitted and not released yet.
+        self.states: dict[int, SamplingState] = {}
+        self.graphs: StepGraphs | None = None
         self._latest = torch.zeros(config.max_batch_size, dtype=torch.int64, device=self.device)
         self._sampled_rows: dict[int, int] = {}
-        self._states: dict[int, SamplingState] = {}
         self._last_cut: tuple[bytes, Tensor] | None = None
         self._seeds = random.Random()
         self._folder = folder
         self._compiler = ThreadPoolExecutor(1, "tilewise-grammar")
-        self._graphs: StepGraphs | None = None
         if config.graphs is not None and kernels.decline_capture(caches.k[0]) is None:
             with self._on_device():
-                self._graphs = StepGraphs(model, caches, -(-config.session_len // config.block_size), self._latest)
-                self._graphs.capture(config.graphs)
+                self.graphs = StepGraphs(model, caches, -(-config.session_len // config.block_size), self._latest)
+                self.graphs.capture(config.graphs)
                 # The first picture must not wait for a compiler.
                 kernels.cut_tiles(torch.zeros(2, 3, 3, dtype=torch.uint8, device=self.device), 2, 1, True, 14)
 
@@ -96,16 +97,16 @@ class Runner:
         """Start one step: tiles, then tokens, then the sampler. At most one step may be uncollected by then."""
         with self._on_device():
             for sequence_id in plan.released:
-                self._states.pop(sequence_id, None)
+                self.states.pop(sequence_id, None)
             for sequence_id, request in plan.admitted:
                 guide = self._start_guide(request)
-                self._states[sequence_id] = SamplingState(request, self._seeds.getrandbits(64), guide)
+                self.states[sequence_id] = SamplingState(request, self._seeds.getrandbits(64), guide)
             started = _Moment(self.device)
             if plan.tiles:
-                self._encode(plan.tiles)
+                self.encode(plan.tiles)
             encoded = _Moment(self.device)
             layout = lay_out(plan, self.config.block_size, self._sampled_rows)
-            states = tuple(self._states[sequence_id] for sequence_id in layout.sampled_ids)
+            states = tuple(self.states[sequence_id] for sequence_id in layout.sampled_ids)
             samples = self._sample(layout, states)
             self._sampled_rows = {sequence_id: row for row, sequence_id in enumerate(layout.sampled_ids)}
             moments = started, encoded, _Moment(self.device)
@@ -126,6 +127,20 @@ class Runner:
             results[sequence_id] = Sampled(token_id, logprob, state.error)
         return results
 
+    def encode(self, jobs: tuple[TileJob, ...]) -> None:
+        """Cut what the jobs name out of their pictures and write the tower's output to the pool's rows.
+
+        Call it in inference mode.
+        """
+        size = self.config.model.vision.image_size
+        tiles = torch.empty(len(jobs), size, size, 3, dtype=torch.uint8, device=self.device)
+        for place, job in zip(tiles, jobs, strict=True):
+            place.copy_(self._cut(job.image)[job.tile])
+        rows = np.array([job.row for job in jobs])
+        if self.graphs is None or not self.graphs.encode(tiles, rows):
+            embeddings = self.model.encode_tiles(kernels.normalize_tiles(tiles, self.model.dtype))
+            self.caches.tiles[upload(rows, self.device)] = embeddings
+
     def _on_device(self) -> AbstractContextManager[object]:
         # CUDA's current device is the thread's, and Triton launches on the current one.
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
@@ -139,17 +154,6 @@ class Runner:
         form = request.generation.response_format
         return None if form is None else self._compiler.submit(lambda: create_guide(form, self._tokenizer))
 
-    def _encode(self, jobs: tuple[TileJob, ...]) -> None:
-        """Cut what the jobs name out of their pictures and write the tower's output to the pool's rows."""
-        size = self.config.model.vision.image_size
-        tiles = torch.empty(len(jobs), size, size, 3, dtype=torch.uint8, device=self.device)
-        for place, job in zip(tiles, jobs, strict=True):
-            place.copy_(self._cut(job.image)[job.tile])
-        rows = np.array([job.row for job in jobs])
-        if self._graphs is None or not self._graphs.encode(tiles, rows):
-            embeddings = self.model.encode_tiles(kernels.normalize_tiles(tiles, self.model.dtype))
-            self.caches.tiles[upload(rows, self.device)] = embeddings
-
     def _cut(self, image: PreparedImage) -> Tensor:
         """All tiles of a picture; the last one cut is kept, since a picture's tiles may be spread over steps."""
         if self._last_cut is None or self._last_cut[0] != image.digest:
@@ -162,11 +166,11 @@ class Runner:
 
     def _sample(self, layout: StepLayout, states: Sequence[SamplingState]) -> Samples | None:
         """Run the tokens of a step and choose the next ones, which `_latest` has then."""
-        captured = None if self._graphs is None else self._graphs.find(layout)
-        if self._graphs is None or captured is None:
+        captured = None if self.graphs is None else self.graphs.find(layout)
+        if self.graphs is None or captured is None:
             logits = compute_logits(self.model, self.caches, build_batch(layout, self.device), self._latest)
         else:
-            logits = self._graphs.replay(captured, layout)
+            logits = self.graphs.replay(captured, layout)
         if not states:
             return None
         if captured is not None and all(state.is_plain for state in states):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tilewise.kernels.optimisations import Optimisation, is_left_out
 from tilewise.kernels.triton.arrivals import create_arrivals
 from tilewise.kernels.triton.launch import await_inputs, depend, has_triton
 
@@ -29,6 +30,8 @@ _IN_FLIGHT_BYTES = 64 << 10  # two blocks of 64 keys and values: what fits besid
 
 def decline_decodes(q: Tensor, k_cache: Tensor) -> str | None:
     """Say why the Triton kernel cannot serve these tensors, or None if it can."""
+    if is_left_out(Optimisation.PAGED_ATTENTION):
+        return "paged attention is left out"
     if q.device.type != "cuda":
         return "not a CUDA device"
     return decline_shapes(q, k_cache)

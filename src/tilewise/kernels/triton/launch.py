@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from tilewise.kernels.optimisations import Optimisation, is_left_out
+
 _LEAST_CAPABILITY = (9, 0)
 # PERF: a decode step of 1 row takes 10.02 ms instead of 10.23, of 16 rows 11.70 instead of 11.86, but of 32 rows 13.25
 # instead of 13.22 and of 64 rows 17.06 instead of 16.92 (26B, H200, 2026-11-28).
@@ -36,7 +38,7 @@ def can_depend(device: torch.device) -> bool:
 
 def depend(device: torch.device, num_rows: int) -> dict[str, bool]:
     """Return how a kernel that calls `await_inputs` is launched here in a step of so many rows."""
-    if num_rows > _MOST_ROWS or not can_depend(device):
+    if num_rows > _MOST_ROWS or not can_depend(device) or is_left_out(Optimisation.DEPENDENT_LAUNCHES):
         return {"IS_DEPENDENT": False}
     return {"IS_DEPENDENT": True, "launch_pdl": True}
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tilewise.kernels.optimisations import Optimisation, is_left_out
 from tilewise.kernels.triton.arrivals import create_arrivals
 from tilewise.kernels.triton.launch import await_inputs, depend, has_triton
 from tilewise.kernels.triton.product_config import (
@@ -46,6 +47,8 @@ def decline_gated(x: Tensor, weight: Tensor) -> str | None:
 
 def decline(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None:
     """Say why the Triton kernel cannot serve these tensors, or None if it can and is worth it."""
+    if is_left_out(Optimisation.SKINNY_PRODUCTS):
+        return "skinny products are left out"
     if x.device.type != "cuda" or torch.version.cuda is None:
         return "not a CUDA device"
     if x.device.index != torch.cuda.current_device():
