@@ -19,6 +19,11 @@ class TileCache:
         self._rows: OrderedDict[TileKey, int] = OrderedDict()
         self._pinned: set[TileKey] = set()
 
+    @property
+    def num_pinned(self) -> int:
+        """Tiles that the step uses."""
+        return len(self._pinned)
+
     def find(self, key: TileKey) -> int | None:
         """Return the tile's row and pin it, or None if it must be encoded."""
         row = self._rows.get(key)
