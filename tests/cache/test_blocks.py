@@ -57,7 +57,7 @@ def test_nothing_is_handed_out_where_too_little_is_left() -> None:
     ("damage", "complaint"),
     [
         (lambda pool: pool._free.append(pool._free[0]), "free twice"),
-        (lambda pool: pool._free.pop(), "lost"),
+        (lambda pool: setattr(pool, "num_blocks", 5), "lost"),
         (lambda pool: pool._idle.update({pool._free[0]: None}), "two states"),
         (lambda pool: pool.allocate(1), "add up"),
     ],
