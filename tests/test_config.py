@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.engine.tiny import MODEL
+from tests.messages import mentions
 from tilewise.config import DeviceConfig, EngineConfig, ModelConfig, RopeScaling, resolve
 from tilewise.config.resolve import CPU_KV_CACHE_BYTES
 from tilewise.errors import ConfigError
@@ -120,7 +121,7 @@ def test_what_was_asked_for_is_never_replaced(device: DeviceConfig) -> None:
 
 def test_a_step_holds_a_token_of_every_running_sequence() -> None:
     assert resolve(EngineConfig(max_batch_size=9000), MODEL, CPU).max_step_tokens == 9000
-    with pytest.raises(ConfigError, match="max_prefill_token_num=10 is below max_batch_size=11"):
+    with pytest.raises(ConfigError, match=mentions("max_prefill_token_num=10", "max_batch_size=11")):
         resolve(EngineConfig(max_batch_size=11, max_prefill_token_num=10), MODEL, CPU)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.messages import mentions
 from tilewise.checkpoint.weights import load_weights, read_exactly
 from tilewise.errors import CheckpointError
 from tilewise.layers.slot import Slot
@@ -112,17 +113,15 @@ def test_all_misfits_are_listed_at_once_before_anything_is_loaded(tmp_path: Path
     with pytest.raises(CheckpointError) as refusal:
         load_weights(tmp_path, sink.slots, CPU)
     message = str(refusal.value)
-    assert "1 missing (absent)" in message
-    assert "12 left over (" in message
+    assert re.search(mentions(1, "missing", "absent", 12, "bent", "[2, 3]", "[3, 2]"), message)
     assert len(re.findall(r"\bextra\d+", message)) == 10
-    assert "1 of the wrong shape (bent is [2, 3] and should be [3, 2])" in message
     assert sink.arrived == []
 
 
 def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     save_file(make_tensors("a", "b"), tmp_path / "one.safetensors")
     save_file(make_tensors("a"), tmp_path / "two.safetensors")
-    with pytest.raises(CheckpointError, match=r"stored twice \(a in one.safetensors and two.safetensors\)"):
+    with pytest.raises(CheckpointError, match=mentions("twice", "a", "one.safetensors", "two.safetensors")):
         load_weights(tmp_path, Sink(make_tensors("a", "b")).slots, CPU)
 
 
@@ -136,7 +135,7 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(tmp_path: Path) -> N
         ({name: file for name, file in honest.items() if name != "c"}, "c"),
     ):
         write_index(tmp_path, lie)
-        with pytest.raises(CheckpointError, match=rf"1 not in the shard that \S+ says \({culprit}\)"):
+        with pytest.raises(CheckpointError, match=mentions("1", "model.safetensors.index.json", culprit)):
             load_weights(tmp_path, slots, CPU)
 
 
@@ -149,7 +148,7 @@ def test_a_shard_that_the_index_names_and_the_folder_lacks_is_named(tmp_path: Pa
 
 def test_pickled_weights_are_never_opened_and_the_error_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
-    with pytest.raises(CheckpointError, match="convert them to safetensors"):
+    with pytest.raises(CheckpointError, match=mentions(".bin", "convert", "safetensors")):
         load_weights(tmp_path, {}, CPU)
 
 
@@ -203,7 +202,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error_that_names_it(tmp_path
     with (tmp_path / "shard").open("rb") as file:
         read_exactly(file.fileno(), memoryview(buffer), 2, "shard")
         assert buffer == b"345678"
-        with pytest.raises(CheckpointError, match=r"shard .*download it again"):
+        with pytest.raises(CheckpointError, match=mentions("shard", "download")):
             read_exactly(file.fileno(), memoryview(buffer), 3, "shard")
 
 

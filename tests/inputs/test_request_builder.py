@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 from PIL import Image
 
+from tests.messages import mentions
 from tests.scripted import TokenizerDouble
 from tilewise import demo
 from tilewise.checkpoint.hf_config import load_model_config
@@ -105,9 +106,9 @@ def test_far_too_long_text_is_refused_before_it_is_tokenised(create, tokenizer):
 
 
 def test_far_too_many_pictures_are_refused_before_one_is_read(create):
-    with pytest.raises(PromptTooLongError, match=r"at least .* 16 tiles"):
+    with pytest.raises(PromptTooLongError, match=mentions(16, "--session-len")):
         build(create(4096), ("q", ["missing.png"] * 16))
-    with pytest.raises(InputError, match="17 pictures; at most 16 are allowed"):
+    with pytest.raises(InputError, match=mentions(17, 16)):
         build(create(), ("q", ["missing.png"] * 17))
 
 
@@ -115,20 +116,21 @@ def test_a_requests_pictures_share_a_budget_that_is_checked_before_the_next_is_r
     assert ImageLimits().max_request_pixels == 2 * ImageLimits().max_pixels
     limits = ImageLimits(max_request_pixels=2 * 448 * 448)
     assert len(build(create(limits=limits), ("q", [TILE, TILE])).images) == 2
-    with pytest.raises(ImageTooLargeError, match=r"Picture 3 of 4: .* 602112 pixels; at most 401408 together"):
+    with pytest.raises(ImageTooLargeError, match=mentions("Picture 3 of 4", 602112, 401408)):
         build(create(limits=limits), ("q", [TILE, TILE, TILE, "missing.png"]))
 
 
 def test_an_error_says_which_of_several_pictures_it_is_about(create):
-    with pytest.raises(ImageError, match=r"^Picture 2 of 3: There is no picture at 'missing\.png'"):
+    with pytest.raises(ImageError, match=mentions("Picture 2 of 3", "missing.png")):
         build(create(), ("q", [TILE, "missing.png", "later.png"]))
-    with pytest.raises(ImageFetchError, match=r"^Picture 1 of 2: The picture's URL"):
+    with pytest.raises(ImageFetchError, match=mentions("Picture 1 of 2", "URL")):
         build(create(), ("q", ["ftp://a/", TILE]))
-    with pytest.raises(InputError, match=r"^Picture 2 of 2: max_dynamic_patch") as refused:
+    with pytest.raises(InputError, match=mentions("Picture 2 of 2", "max_dynamic_patch")) as refused:
         create().build([Message("user", (ImagePart(TILE), ImagePart(TILE, 0)))], GenerationConfig(), "r")
     assert refused.value.param == "max_dynamic_patch"
-    with pytest.raises(ImageError, match=r"^There is no picture"):
+    with pytest.raises(ImageError, match=mentions("missing.png")) as alone:
         build(create(), ("q", "missing.png"))
+    assert "Picture 1" not in str(alone.value)
 
 
 def test_longer_answers_than_the_session_holds_are_left_to_the_engine(create):
@@ -162,15 +164,16 @@ def test_bad_words_of_one_token_become_ids(create, tokenizer):
     assert request.generation.bad_token_ids == (7, word, box)
 
 
-def test_bad_words_of_several_tokens_are_refused_by_name(create):
-    with pytest.raises(InputError, match=r"'red zebra', which is [0-9]+ tokens"):
+def test_bad_words_of_several_tokens_are_refused_by_name(create, tokenizer):
+    num_tokens = len(tokenizer.encode("red zebra"))
+    with pytest.raises(InputError, match=mentions("bad_words", "red zebra", num_tokens)):
         build(create(), bad_words=["red zebra"])
 
 
 def test_a_ban_of_the_whole_vocabulary_is_refused(create, tokenizer):
     all_but_one = range(tokenizer.vocab_size - 1)
     assert len(build(create(), bad_token_ids=all_but_one).generation.bad_token_ids) == tokenizer.vocab_size - 1
-    with pytest.raises(InputError, match="together ban every token"):
+    with pytest.raises(InputError, match=mentions("bad_words", "bad_token_ids", "min_new_tokens")):
         build(create(), bad_token_ids=[0, *all_but_one], bad_words=["</box>"])
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.messages import mentions
 from tests.oracle.twins import pack_groups
 from tilewise.layers.linear import ColumnLinear, RowLinear
 from tilewise.parallel import Group
@@ -117,15 +118,15 @@ def test_partial_sums_of_all_ranks_are_the_unsplit_outputs_with_the_bias_once(si
 
 
 @pytest.mark.parametrize(
-    "create",
+    ("create", "size"),
     [
-        lambda group: ColumnLinear(WIDTH, {"up": 10}, dtype=torch.float32, group=group),
-        lambda group: RowLinear(WIDTH + 2, 8, dtype=torch.float32, group=group),
+        (lambda group: ColumnLinear(WIDTH, {"up": 10}, dtype=torch.float32, group=group), 10),
+        (lambda group: RowLinear(WIDTH + 2, 8, dtype=torch.float32, group=group), WIDTH + 2),
     ],
     ids=["column", "row"],
 )
-def test_a_size_that_the_ranks_do_not_divide_is_refused(create) -> None:
-    with pytest.raises(ValueError, match="does not divide by 4 ranks"):
+def test_a_size_that_the_ranks_do_not_divide_is_refused(create, size: int) -> None:
+    with pytest.raises(ValueError, match=mentions(size, "4 ranks")):
         create(Group(0, 4))
 
 

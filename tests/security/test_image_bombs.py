@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.messages import mentions
 from tilewise.errors import ImageTooLargeError
 from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
 from tilewise.inputs.media.sources import load_image
@@ -61,7 +62,7 @@ def claiming(format_name: str, width: int, height: int) -> bytes:
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_a_header_that_claims_too_many_pixels_is_refused_as_too_large(format_name):
     for width, height in (HUGE[format_name], (13000, 13000)):
-        with pytest.raises(ImageTooLargeError, match=f"is {width}x{height}; at most 50000000 pixels"):
+        with pytest.raises(ImageTooLargeError, match=mentions(f"{width}x{height}", 50000000)):
             load_image(claiming(format_name, width, height))
 
 

@@ -15,6 +15,7 @@ from shutil import which
 import pytest
 from PIL import Image
 
+from tests.messages import mentions
 from tilewise.errors import ImageError, ImageFetchError, ImageTooLargeError
 from tilewise.inputs.media.address_guard import is_global, parse_url
 from tilewise.inputs.media.fetch import fetch
@@ -246,7 +247,7 @@ def test_three_redirects_are_followed_and_a_fourth_is_not(num_redirects, is_fine
         connection.sendall(answer(picture()) if hop == num_redirects else moved)
 
     canary = serve(script)
-    with contextlib.nullcontext() if is_fine else pytest.raises(ImageFetchError, match="more than 3 times"):
+    with contextlib.nullcontext() if is_fine else pytest.raises(ImageFetchError, match=mentions(3)):
         assert load_image(canary.url("/0"), policy()).size == (4, 2)
     assert canary.num_hits == 4
 
@@ -303,7 +304,7 @@ def test_a_silent_host_ends_at_the_deadline(serve):
 
 def test_a_resolver_that_hangs_ends_at_the_deadline():
     release = threading.Event()
-    with pytest.raises(ImageFetchError, match="could not be found"):
+    with pytest.raises(ImageFetchError, match=mentions("host", "found")):
         fetch("http://slow.example/", policy(fetch_timeout_s=0.2), lambda *_: release.wait(20) and [])
     release.set()
 

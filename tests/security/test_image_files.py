@@ -8,6 +8,7 @@ import re
 import pytest
 from PIL import Image
 
+from tests.messages import mentions
 from tilewise.errors import ImageError, InputError
 from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
 from tilewise.inputs.media.sources import load_image
@@ -77,7 +78,7 @@ def test_pipes_devices_and_folders_are_refused_and_nothing_hangs(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     before = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
     for source in (tmp_path / "pipe", "/dev/zero", tmp_path):
-        with pytest.raises(ImageError, match="is not a file"):
+        with pytest.raises(ImageError, match=mentions(source, "file")):
             load_image(source)
     assert not before or len(os.listdir("/proc/self/fd")) == len(before)
 
@@ -112,7 +113,7 @@ OTHER_BYTES = {
 @pytest.mark.parametrize("format_name", OTHER_FORMATS)
 def test_formats_that_pillow_could_open_are_refused(format_name):
     mode = {"MSP": "1", "XBM": "1", "SPIDER": "F"}.get(format_name, "RGB")
-    with pytest.raises(ImageError, match="JPEG, PNG, WEBP, GIF and BMP are accepted"):
+    with pytest.raises(ImageError, match=mentions("JPEG", "PNG", "WEBP", "GIF", "BMP")):
         load_image(encoded(format_name, mode))
 
 

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from tests.messages import mentions
 from tilewise import demo
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import ChatTemplateConfig
@@ -128,16 +129,16 @@ def test_malformed_profile_file_is_refused_by_key(model, tmp_path, content, matc
 
 
 def test_unreadable_profile_file_is_refused(model, tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=mentions("none.json", "--chat-template")):
         choose_profile(model, ChatTemplateConfig(str(tmp_path / "none.json")))
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ConfigError, match="not valid JSON"):
+    with pytest.raises(ConfigError, match=mentions("bad.json", "JSON")):
         choose_profile(model, ChatTemplateConfig(str(tmp_path / "bad.json")))
 
 
 def test_a_pipe_or_a_huge_profile_file_is_refused_for_what_it_is(model, tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "huge.json").write_text(json.dumps({"user": "x" * (1 << 20)}))
-    for name, match in (("pipe.json", "a pipe"), ("huge.json", "larger than 1024 KiB")):
-        with pytest.raises(ConfigError, match=rf"{name} cannot be read: .*{match}.*--chat-template"):
+    for name, match in (("pipe.json", "pipe"), ("huge.json", "1024 KiB")):
+        with pytest.raises(ConfigError, match=mentions(name, match, "--chat-template")):
             choose_profile(model, ChatTemplateConfig(str(tmp_path / name)))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
+from tests.messages import mentions
 from tilewise import demo
 from tilewise.errors import CheckpointError, InputError
 from tilewise.inputs.text.tokenizer import SPECIAL_NAMES, load_tokenizer
@@ -132,7 +133,7 @@ def test_special_id_put_over_an_ordinary_piece_is_still_out_of_reach_of_text(fol
 
 def test_special_id_put_over_a_byte_is_refused(folder):
     rewrite_table(folder, lambda table: table.update({"70": {"content": "<extra>"}}))
-    with pytest.raises(CheckpointError, match="not those of bytes"):
+    with pytest.raises(CheckpointError, match=mentions("tokenizer_config.json", "bytes")):
         load_tokenizer(folder)
 
 
