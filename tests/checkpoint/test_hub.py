@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -223,10 +224,10 @@ def test_an_unreachable_hub_says_what_to_check(tmp_path: Path) -> None:
 def test_an_unknown_model_or_revision_says_so(hub: Hub, tmp_path: Path) -> None:
     status, line = find_in_child(tmp_path, "org/nothing", HF_ENDPOINT=hub.url)
     assert (status, line.partition(" ")[0]) == (2, "DownloadError")
-    assert "org/nothing is no folder here, and the hub has no model org/nothing" in line
+    assert re.search(mentions("org/nothing", "folder", "hub"), line)
     status, line = find_in_child(tmp_path, revision="v9", HF_ENDPOINT=hub.url)
     assert (status, line.partition(" ")[0]) == (2, "DownloadError")
-    assert "no revision 'v9'" in line
+    assert re.search(mentions("revision", "v9"), line)
 
 
 def test_a_gated_model_says_how_to_get_access(hub: Hub, tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ def test_a_repository_without_safetensors_is_refused_after_the_look(hub: Hub, tm
     hub.files = {name: content for name, content in FILES.items() if not name.endswith(".safetensors")}
     status, line = find_in_child(tmp_path, HF_ENDPOINT=hub.url)
     assert status == 2
-    assert "holds no config.json with .safetensors" in line
+    assert re.search(mentions("config.json", ".safetensors"), line)
     assert not {"pytorch_model.bin", "modeling_internvl_chat.py"} & set(hub.names())
 
 

@@ -9,6 +9,7 @@ it replaces, and its twin within four times the tolerance of a product: two of t
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from tests.kernels.paged import measure_error
 from tests.kernels.skinny import GATED, INTERPRETED, TOLERANCES, Product, compare
+from tests.messages import mentions
 from tilewise.kernels import linear, reference
 from tilewise.kernels.triton import skinny
 from tilewise.kernels.triton.product_config import MAX_ROWS, ProductConfig, choose_config, load_table
@@ -63,6 +65,10 @@ class Elsewhere(Tensor):
 
 def make_elsewhere(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
     return torch.zeros(shape, dtype=dtype).as_subclass(Elsewhere)
+
+
+def says(reason: str | None, *told: object) -> bool:
+    return re.search(mentions(*told), reason or "") is not None
 
 
 def run_interpreted(repository: Path, *command: str) -> str:
@@ -182,7 +188,7 @@ def test_leading_axes_and_strides_of_x_are_honoured_on_the_gpu() -> None:
 
 def test_on_the_cpu_linear_is_its_twin_with_gradients_and_leading_axes() -> None:
     x, weight, bias = torch.randn(2, 3, 128), torch.randn(5, 128, requires_grad=True), torch.randn(5)
-    assert decline(x, weight, bias) == "not a CUDA device"
+    assert says(decline(x, weight, bias), "CUDA")
     out = linear(x, weight, bias)
     assert torch.equal(out, F.linear(x, weight, bias))
     out.sum().backward()
@@ -200,22 +206,25 @@ def test_a_decode_step_on_a_gpu_is_not_declined(dtype: torch.dtype) -> None:
 
 @pytest.mark.usefixtures("gpu_of_80")
 @pytest.mark.parametrize(
-    ("x_shape", "weight_shape", "bias_shape", "reason"),
+    ("x_shape", "weight_shape", "bias_shape", "told"),
     [
-        ((65, 1024), (4096, 1024), None, "65 rows are not 1 to 64"),
-        ((5, 13, 1024), (4096, 1024), None, "65 rows are not 1 to 64"),
-        ((0, 1024), (4096, 1024), None, "0 rows are not 1 to 64"),
-        ((1, 1088), (4096, 1088), None, "K=1088 is no multiple of 128"),
-        ((1, 512), (4096, 1024), None, "shapes do not fit each other"),
-        ((1, 1024), (4096, 1024), (1024,), "shapes do not fit each other"),
-        ((1, 1024), (1024, 1024), None, "1048576 elements"),
+        ((65, 1024), (4096, 1024), None, (65, 64)),
+        ((5, 13, 1024), (4096, 1024), None, (65, 64)),
+        ((0, 1024), (4096, 1024), None, (0, 64)),
+        ((1, 1088), (4096, 1088), None, ("K=1088", 128)),
+        ((1, 512), (4096, 1024), None, ("shapes",)),
+        ((1, 1024), (4096, 1024), (1024,), ("shapes",)),
+        ((1, 1024), (1024, 1024), None, ("1048576",)),
     ],
 )
 def test_shapes_are_declined_with_their_reason(
-    x_shape: tuple[int, ...], weight_shape: tuple[int, ...], bias_shape: tuple[int, ...] | None, reason: str
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    bias_shape: tuple[int, ...] | None,
+    told: tuple[object, ...],
 ) -> None:
     bias = None if bias_shape is None else make_elsewhere(*bias_shape)
-    assert reason in (decline(make_elsewhere(*x_shape), make_elsewhere(*weight_shape), bias) or "")
+    assert says(decline(make_elsewhere(*x_shape), make_elsewhere(*weight_shape), bias), *told)
 
 
 @needs_triton
@@ -223,8 +232,8 @@ def test_shapes_are_declined_with_their_reason(
 def test_a_gated_product_is_declined_where_no_half_is_whole() -> None:
     x, wide = make_elsewhere(64, 6144), make_elsewhere(32768, 6144)
     assert decline_gated(x, wide) is None
-    assert decline_gated(make_elsewhere(65, 6144), wide) == "65 rows are not 1 to 64"
-    assert decline_gated(x, make_elsewhere(32767, 6144)) == "32767 rows are no two halves"
+    assert says(decline_gated(make_elsewhere(65, 6144), wide), 65, MAX_ROWS)
+    assert says(decline_gated(x, make_elsewhere(32767, 6144)), 32767)
     assert decline_gated(x, make_elsewhere(1024, 6144)) is None, "though K has to be split"
 
 
@@ -242,13 +251,13 @@ def test_on_the_cpu_swiglu_is_its_twin() -> None:
 def test_dtypes_strides_devices_and_gradients_are_declined_with_their_reason() -> None:
     x, weight = make_elsewhere(1, 1024), make_elsewhere(4096, 1024)
     wide_x, wide_weight = make_elsewhere(1, 1024, dtype=torch.float32), make_elsewhere(4096, 1024, dtype=torch.float32)
-    assert decline(wide_x, wide_weight) == "torch.float32 is neither bfloat16 nor float16"
-    assert decline(x, wide_weight) == "inputs differ in dtype or device"
-    assert decline(x, torch.zeros(4096, 1024, dtype=torch.float16)) == "inputs differ in dtype or device"
-    assert decline(x, make_elsewhere(1024, 4096).t()) == "the weight or bias is not contiguous"
-    assert decline(x, weight.requires_grad_()) == "gradients are needed"
+    assert says(decline(wide_x, wide_weight), "torch.float32", "bfloat16", "float16")
+    assert says(decline(x, wide_weight), "dtype", "device")
+    assert says(decline(x, torch.zeros(4096, 1024, dtype=torch.float16)), "dtype", "device")
+    assert says(decline(x, make_elsewhere(1024, 4096).t()), "weight", "contiguous")
+    assert says(decline(x, weight.requires_grad_()), "gradients")
     with torch.inference_mode():
-        assert decline(x, weight) in (None, "triton is not installed")
+        assert decline(x, weight) is None or says(decline(x, weight), "triton")
 
 
 @pytest.mark.usefixtures("gpu_of_80")
@@ -257,11 +266,11 @@ def test_devices_are_declined_with_their_reason(
 ) -> None:
     x, weight = make_elsewhere(1, 1024), make_elsewhere(4096, 1024)
     pretend(7, 5)
-    assert decline(x, weight) == "compute capability 7.5 is below 8.0"
+    assert says(decline(x, weight), "7.5", "8.0")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    assert decline(x, weight) == "cuda:0 is not the current device"
+    assert says(decline(x, weight), "cuda:0")
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert decline(x, weight) == "not a CUDA device"
+    assert says(decline(x, weight), "CUDA")
 
 
 @pytest.mark.parametrize(

@@ -113,9 +113,9 @@ def test_profile_file_changes_what_it_names(model, tmp_path):
     ("content", "match"),
     [
         ({"sytem": "x"}, "'sytem'"),
-        ({"user": 1}, "user must be a string"),
+        ({"user": 1}, mentions("user", "string")),
         ({"base": "x"}, "base 'x'"),
-        ({"base": ["x"]}, "base must be a string"),
+        ({"base": ["x"]}, mentions("base", "string")),
         ({"stop_words": "x"}, "stop_words"),
         ({"stop_words": [""]}, "stop_words"),
         ([], "JSON object"),
