@@ -1,7 +1,8 @@
-"""What every test shares: data, profiles, order, what a session leaves behind, a pipeline over a scripted engine."""
+"""What every test shares: data, order, Ctrl-C, what a session leaves behind, a pipeline over a scripted engine."""
 
 import os
 import random
+import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -30,6 +31,15 @@ FOUND = pytest.StashKey[list[str]]()
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sigint_is_heard() -> None:
+    """Hear SIGINT where the suite was started with it ignored, as a shell does for a job in the background.
+
+    Commands that tests start inherit an ignored signal, but no handler; tests that press Ctrl-C need it to be heard.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
