@@ -4,7 +4,6 @@ import os
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
@@ -14,11 +13,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.processes import PATIENCE_S, start_process
 from tests.serving.openai.openai_double import Double, gradios_loops_closed
 from tilewise.client import APIClient
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STARTUP_S = 120.0
 
 
 def free_port() -> int:
@@ -75,7 +74,7 @@ class Visitor:
 
     def wait(self) -> str:
         """Until the answer is whole; gives its text."""
-        self.tab.locator(".tw-facts").wait_for(timeout=120_000)
+        self.tab.locator(".tw-facts").wait_for(timeout=PATIENCE_S * 1000)
         self.tab.locator(".submit-button").wait_for()
         return self.answers.last.inner_text()
 
@@ -173,15 +172,16 @@ def server() -> Iterator[tuple[str, str]]:
         "--log-level",
         "WARNING",
     ]
-    with subprocess.Popen(command, env=environment) as process:
+    with start_process(command, env=environment) as process:
         url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + STARTUP_S
+        deadline = time.monotonic() + PATIENCE_S
         while not APIClient(url, key).is_ready():
             assert process.poll() is None, "the server ended"
             assert time.monotonic() < deadline, "the server does not become ready"
             time.sleep(0.2)
         yield url, key
         process.terminate()
+        process.wait(PATIENCE_S)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pytest
 
 import tilewise
 from tests.messages import mentions
+from tests.processes import run_command
 from tilewise.checkpoint.hub import find_model
 from tilewise.errors import CheckpointError, ConfigError
 
@@ -151,7 +151,7 @@ def find_in_child(
     environment |= {"PYTHONPATH": str(Path(tilewise.__file__).parents[1]), "HF_HUB_DISABLE_XET": "1"}
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"}
     command = [sys.executable, "-c", FIND, model, revision, download_dir]
-    done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=False)
+    done = run_command(command, env=environment | variables)
     assert done.stdout, done.stderr
     return done.returncode, done.stdout.strip().splitlines()[-1]
 

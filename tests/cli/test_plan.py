@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from tests.checkpoint.test_hub import Hub
 from tests.checkpoint.test_hub import hub as hub  # the fixture
+from tests.processes import run_command
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.cli import main as cli
 from tilewise.cli.plan import parse_bytes
@@ -113,7 +113,7 @@ def test_a_hub_s_model_is_planned_without_weights_and_without_torch(hub: Hub, of
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf")}
     environment |= {"PYTHONPATH": str(SOURCE), "HF_ENDPOINT": hub.url, "NO_PROXY": "*", "HF_HUB_DISABLE_XET": "1"}
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUTF8": "1"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    done = run_command([sys.executable, "-c", script], env=environment)
     assert done.returncode == 0, done.stderr
     assert "It fits with the settings given." in done.stdout
     assert {Path(name).suffix for name in hub.names()} == {".json", ".model"}

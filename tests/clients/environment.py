@@ -2,14 +2,15 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-_INSTALL_S, _RUN_S = 600, 180
+from tests.processes import run_command
+
+_INSTALL_S = 600.0
 
 
 class Environment:
@@ -22,9 +23,9 @@ class Environment:
         dropped = ("PYTHON", "OPENAI_", "LANGCHAIN_", "LANGSMITH_")
         self._variables = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
         self._variables |= {"HOME": str(folder), "NO_PROXY": "127.0.0.1"}
-        subprocess.run([sys.executable, "-m", "venv", str(folder / "environment")], check=True)
+        run_command([sys.executable, "-m", "venv", str(folder / "environment")], check=True)
         command = [str(self._python), "-m", "pip", "install", "--quiet", *packages]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_S, check=False)
+        done = run_command(command, timeout_s=_INSTALL_S)
         if done.returncode and "(from versions: none)" in done.stderr:
             pytest.skip(f"pip finds no index that has {' and '.join(packages)}")
         assert done.returncode == 0, done.stderr
@@ -33,15 +34,7 @@ class Environment:
         """Run a script that reads `facts` as JSON from its input; give the JSON that it prints."""
         path = self._folder / "script.py"
         path.write_text(script, "utf-8")
-        done = subprocess.run(
-            [str(self._python), str(path)],
-            input=json.dumps(facts),
-            env=self._variables,
-            cwd=self._folder,
-            capture_output=True,
-            text=True,
-            timeout=_RUN_S,
-            check=False,
-        )
+        command = [str(self._python), str(path)]
+        done = run_command(command, input=json.dumps(facts), env=self._variables, cwd=self._folder)
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout)

@@ -5,40 +5,36 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests.processes import PATIENCE_S, run_command, start_process
 from tilewise.demo import model_folder, picture_path
 
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
 
-def start(*arguments: str, cwd: Path | None = None) -> subprocess.Popen[str]:
-    source = Path(__file__).resolve().parents[2] / "src"
-    env = {**os.environ, "PYTHONPATH": str(source), "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tilewise", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        env=env,
-        cwd=cwd,
-    )
+
+def start(*arguments: str) -> AbstractContextManager[subprocess.Popen[Any]]:
+    command = [sys.executable, "-m", "tilewise", *arguments]
+    pipe = subprocess.PIPE
+    return start_process(command, stdout=pipe, stderr=pipe, encoding="utf-8", env=ENVIRONMENT)
 
 
 def run(*arguments: str, cwd: Path | None = None) -> tuple[int, str, str]:
-    process = start(*arguments, cwd=cwd)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+    done = run_command([sys.executable, "-m", "tilewise", *arguments], env=ENVIRONMENT, cwd=cwd)
+    return done.returncode, done.stdout, done.stderr
 
 
 def run_in_shell(line: str, **variables: str) -> tuple[int, str, str]:
     """Run `tilewise LINE` by a shell, in the embedded model's folder, with its output buffered as a user's is."""
-    source = Path(__file__).resolve().parents[2] / "src"
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(source), "PYTHONUTF8": "1", **variables}
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(SOURCE), "PYTHONUTF8": "1", **variables}
     command = ["sh", "-c", f'exec "$0" -m tilewise {line}', sys.executable]
-    done = subprocess.run(command, env=env, cwd=model_folder(), capture_output=True, encoding="utf-8", check=False)
+    done = run_command(command, env=env, cwd=model_folder())
     return done.returncode, done.stdout, done.stderr
 
 
@@ -131,11 +127,11 @@ def test_a_symbolic_link_to_a_model_is_followed(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_cleanly_with_130() -> None:
-    process = start("generate", "--prompt", "hi", "--max-new-tokens", "30000", "--ignore-eos", "--stream")
-    assert process.stdout is not None
-    process.stdout.read(1)  # the answer has begun
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    with start("generate", "--prompt", "hi", "--max-new-tokens", "30000", "--ignore-eos", "--stream") as process:
+        assert process.stdout is not None
+        process.stdout.read(1)  # the answer has begun
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, err
     assert err == "tilewise: interrupted\n"
 
@@ -165,4 +161,5 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         assert process.stderr is not None
         process.stdout.close()
         err = process.stderr.read()
+        process.wait(PATIENCE_S)
     assert (process.returncode, err) == (1, "")

@@ -17,6 +17,7 @@ from tests.clients.running import KEYS, RunningServer
 from tests.clients.running import server as server  # a fixture
 from tests.conftest import REPOSITORY
 from tests.e2e.test_tutorial import free_port
+from tests.processes import PATIENCE_S, start_process
 from tilewise.demo import picture_path
 
 # Of gradio's client itself.
@@ -30,14 +31,14 @@ def address(server: RunningServer) -> Iterator[str]:
     """Of a page that is attached to a server elsewhere."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "TILEWISE_API_KEY": KEYS[0]}
     command = [sys.executable, "-m", "tilewise", "serve", "gradio", "--server", server.url]
-    with subprocess.Popen(
-        [*command, "--server-port", str(free_port())], stderr=subprocess.PIPE, env=environment, encoding="utf-8"
-    ) as page:
+    command += ["--server-port", str(free_port())]
+    with start_process(command, stderr=subprocess.PIPE, env=environment, encoding="utf-8") as page:
         assert page.stderr is not None
         opened = next((line for line in iter(page.stderr.readline, "") if line.startswith("Open ")), None)
         assert opened is not None, "the page did not open"
         yield opened.split()[1]
         page.terminate()
+        page.wait(PATIENCE_S)
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.processes import run_command
 from tilewise.cli import commands
 from tilewise.cli import main as cli
 
@@ -20,9 +20,7 @@ def read_blocks(readme: Path, language: str) -> list[str]:
 def test_the_example_runs_as_pasted(repository: Path, tmp_path: Path, name: str) -> None:
     (script,) = read_blocks(repository / name, "python")
     env = {**os.environ, "PYTHONPATH": str(repository / "src"), "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=env, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False
-    )
+    done = run_command([sys.executable, "-c", script], env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Response(text='")
 

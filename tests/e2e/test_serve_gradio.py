@@ -16,8 +16,9 @@ import pytest
 pytest.importorskip("gradio", reason="gradio (the extra `ui`) is not installed")
 import httpx
 
+from tests.processes import PATIENCE_S, run_command, start_process
+
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-TIMEOUT_S = 120.0
 
 
 @pytest.fixture
@@ -26,13 +27,12 @@ def page(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
         port = listener.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "tilewise", "serve", "gradio", "--server-port", str(port), "--session-len", "4096"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, encoding="utf-8") as process:
+    with start_process(command, stderr=subprocess.PIPE, env=environment, encoding="utf-8") as process:
         assert process.stderr is not None
         lines = iter(process.stderr.readline, "")
         opened = next((line for line in lines if line.startswith("Open ")), None)
         assert opened is not None, "the page did not open"
         yield process, opened.split()[1]
-        process.kill()
 
 
 def children(pid: int) -> list[int]:
@@ -61,15 +61,17 @@ def test_it_serves_the_embedded_model_on_loopback_alone_and_leaves_nothing_behin
     page: tuple["subprocess.Popen[str]", str], tmp_path: Path
 ) -> None:
     process, address = page
-    assert httpx.get(address, trust_env=False).status_code == 200
+    assert httpx.get(address, trust_env=False, timeout=PATIENCE_S).status_code == 200
     family = [process.pid, *children(process.pid)]
     assert len(family) >= 2
     assert listening(family) == {"0100007F"}
-    upload = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", b"x")}, trust_env=False)
+    upload = httpx.post(
+        f"{address}gradio_api/upload", files={"files": ("a.png", b"x")}, trust_env=False, timeout=PATIENCE_S
+    )
     assert Path(upload.json()[0]).is_relative_to(tmp_path)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(TIMEOUT_S) == 0
-    deadline = time.monotonic() + TIMEOUT_S
+    assert process.wait(PATIENCE_S) == 0
+    deadline = time.monotonic() + PATIENCE_S
     while any(Path(f"/proc/{pid}").exists() for pid in family[1:]) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not [pid for pid in family[1:] if Path(f"/proc/{pid}").exists()]
@@ -88,7 +90,7 @@ def test_the_port_of_its_own_server_is_never_free_for_others(page: tuple["subpro
 
 def wait_until_gone(pids: list[int]) -> list[int]:
     """The processes that do not end; one that nobody has waited for yet has ended too."""
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + PATIENCE_S
     while (alive := [pid for pid in pids if is_running(pid)]) and time.monotonic() < deadline:
         time.sleep(0.02)
     return alive
@@ -107,7 +109,9 @@ def test_a_page_that_is_killed_takes_its_server_and_engine_along(
     page: tuple["subprocess.Popen[str]", str], tmp_path: Path
 ) -> None:
     process, address = page
-    upload = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", b"x")}, trust_env=False)
+    upload = httpx.post(
+        f"{address}gradio_api/upload", files={"files": ("a.png", b"x")}, trust_env=False, timeout=PATIENCE_S
+    )
     assert Path(upload.json()[0]).exists()
     family = children(process.pid)
     assert len(family) >= 2
@@ -120,21 +124,21 @@ def test_a_page_that_is_killed_takes_its_server_and_engine_along(
 def test_a_page_that_is_killed_while_its_model_loads_leaves_nothing_running(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-m", "tilewise", "serve", "gradio"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as process:
-        deadline = time.monotonic() + TIMEOUT_S
+    with start_process(command, stderr=subprocess.DEVNULL, env=environment) as process:
+        deadline = time.monotonic() + PATIENCE_S
         while len(family := children(process.pid)) < 2:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.kill()
-    assert not wait_until_gone(family)
+        assert not wait_until_gone(family)
     assert not list(tmp_path.glob("tilewise-page-*"))
 
 
 def test_a_model_that_cannot_be_served_is_told_and_ends_the_page() -> None:
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     command = [sys.executable, "-m", "tilewise", "serve", "gradio", "no-such-folder/at/all"]
-    done = subprocess.run(command, capture_output=True, env=environment, encoding="utf-8", timeout=TIMEOUT_S)
+    done = run_command(command, env=environment)
     assert done.returncode == 1
     assert "no-such-folder" in done.stderr
     assert done.stderr.endswith("tilewise: The model cannot be served; the lines above say why.\n")

@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,8 +16,9 @@ import httpx
 import openai
 import pytest
 
-from tests.clients.running import MODEL, RunningServer, run_server
+from tests.clients.running import MODEL, RunningServer, run_server, start_server
 from tests.clients.test_openai_sdk import DATA_URL
+from tests.processes import PATIENCE_S
 
 LONG: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "ignore_eos": True}
 
@@ -33,7 +33,7 @@ def small_server() -> Iterator[RunningServer]:
 def send_raw(server: RunningServer, body: dict[str, Any]) -> socket.socket:
     """A request whose answer nobody has read yet."""
     host, port = server.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout=60)
+    connection = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
     data = json.dumps(body).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
     connection.sendall(f"{head}{len(data)}\r\n\r\n".encode() + data)
@@ -41,7 +41,7 @@ def send_raw(server: RunningServer, body: dict[str, Any]) -> socket.socket:
 
 
 def wait_until_open(server: RunningServer, count: int) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE_S
     while server.num_open != count:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -132,15 +132,15 @@ def test_sigterm_lets_running_streams_finish_and_ends_with_zero() -> None:
         for thread in threads:
             thread.join()
         assert server.stop() == 0
+        assert not Path(f"/proc/{engine_pid}").exists()
     assert [stream[-1] for stream in events] == ["[DONE]"] * 10
-    assert not Path(f"/proc/{engine_pid}").exists()
 
 
 def test_a_body_on_its_way_when_the_server_ends_is_waited_for_and_told_to_come_back() -> None:
     data = json.dumps(LONG).encode()
     with run_server() as server:
         host, port = server.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=60) as connection:
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
             head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             head += f"Content-Length: {len(data)}\r\nExpect: 100-continue\r\n\r\n"
             connection.sendall(head.encode())
@@ -181,7 +181,7 @@ def test_without_its_engine_it_fails_what_runs_and_ends_with_status_one() -> Non
             thread.join()
         kinds = sorted(type(error).__name__ for error in failed)
         assert kinds == ["APIError", "InternalServerError"]
-        assert server.process.wait(120) == 1
+        assert server.process.wait(PATIENCE_S) == 1
     assert server.lines[-1]["message"].startswith("tilewise: The engine's process ended")
 
 
@@ -189,7 +189,7 @@ def test_a_stopped_engine_is_unhealthy_and_what_it_holds_still_ends_once_it_goes
     with run_server() as server:
         os.kill(server.engine_pid, signal.SIGSTOP)
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + PATIENCE_S
             with server.http() as http:
                 while http.get("/health").status_code == 200:
                     assert time.monotonic() < deadline
@@ -202,22 +202,19 @@ def test_a_stopped_engine_is_unhealthy_and_what_it_holds_still_ends_once_it_goes
 
 @pytest.mark.parametrize("keys", [(), ("a-key",)])
 def test_beyond_loopback_without_a_key_it_warns_loudly(keys: tuple[str, ...]) -> None:
-    server = RunningServer("--server-name", "0.0.0.0", keys=keys)
-    try:
+    with start_server("--server-name", "0.0.0.0", keys=keys) as server:
         server.wait_for_address()
-    finally:
         server.stop()
     assert any(line["message"].startswith("NO API KEY") for line in server.lines) is not bool(keys)
 
 
 def test_while_it_loads_it_lives_but_is_not_ready() -> None:
-    server = RunningServer("--log-level", "INFO")
-    engine_pid = None
-    try:
+    with start_server("--log-level", "INFO") as server:
         server.wait_for_address()
+        engine_pid = None
         while engine_pid is None:
             assert server.process.poll() is None
-            with contextlib.suppress(subprocess.CalledProcessError):
+            with contextlib.suppress(ValueError):
                 engine_pid = server.engine_pid
         os.kill(engine_pid, signal.SIGSTOP)  # it loads for as long as the questions take
         with server.http() as http:
@@ -226,15 +223,13 @@ def test_while_it_loads_it_lives_but_is_not_ready() -> None:
             refused = http.post("/v1/chat/completions", json=LONG)
             assert refused.status_code == 503
             assert "loading" in refused.json()["error"]["message"]
-    finally:
-        if engine_pid is not None:
-            os.kill(engine_pid, signal.SIGCONT)
+        os.kill(engine_pid, signal.SIGCONT)
         assert server.stop() == 0
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server_with_one_line() -> None:
-    server = RunningServer("--kv-cache-bytes", "4096", "--session-len", "8192")
-    assert server.process.wait(120) == 2
-    with pytest.raises(AssertionError, match="ended before"):
-        server.wait_for("ready")
+    with start_server("--kv-cache-bytes", "4096", "--session-len", "8192") as server:
+        assert server.process.wait(PATIENCE_S) == 2
+        with pytest.raises(AssertionError, match="ended before"):
+            server.wait_for("ready")
     assert server.lines[-1]["message"].startswith("tilewise: ")

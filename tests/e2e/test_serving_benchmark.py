@@ -3,24 +3,18 @@
 import importlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.processes import run_command
+
 
 def test_the_last_line_holds_the_chosen_parts_and_what_they_ran_with(repository: Path) -> None:
     options = ["--parts", "again", "--bars", "bf16", "max_batch_size=2"]
     env = {**os.environ, "PYTHONPATH": str(repository / "src"), "PYTHONUTF8": "1"}
-    done = subprocess.run(
-        [sys.executable, "benchmarks/serving.py", "--quick", *options],
-        env=env,
-        cwd=repository,
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-    )
+    done = run_command([sys.executable, "benchmarks/serving.py", "--quick", *options], env=env, cwd=repository)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert set(said["figures"]) == set(said["compared"]) == {"again.first_token_ms"}

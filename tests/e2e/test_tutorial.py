@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import sysconfig
 import threading
@@ -21,6 +20,7 @@ import openai
 import pytest
 
 from tests.checkpoint.test_hub import Handler, Hub
+from tests.processes import PATIENCE_S, run_command, start_process
 from tilewise import demo
 from tilewise.client import to_data_url
 
@@ -28,10 +28,11 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("en", "zh")
 HUB_ID = "OpenGVLab/InternVL-Chat-V1-5"
 QUESTION = "What is in the picture?"
+COMMAND_S = 900.0
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(3600),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of gradio's client itself
 ]
 
@@ -73,29 +74,25 @@ def running(command: str, environment: dict[str, str], home: Path) -> Iterator[s
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     log = home / f"server-{port}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            ["bash", "-c", f"source ~/tilewise/bin/activate; exec {command.strip()} --server-port {port}"],
-            env=environment,
-            cwd=ROOT,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + 120
+    script = f"source ~/tilewise/bin/activate; exec {command.strip()} --server-port {port}"
+    with (
+        log.open("wb") as output,
+        start_process(["bash", "-c", script], env=environment, cwd=ROOT, stdout=output, stderr=output) as process,
+    ):
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             assert process.poll() is None, log.read_text("utf-8", "replace")
             try:
-                with urllib.request.urlopen(f"{address}/{'ready' if 'api_server' in command else ''}", timeout=5):
+                with urllib.request.urlopen(
+                    f"{address}/{'ready' if 'api_server' in command else ''}", timeout=PATIENCE_S
+                ):
                     break
             except OSError:
                 assert time.monotonic() < deadline, log.read_text("utf-8", "replace")
                 time.sleep(0.2)
         yield address
-    finally:
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(60) in (0, 130), log.read_text("utf-8", "replace")
+        assert process.wait(PATIENCE_S) in (0, 130), log.read_text("utf-8", "replace")
 
 
 def ask_page(address: str, home: Path) -> str:
@@ -163,7 +160,7 @@ def test_every_command_of_the_tutorial_runs(page, tmp_path, hub):
         if kind == "python":
             (tmp_path / "offline.py").write_text(text, "utf-8")
             command = ["bash", "-e", "-c", activate + "python ~/offline.py"]
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        done = run_command(command, env=environment, cwd=ROOT, timeout_s=COMMAND_S)
         assert done.returncode == 0, (text, done.stdout, done.stderr)
         if kind == "python":
             assert done.stdout.startswith("Response(text=")

@@ -21,7 +21,7 @@ from tilewise.engine.process_client import ProcessClient
 from tilewise.errors import ConfigError
 from tilewise.types import FinishReason, Request, StepOutput
 
-WAIT_S = 30
+WAIT_S = 300
 NUM_STEPS = 50
 Emit = Callable[[Sequence[StepOutput]], None]
 

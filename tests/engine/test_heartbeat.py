@@ -1,6 +1,5 @@
 """An engine whose loop hangs has no heartbeat; one that is idle, or slow, has."""
 
-import contextlib
 import queue
 import threading
 import time
@@ -9,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.processes import PATIENCE_S
 from tilewise.engine.messages import Abort, Heartbeat, Message
 from tilewise.engine.process import beat
 
-WAIT_S = 30
 PERIOD_S, STALLED_BEATS = 0.01, 50
 
 
@@ -22,6 +21,7 @@ class Loop:
     def __init__(self, work: Callable[["Loop"], None], num_running: int) -> None:
         self.counters = {"requests_running": float(num_running), "requests_waiting": 0.0}
         self.beats = queue.SimpleQueue[Any]()
+        self.num_looks = 0  # at the counters, since the last heartbeat
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.ended, self.released = threading.Event(), threading.Event()
         self.threads = [threading.Thread(target=work, args=(self,))]
@@ -31,14 +31,16 @@ class Loop:
         self.threads[1].start()
 
     def send(self, report: Any) -> None:
+        self.num_looks = 0
         self.beats.put(report)
 
     def stats(self) -> dict[str, float]:
+        self.num_looks += 1
         return dict(self.counters)
 
     def hear(self, count: int) -> None:
         for _ in range(count):
-            assert isinstance(self.beats.get(timeout=WAIT_S), Heartbeat)
+            assert isinstance(self.beats.get(timeout=PATIENCE_S), Heartbeat)
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def start() -> Iterator[Callable[..., Loop]]:
         loop.released.set()
         loop.ended.set()
         for thread in loop.threads:
-            thread.join(WAIT_S)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()
 
 
@@ -76,9 +78,13 @@ def compute(loop: Loop) -> None:
 
 
 def wait_for_end_of_beats(loop: Loop) -> None:
-    with contextlib.suppress(queue.Empty):
-        while True:
-            loop.beats.get(timeout=1.0)
+    """Until the heart has looked time and again and told nothing; what it told before is thrown away."""
+    deadline = time.monotonic() + PATIENCE_S
+    while loop.num_looks < STALLED_BEATS:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    while not loop.beats.empty():
+        loop.beats.get()
 
 
 def test_a_loop_that_hangs_while_requests_run_has_no_heartbeat_until_it_moves_on(

@@ -19,6 +19,7 @@ import zmq
 
 from tests.engine.fakes import WAIT_S, Heard, start_process
 from tests.engine.test_messages import make_junk
+from tests.processes import start_process as start_command
 from tilewise.config import EngineConfig
 from tilewise.engine.launch import find_checkpoint, launch_engine
 from tilewise.engine.messages import Abort, Heartbeat, encode
@@ -167,7 +168,8 @@ def test_a_killed_parent_takes_the_engine_and_its_files_along(
 ) -> None:
     path = os.pathsep.join((str(repository), str(repository / "src")))
     command = [sys.executable, "-c", PARENT, script]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}) as parent:
+    environment = {**os.environ, "PYTHONPATH": path}
+    with start_command(command, stderr=subprocess.PIPE, env=environment) as parent:
         assert parent.stderr is not None
         assert parent.stderr.readline() == f"{sign}\n".encode()
         assert len(list(folder.iterdir())) == 1

@@ -5,7 +5,6 @@ program compares its own cases, in a process of its own.
 """
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from tests.processes import run_command
 
 Case = TypeVar("Case")
 # Of the largest value. In half precision a value at a rounding edge may fall to the other side, once before a product
@@ -35,15 +36,8 @@ def assert_twins(ours: Tensor, expected: Tensor) -> None:
 def run_interpreted(module: str, repository: Path) -> list[str]:
     """The names of the cases that `module`, run as a program, has compared."""
     paths = os.pathsep.join((str(repository / "src"), str(repository)))
-    done = subprocess.run(
-        [sys.executable, "-m", module],
-        cwd=repository,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths}
+    done = run_command([sys.executable, "-m", module], cwd=repository, env=environment, check=True)
     return done.stdout.split()
 
 

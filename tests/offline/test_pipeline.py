@@ -1,6 +1,5 @@
 import itertools
 import logging
-import subprocess
 import sys
 import threading
 from dataclasses import replace
@@ -11,6 +10,7 @@ import pytest
 from PIL import Image
 
 import tilewise
+from tests.processes import run_command
 from tests.scripted import HookedBuilder, MakePipeline, say
 from tilewise import ChatTemplateConfig, EngineConfig, GenerationConfig, Response, Session
 from tilewise.answers import RANDOM_NOTICE
@@ -420,7 +420,7 @@ def test_what_is_wrong_beside_the_weights_is_found_before_torch_is_imported(tmp_
     )
     source = Path(tilewise.__file__).parents[1]
     command = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(command, env={"PYTHONPATH": str(source)}, capture_output=True, text=True, check=True)
+    done = run_command(command, env={"PYTHONPATH": str(source)}, check=True)
     assert done.stdout.splitlines() == ["CheckpointError False", "CheckpointError False", "ConfigError False"]
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from tests.clients.running import KEYS, MODEL, RunningServer
 from tests.clients.running import server as server  # a fixture
+from tests.processes import PATIENCE_S
 from tilewise.demo import picture_path
 
 ASK: dict[str, Any] = {"model": MODEL, "max_tokens": 2, "messages": [{"role": "user", "content": "x"}]}
@@ -236,7 +237,7 @@ def test_health_is_answered_while_huge_prompts_are_refused(
 
 
 def test_every_route_but_two_needs_a_key(server: RunningServer) -> None:
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
         with server.http() as known:
             document = known.get("/openapi.json").json()
         routes = [(method, path) for path, item in document["paths"].items() for method in item]
@@ -267,7 +268,7 @@ def test_every_route_but_two_needs_a_key(server: RunningServer) -> None:
     ],
 )
 def test_what_is_not_exactly_a_key_is_none(server: RunningServer, authorization: str) -> None:
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
         response = client.get("/v1/models", headers=[(b"Authorization", authorization.encode("latin-1"))])
     assert assert_refused(response, 401)["type"] == "authentication_error"
     assert response.headers["WWW-Authenticate"] == "Bearer"
@@ -285,7 +286,7 @@ def test_what_is_not_exactly_a_key_is_none(server: RunningServer, authorization:
 )
 def test_no_host_header_or_odd_path_opens_the_door(server: RunningServer, lines: str) -> None:
     host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
         connection.sendall(f"{lines}\r\nConnection: close\r\n\r\n".encode())
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.split(b" ", 2)[1] in (b"400", b"401"), answer

@@ -1,7 +1,6 @@
 import json
 import os
 import struct
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors.torch import save
 
 import tilewise
 from tests.messages import mentions
+from tests.processes import run_command
 from tilewise.checkpoint.weights import load_weights
 from tilewise.errors import CheckpointError
 from tilewise.layers.slot import Slot
@@ -87,7 +87,7 @@ print(refused, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     environment = os.environ | {"PYTHONPATH": str(Path(tilewise.__file__).parents[1])}
     command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = run_command(command, env=environment, check=True)
     refused, growth_kib = map(int, done.stdout.split())
     assert refused == len(BROKEN)
     assert growth_kib < 32 << 10

@@ -2,7 +2,6 @@
 
 import io
 import struct
-import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.messages import mentions
+from tests.processes import run_command
 from tilewise.errors import ImageTooLargeError
 from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
 from tilewise.inputs.media.sources import load_image
@@ -130,9 +130,7 @@ def test_bombs_cost_this_process_and_its_worker_less_than_300_mb(tmp_path):
     )
     Image.new("RGB", (8, 8)).save(tmp_path / "small.bmp")
     files = [str(tmp_path / name) for name in ("small.bmp", *bombs)]
-    done = subprocess.run(
-        [sys.executable, script, *files], capture_output=True, text=True, check=True, env={"PYTHONPATH": package_root()}
-    )
+    done = run_command([sys.executable, script, *files], check=True, env={"PYTHONPATH": package_root()})
     refused, growth_kb = map(int, done.stdout.split())
     assert refused == len(bombs)
     assert growth_kb < 300_000

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import tilewise
+from tests.processes import PATIENCE_S, run_command, start_process
 from tilewise.errors import CapacityError, ImageError
 from tilewise.inputs.media import decoder_worker
 from tilewise.inputs.media import image_decoder as decoder_module
@@ -95,7 +96,9 @@ def test_a_killed_worker_is_replaced(decoder):
     decoder.decode(encoded(), LIMITS)
     first = decoder.process_id
     os.kill(first, signal.SIGKILL)
+    deadline = time.monotonic() + PATIENCE_S
     while decoder.process_id:
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     decoder.decode(encoded("BMP"), LIMITS)
     assert decoder.process_id not in (None, first)
@@ -116,7 +119,7 @@ def decode_in_a_thread(decoder: Decoder) -> None:
     """Fail, rather than hang, where no picture can be decoded any more."""
     thread = threading.Thread(target=decoder.decode, args=(encoded("BMP"), LIMITS), daemon=True)
     thread.start()
-    thread.join(60)
+    thread.join(PATIENCE_S)
     assert not thread.is_alive()
     assert decoder.process_id is not None
 
@@ -260,26 +263,33 @@ def test_a_worker_is_bound_in_memory_cpu_time_and_core_files(decoder):
 
 def test_the_worker_imports_neither_torch_nor_numpy():
     command = [sys.executable, "-X", "importtime", "-m", "tilewise.inputs.media.decoder_worker"]
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, env=ENVIRONMENT
-    )
+    done = run_command(command, stdin=subprocess.DEVNULL, check=True, env=ENVIRONMENT)
     assert "WebPImagePlugin" in done.stderr
     assert not {"torch", "numpy"} & {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
 
 
-def run_script(tmp_path: Path, text: str, **options) -> subprocess.CompletedProcess[str]:
+def write_script(tmp_path: Path, text: str) -> list[str | Path]:
+    """The command that runs it with a picture."""
     (tmp_path / "a.bmp").write_bytes(encoded("BMP"))
     (tmp_path / "script.py").write_text(text)
-    command = [sys.executable, tmp_path / "script.py", tmp_path / "a.bmp"]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, **options)
+    return [sys.executable, tmp_path / "script.py", tmp_path / "a.bmp"]
 
 
 def test_a_script_without_main_guard_runs_once_even_where_a_foreign_pil_lies_about(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "PIL.py").write_text("raise RuntimeError")
     text = "import sys\nfrom tilewise.vl import load_image\nprint('once')\nprint(load_image(sys.argv[1]).size)\n"
-    done = run_script(tmp_path, text, cwd=tmp_path / "elsewhere")
+    done = run_command(write_script(tmp_path, text), cwd=tmp_path / "elsewhere", env=ENVIRONMENT)
     assert (done.stdout, done.stderr, done.returncode) == ("once\n(4, 2)\n", "", 0)
+
+
+def is_running(process_id: str) -> bool:
+    """Whether there is such a process, other than one that nobody has waited for yet."""
+    try:
+        status = Path(f"/proc/{process_id}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return "Z (zombie)" not in status
 
 
 @needs_proc
@@ -291,10 +301,15 @@ def test_no_worker_outlives_its_parent_however_that_ends(ending, tmp_path):
         "from tilewise.vl import load_image\n"
         f"load_image(sys.argv[1])\nprint(SHARED_DECODER.process_id, flush=True)\n{ending}\n"
     )
-    worker = Path("/proc", run_script(tmp_path, text).stdout.strip())
-    assert worker.name.isdecimal()
-    while worker.exists() and "Z (zombie)" not in (worker / "status").read_text():
-        time.sleep(0.01)
+    with start_process(write_script(tmp_path, text), stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as script:
+        assert script.stdout is not None
+        worker = script.stdout.readline().strip()
+        script.wait(PATIENCE_S)
+        assert worker.isdecimal()
+        deadline = time.monotonic() + PATIENCE_S
+        while is_running(worker):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_ctrl_c_does_not_reach_the_worker(decoder):
@@ -316,11 +331,12 @@ def test_a_child_forked_while_a_picture_is_decoded_gets_a_worker_of_its_own(tmp_
         "while not SHARED_DECODER._lock.locked():\n    pass\n"
         "child = os.fork()\n"
         "if child == 0:\n"
-        "    signal.alarm(30)\n"
+        "    signal.alarm(200)\n"
         "    load_image(sys.argv[1])\n"
         "    os._exit(7 if SHARED_DECODER.process_id not in (None, worker) else 1)\n"
         "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7\n"
         "os.kill(worker, signal.SIGCONT)\nthread.join()\n"
         "load_image(sys.argv[1])\nassert SHARED_DECODER.process_id == worker\nprint('ok')\n"
     )
-    assert run_script(tmp_path, text).stdout == "ok\n"
+    done = run_command(write_script(tmp_path, text), env=ENVIRONMENT)
+    assert done.stdout == "ok\n", done.stderr

@@ -6,7 +6,6 @@ import gzip
 import io
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.messages import mentions
+from tests.processes import run_command
 from tilewise.errors import ImageError, ImageFetchError, ImageTooLargeError
 from tilewise.inputs.media.address_guard import is_global, parse_url
 from tilewise.inputs.media.fetch import fetch
@@ -207,7 +207,7 @@ def test_the_certificate_must_be_trusted_and_bear_the_name(serve, tmp_path: Path
         "-days",
         "2",
     ]
-    subprocess.run([*command, *subject, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    run_command([*command, *subject, "-keyout", key, "-out", certificate], check=True)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate, key)
     canary = serve(tls=tls)

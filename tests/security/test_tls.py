@@ -4,7 +4,6 @@ import json
 import shutil
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 from tests.clients.running import KEYS, MODEL, RunningServer, run_server
 from tests.clients.test_openai_sdk import DATA_URL, GREEDY, ask, collect
+from tests.processes import PATIENCE_S, run_command
 from tilewise.client import APIClient
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="a certificate is made by the openssl command")
@@ -29,7 +29,7 @@ def create_certificate(folder: Path) -> tuple[Path, Path]:
     certificate, key = folder / "certificate.pem", folder / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", "2", "-subj", "/CN=localhost"]
     command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], capture_output=True, check=True)
+    run_command([*command, "-keyout", key, "-out", certificate], check=True)
     return certificate, key
 
 
@@ -54,7 +54,7 @@ def shake_hands(server: RunningServer, context: ssl.SSLContext, name: str = "loc
     """The version that both sides agree on."""
     address = urlsplit(server.url)
     with (
-        socket.create_connection((str(address.hostname), address.port or 0), timeout=30) as connection,
+        socket.create_connection((str(address.hostname), address.port or 0), timeout=PATIENCE_S) as connection,
         context.wrap_socket(connection, server_hostname=name) as secured,
     ):
         secured.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -85,8 +85,8 @@ def test_a_client_that_does_not_trust_it_or_knows_another_name_sends_nothing(
 def test_plain_http_is_not_answered(server: RunningServer, path: str) -> None:
     address = urlsplit(server.url)
     with pytest.raises(httpx.TransportError):
-        httpx.get(f"http://{address.netloc}{path}", trust_env=False)
-    with socket.create_connection((str(address.hostname), address.port or 0), timeout=30) as connection:
+        httpx.get(f"http://{address.netloc}{path}", trust_env=False, timeout=PATIENCE_S)
+    with socket.create_connection((str(address.hostname), address.port or 0), timeout=PATIENCE_S) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEYS[0]}\r\n\r\n".encode())
         received = b"".join(iter(lambda: connection.recv(1000), b""))
     assert b"HTTP" not in received
@@ -149,7 +149,7 @@ def test_a_client_that_leaves_over_tls_takes_its_answer_with_it(
         with http.stream("POST", "/v1/chat/completions", json=body) as response:
             lines = (line for line in response.iter_lines() if line.startswith("data: "))
             assert json.loads(next(lines).removeprefix("data: "))["choices"]
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while count(http, "opened_total") != count(http, "ended_total"):
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import socket
-import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from shutil import which
 
 import pytest
 
+from tests.processes import run_command
 from tilewise.cli import main as cli
 from tilewise.cli.flags import SERVER_HELP
 from tilewise.errors import ConfigError
@@ -83,7 +83,7 @@ def pem_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     def run(line: str) -> None:
-        subprocess.run(["openssl", *line.split()], check=True, capture_output=True)
+        run_command(["openssl", *line.split()], check=True)
 
     for name in ("a", "b"):
         make = "req -x509 -nodes -days 2 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=x"
