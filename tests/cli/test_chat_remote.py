@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.processes import PATIENCE_S
 from tests.serving.openai.openai_double import Double, Refusal
 from tilewise.cli import main as cli
 from tilewise.client import to_data_url
@@ -86,7 +87,7 @@ def test_ctrl_c_closes_the_connection(double: Double, monkeypatch: pytest.Monkey
 
     double.script, double.delay_s = go_on, 0.01
     assert chat(monkeypatch, double, "hello\n") == 130
-    assert double.left.wait(60)
+    assert double.left.wait(PATIENCE_S)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.messages import mentions
-from tests.processes import run_command
+from tests.processes import PATIENCE_S, run_command
 from tilewise.errors import ImageError, ImageFetchError, ImageTooLargeError
 from tilewise.inputs.media.address_guard import is_global, parse_url
 from tilewise.inputs.media.fetch import fetch
@@ -56,7 +56,7 @@ class Canary:
                     self._answer(connection)
 
     def _answer(self, plain: socket.socket):
-        plain.settimeout(5)
+        plain.settimeout(PATIENCE_S)
         connection = self._tls.wrap_socket(plain, server_side=True) if self._tls else plain
         with connection:
             request = connection.recv(65536)
@@ -286,26 +286,35 @@ def drip(connection, head: bytes, canary_is_closing) -> None:
         time.sleep(0.02)
 
 
+def load_within_short(limit: str, canary: Canary) -> str:
+    """How loading fails by a limit that is short, but as long as this machine takes to reach the host."""
+    limit_s = 0.2
+    while True:
+        with pytest.raises(ImageFetchError) as caught:
+            load_image(canary.url(), policy(**{limit: limit_s}))
+        if canary.requests:
+            return str(caught.value)
+        limit_s *= 2
+
+
 @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200 OK\r\nX: ", answer(b"", length=1_000_000)])
 @pytest.mark.parametrize(
-    ("limits", "reason"), [({"fetch_timeout_s": 0.3}, "too slow"), ({"rate_grace_s": 0.2}, "below 1024 bytes a second")]
+    ("limit", "reason"), [("fetch_timeout_s", "too slow"), ("rate_grace_s", "below 1024 bytes a second")]
 )
-def test_a_drip_in_status_headers_or_body_ends_at_the_deadline_or_the_minimum_rate(head, limits, reason, serve):
+def test_a_drip_in_status_headers_or_body_ends_at_the_deadline_or_the_minimum_rate(head, limit, reason, serve):
     canary = serve(lambda connection, _: drip(connection, head, lambda: canary.is_closing()))
-    with pytest.raises(ImageFetchError, match=reason):
-        load_image(canary.url(), policy(**limits))
+    assert reason in load_within_short(limit, canary)
 
 
 def test_a_silent_host_ends_at_the_deadline(serve):
     silent = serve(lambda connection, _: connection.recv(1))
-    with pytest.raises(ImageFetchError, match="too slow"):
-        load_image(silent.url(), policy(fetch_timeout_s=0.2))
+    assert "too slow" in load_within_short("fetch_timeout_s", silent)
 
 
 def test_a_resolver_that_hangs_ends_at_the_deadline():
     release = threading.Event()
     with pytest.raises(ImageFetchError, match=mentions("host", "found")):
-        fetch("http://slow.example/", policy(fetch_timeout_s=0.2), lambda *_: release.wait(20) and [])
+        fetch("http://slow.example/", policy(fetch_timeout_s=0.2), lambda *_: release.wait(PATIENCE_S) and [])
     release.set()
 
 
