@@ -62,9 +62,11 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses where tests may write
 def pytest_configure(config: pytest.Config) -> None:
     if not is_worker(config):
-        config.stash[LEFTOVERS] = Leftovers()
+        leftovers = config.stash[LEFTOVERS] = Leftovers()
+        config.option.basetemp = config.option.basetemp or leftovers.pytests
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -102,7 +104,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     found = session.config.stash[FOUND] = leftovers.find()
     if found and exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    leftovers.remove(keeps_pytests=exitstatus != pytest.ExitCode.OK)
+    leftovers.remove()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

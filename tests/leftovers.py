@@ -17,8 +17,10 @@ from pathlib import Path
 
 _MARK = "TILEWISE_TEST_SESSION"
 _PROC, _SHARED_MEMORY = Path("/proc"), Path("/dev/shm")
-# Of pytest itself, which keeps what failed tests wrote, and of torch, which keeps what it compiled.
-_PYTESTS, _TORCHS = "pytest-of-", "torchinductor_"
+# pytest's own, which keeps what failed tests wrote. It is short, since a socket's path has 107 characters at most.
+_PYTESTS = "t"
+# What other packages keep for their next start, once and not with every test.
+_CACHES = ("torchinductor_", "torchelastic_", "gradio")
 # What notices by itself that its parent has gone may take so long on a busy machine.
 _GRACE_S = 60.0
 
@@ -32,9 +34,10 @@ class Leftovers:
         self._mark = uuid.uuid4().hex
         os.environ[_MARK] = self._mark
         self._started_at = time.time()
-        self.folder = Path(tempfile.mkdtemp(prefix="tilewise-tests-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="tw-"))
         os.environ["TMPDIR"] = str(self.folder)
         tempfile.tempdir = None
+        self.pytests = self.folder / _PYTESTS
         self._shared_memory = set(_list(_SHARED_MEMORY))
 
     def find(self) -> list[str]:
@@ -44,19 +47,14 @@ class Leftovers:
             time.sleep(0.1)
         for pid in processes:
             _kill(pid)
-        files = [path for path in _list(self.folder) if not path.name.startswith((_PYTESTS, _TORCHS))]
+        files = [path for path in _list(self.folder) if path != self.pytests and not path.name.startswith(_CACHES)]
         shared = set(_list(_SHARED_MEMORY)) - self._shared_memory
         found = [f"process {pid}: {command}" for pid, command in processes.items()]
         return [*found, *(f"file {path}" for path in files), *(f"shared memory {path}" for path in sorted(shared))]
 
-    def remove(self, *, keeps_pytests: bool) -> None:
-        """Remove the session's folder; what failed tests wrote may be looked at."""
-        for path in _list(self.folder):
-            if not (keeps_pytests and path.name.startswith(_PYTESTS)):
-                shutil.rmtree(path, ignore_errors=True)
-                path.unlink(missing_ok=True)
-        if not keeps_pytests:
-            shutil.rmtree(self.folder, ignore_errors=True)
+    def remove(self) -> None:
+        """Remove the session's folder, and with it what tests wrote; `--basetemp` keeps that elsewhere."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _find_processes(self) -> dict[int, str]:
         """The commands of the session's processes, this one and those above it not counted."""

@@ -23,7 +23,7 @@ def leftovers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Leftovers]:
     monkeypatch.setattr(tempfile, "tempdir", None)
     leftovers = Leftovers(grace_s=0.0)
     yield leftovers
-    leftovers.remove(keeps_pytests=False)
+    leftovers.remove()
 
 
 def test_a_session_that_leaves_nothing_finds_nothing(leftovers: Leftovers) -> None:

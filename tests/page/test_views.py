@@ -109,7 +109,7 @@ def test_the_sdk_code_asks_the_same(tmp_path: Path, body: dict[str, Any]) -> Non
     check_sent(double.bodies[0], body)
 
 
-@pytest.mark.parametrize("temperature", [0, 0.7])
+@pytest.mark.parametrize("temperature", [0, pytest.param(0.7, marks=pytest.mark.slow)])
 def test_the_pipelines_code_runs(tmp_path: Path, body: dict[str, Any], temperature: float) -> None:
     code = snippets.write_pipeline(None, {**body, "temperature": temperature})
     assert f"do_sample={temperature > 0}" in code

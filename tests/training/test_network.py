@@ -182,6 +182,7 @@ def test_resumed_training_is_training_without_a_break(tmp_path):
     assert all(torch.equal(state[name], other[name]) for name in state)
 
 
+@pytest.mark.slow
 def test_two_ranks_step_as_one_that_accumulates_twice(tmp_path):
     torch.set_num_threads(1)
     alone = run(settings(tmp_path / "alone", steps=3, accumulate=2), small.CHANGES)
@@ -221,6 +222,7 @@ def test_batches_are_the_same_drawn_by_workers(tmp_path):
         assert all(torch.equal(batch[name], tensor) for name, tensor in dataset[number].items())
 
 
+@pytest.mark.slow
 def test_training_learns_eight_samples_and_the_pipeline_gives_their_answers(tmp_path):
     torch.set_num_threads(2)
     model, encoder = small.make_model(tmp_path)

@@ -45,7 +45,6 @@ class House:
             lifespan="off",
             log_config=None,
             timeout_graceful_shutdown=1,
-            timeout_keep_alive=600,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve([self._listener])))
@@ -87,7 +86,7 @@ def open_house() -> Iterator[Callable[..., House]]:
     houses: list[House] = []
 
     def open_one(
-        tls: ssl.SSLContext | None = None, limits: ConnectionLimits | None = None, keep_alive_s: int = 5
+        tls: ssl.SSLContext | None = None, limits: ConnectionLimits | None = None, keep_alive_s: int = 600
     ) -> House:
         houses.append(House(tls, limits or ConnectionLimits(), keep_alive_s))
         return houses[-1]
