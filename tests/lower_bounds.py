@@ -1,6 +1,6 @@
-"""Prints the lower bound of every direct dependency as a pip constraint: `python -m tests.lower_bounds`.
+"""Prints the lower bound of every dependency that users install as a pip constraint: `python -m tests.lower_bounds`.
 
-torch is left out: `make test-oldest TORCH=torch==2.11.0` chooses it.
+torch is left out: `make test-oldest TORCH=torch==2.11.0` chooses it. The tools of development are the newest.
 """
 
 import tomllib
@@ -9,7 +9,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
-EXTRAS = ("server", "ui", "dev")
+EXTRAS = ("server", "ui")
 
 
 def list_constraints() -> list[str]:

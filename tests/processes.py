@@ -7,6 +7,7 @@ what that command has started. A test that claims that a command leaves nothing 
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any
 # Tests wait for states, and at most this long: enough for a small machine that is busy with other work. It is only
 # spent where a test fails, and lies below pytest's own limit, so that the failure names what did not come.
 PATIENCE_S = 300.0
+# What has been told to end, or has lost its parent, may take so long before it is killed.
+_GRACE_S = 60.0
 
 
 @contextmanager
 def start_process(command: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    """Start a command in a session of its own; at the end kill what is left of its group, and reap the command.
+    """Start a command in a session of its own; at the end it is told to end, and what is left of its group is killed.
 
     `options` are those of `subprocess.Popen`.
     """
@@ -27,7 +30,30 @@ def start_process(command: Sequence[str | Path], **options: Any) -> Iterator[sub
         try:
             yield process
         finally:
-            kill_group(process)
+            end_group(process)
+
+
+def end_group(process: subprocess.Popen[Any], grace_s: float = _GRACE_S) -> None:
+    """Let a command, and what it started, end in order, which takes its files along; then kill its group."""
+    deadline = time.monotonic() + grace_s
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(grace_s)
+    while has_group(process) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    kill_group(process)
+
+
+def has_group(process: subprocess.Popen[Any]) -> bool:
+    """Whether anything is left of the group that a started process leads."""
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # QUIRK: macOS' answer where only unreaped members are left
+        return False
+    return True
 
 
 def kill_group(process: subprocess.Popen[Any]) -> None:

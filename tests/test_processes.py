@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.processes import run_command, start_process
+from tests.processes import end_group, run_command, start_process
 
 # A command that starts another one, which has the pipe of the first argument too; neither ever ends.
 PARENT = """
@@ -52,7 +52,16 @@ def test_what_a_process_started_ends_with_the_block() -> None:
     with start_process(pipe.command, pass_fds=[pipe.writing]) as process:
         pipe.wait_for_grandchild()
     assert pipe.read_all() == b""
-    assert process.returncode == -signal.SIGKILL
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_what_does_not_hear_the_signal_to_end_is_killed() -> None:
+    deaf = "import signal, threading; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True)"
+    command = [sys.executable, "-c", f"{deaf}; threading.Event().wait()"]
+    with start_process(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        end_group(process, grace_s=0.1)
+        assert process.returncode == -signal.SIGKILL
 
 
 def test_a_block_that_fails_ends_what_it_started() -> None:

@@ -1,6 +1,8 @@
 """An engine in a process of its own, behind sockets in a private folder that ends with it."""
 
+import atexit
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -52,7 +54,10 @@ class ProcessClient(EngineClient):
         self._beat_at = time.monotonic()
         with contextlib.ExitStack() as held:
             folder = Path(tempfile.mkdtemp(prefix="tilewise-"))
-            held.callback(shutil.rmtree, folder, ignore_errors=True)
+            remove = functools.partial(_remove, folder, self._owner)
+            atexit.register(remove)  # also where this process ends while the engine loads on another thread
+            held.callback(atexit.unregister, remove)
+            held.callback(remove)
             self._wire = Wire(folder, listen="reports", speak="requests", decoder=messages.REPORT)
             held.callback(self._wire.close)
             command = child_command(module, str(folder))
@@ -130,6 +135,12 @@ class ProcessClient(EngineClient):
                 logger.error("the engine's process ended with status %s", self._process.returncode)
                 self._sinks.close(FinishReason.ERROR, "The engine stopped; its log says why.")
             self._held.close()
+
+
+def _remove(folder: Path, owner: int) -> None:
+    """Remove an engine's folder; a fork, which does not own it, leaves it."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
