@@ -1,7 +1,6 @@
 """The client of the HTTP API against a server that says what the test tells it to."""
 
 import asyncio
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import aclosing, closing
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.messages import mentions
+from tests.processes import run_command
 from tests.serving.openai.openai_double import USAGE, Double, Refusal
 from tilewise.client import APIClient, chat_body, to_data_url
 from tilewise.demo import picture_path
@@ -157,7 +157,7 @@ def test_another_address_of_a_server_is_a_refusal(double: Double) -> None:
 
 def test_a_silent_server_is_an_engine_error(double: Double) -> None:
     double.delay_s = 60.0
-    chunks = APIClient(double.url, timeout=2.0).chat_completions_v1("demo", "hello", stream=True)
+    chunks = APIClient(double.url, timeout=5.0).chat_completions_v1("demo", "hello", stream=True)
     assert next(chunks)
     with pytest.raises(EngineError, match=mentions(double.url)):
         next(chunks)
@@ -178,4 +178,4 @@ def test_loopback_is_never_asked_of_a_proxy(double: Double, monkeypatch: pytest.
 def test_importing_the_client_brings_no_torch() -> None:
     source = Path(__file__).resolve().parents[1] / "src"
     code = f"import sys; sys.path.insert(0, {str(source)!r}); import tilewise.client; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert run_command([sys.executable, "-c", code]).returncode == 0

@@ -1,7 +1,6 @@
 import copy
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tilewise
+from tests.processes import run_command
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import RopeScaling
 from tilewise.errors import CheckpointError, UnsupportedModelError
@@ -221,7 +221,7 @@ def test_a_missing_config_is_an_error_that_names_it(tmp_path: Path) -> None:
 def test_reading_a_config_imports_no_torch() -> None:
     code = "import sys, tilewise.checkpoint.hf_config, tilewise.checkpoint.hub; sys.exit('torch' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(Path(tilewise.__file__).parents[1])}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+    assert run_command([sys.executable, "-c", code], env=environment).returncode == 0
 
 
 FIELDS = [*SMALL, *(f"{section}.{key}" for section in ("vision_config", "llm_config") for key in SMALL[section])]

@@ -17,6 +17,7 @@ from tests.engine.tiny import (
     make_request,
     run,
 )
+from tests.processes import PATIENCE_S
 from tilewise.config import EngineConfig
 from tilewise.engine.core import EngineCore, build_core, find_device
 from tilewise.engine.in_process import InProcessClient
@@ -24,8 +25,6 @@ from tilewise.engine.launch import find_checkpoint, launch_engine
 from tilewise.engine.messages import Abort, Submit
 from tilewise.errors import CapacityError, ConfigError
 from tilewise.types import FinishReason, Request, StepOutput
-
-WAIT_S = 60
 
 
 def break_once(core: EngineCore, part: str, step: int) -> None:
@@ -128,7 +127,7 @@ def test_a_real_engine_on_a_thread_answers_many_and_aborts_one() -> None:
     for request in [endless, *requests]:
         client.submit(request, listen)
     client.abort("endless")
-    assert all(ended.acquire(timeout=WAIT_S) for _ in heard)
+    assert all(ended.acquire(timeout=PATIENCE_S) for _ in heard)
     client.close()
     assert heard["endless"][-1].finish_reason in (FinishReason.ABORT, FinishReason.LENGTH)
     ids = {name: [i for output in outputs for i in output.token_ids] for name, outputs in heard.items()}
@@ -153,7 +152,7 @@ def test_the_embedded_model_is_launched_and_answers(embedded: EngineConfig, in_p
             ended.set()
 
     engine.client.submit(Request("r", (1, 5, 9), generation=replace(GREEDY, max_new_tokens=3)), listen)
-    assert ended.wait(WAIT_S)
+    assert ended.wait(PATIENCE_S)
     engine.client.close()
     assert [len(output.token_ids) for output in outputs] == [1, 1, 1]
     assert outputs[-1].finish_reason is FinishReason.LENGTH

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from tests.kernels.paged import INTERPRETED, DecodeCase, compare_decodes, measure_error
+from tests.processes import run_command
 from tilewise.kernels import reference
 from tilewise.kernels.triton import decode_attention as attention
 
@@ -29,15 +29,9 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 def test_interpreted_kernel_equals_its_twin_and_no_poison_leaks(repository: Path) -> None:
     # In a process of its own: Triton reads the variable when it is imported, and it would hold for every test.
     paths = os.pathsep.join((str(repository / "src"), str(repository)))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.paged"],
-        cwd=repository,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths}
+    command = [sys.executable, "-m", "tests.kernels.paged"]
+    done = run_command(command, cwd=repository, env=environment, check=True)
     errors = json.loads(done.stdout.splitlines()[-1])
     assert errors.keys() == {case.name for case in INTERPRETED}
     wrong = {case.name: errors[case.name] for case in INTERPRETED if not errors[case.name] < TOLERANCES[case.dtype]}

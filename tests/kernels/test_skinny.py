@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 from tests.kernels.paged import measure_error
 from tests.kernels.skinny import GATED, INTERPRETED, TOLERANCES, Product, compare
 from tests.messages import mentions
+from tests.processes import run_command
 from tilewise.kernels import linear, reference
 from tilewise.kernels.triton import skinny
 from tilewise.kernels.triton.product_config import MAX_ROWS, ProductConfig, choose_config, load_table
@@ -75,10 +75,7 @@ def run_interpreted(repository: Path, *command: str) -> str:
     # In a process of its own: Triton reads the variable when it is imported, and it would hold for every test.
     paths = os.pathsep.join((str(repository / "src"), str(repository)))
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=repository, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_command([sys.executable, *command], cwd=repository, env=environment, check=True)
     return done.stdout.splitlines()[-1]
 
 

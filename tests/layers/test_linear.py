@@ -1,8 +1,8 @@
 """Linear layers split over ranks: all shares together are the layer of one rank."""
 
-import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tests.messages import mentions
 from tests.oracle.twins import pack_groups
+from tests.processes import run_command
 from tilewise.layers.linear import ColumnLinear, RowLinear
 from tilewise.parallel import Group
 
@@ -148,25 +149,13 @@ RANK = """
 
 def test_two_processes_meet_in_the_all_reduce(repository: Path, tmp_path: Path) -> None:
     script = textwrap.dedent(RANK)
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(rank), str(tmp_path / "store")],
-            env={"PYTHONPATH": str(repository / "src"), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        results = [process.communicate(timeout=120) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
+    environment = {"PYTHONPATH": str(repository / "src"), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    commands = [[sys.executable, "-c", script, str(rank), str(tmp_path / "store")] for rank in range(2)]
+    with ThreadPoolExecutor() as both:
+        ranks = [both.submit(run_command, command, env=environment, check=True) for command in commands]
     expected = [[100.0 + 50, 200.0 + 146, 300.0 + 242]]  # rows of 0..23 against (1, 1, 1, 1, 2, 2, 2, 2)
-    for process, (out, err) in zip(ranks, results, strict=True):
-        assert process.returncode == 0, err
-        assert out.strip() == str(expected)
+    for rank in ranks:
+        assert rank.result().stdout.strip() == str(expected)
 
 
 class Eighths:

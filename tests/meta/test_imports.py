@@ -4,13 +4,14 @@ A room may import every room of a lower rank, itself, and what its row allows be
 """
 
 import ast
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.processes import run_command
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -237,8 +238,6 @@ def test_a_fresh_interpreter_imports_it_without_torch(module: str) -> None:
         "heavy = {'torch', 'PIL', 'transformers', 'numpy', 'rich', 'huggingface_hub'} & set(sys.modules)\n"
         "print(*sorted(heavy))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env={"PYTHONPATH": str(SOURCE)}, check=True
-    )
+    done = run_command([sys.executable, "-c", script], env={"PYTHONPATH": str(SOURCE)}, check=True)
     allowed = {"rich"} if module == "tilewise.client" else set[str]()  # httpx looks for it
     assert set(done.stdout.split()) <= allowed, done.stdout

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.processes import PATIENCE_S
 from tilewise.config import DecoderConfig
 from tilewise.kernels import AttentionBatch, PrefillChunk
 from tilewise.layers.rope import Rope
@@ -32,9 +33,9 @@ class Threaded(Group):
     def all_reduce(self, x: Tensor) -> Tensor:
         assert self.meeting is not None
         self.meeting.parts[self.rank] = x
-        self.meeting.barrier.wait(60)
+        self.meeting.barrier.wait(PATIENCE_S)
         total = sum((self.meeting.parts[rank] for rank in range(self.size)), start=torch.zeros_like(x))
-        self.meeting.barrier.wait(60)
+        self.meeting.barrier.wait(PATIENCE_S)
         return total
 
 

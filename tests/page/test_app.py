@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.messages import mentions
+from tests.processes import PATIENCE_S
 from tests.serving.openai.openai_double import Double, Refusal, gradios_loops_closed
 from tilewise.client import APIClient, to_data_url
 from tilewise.demo import picture_path
@@ -253,12 +254,11 @@ def test_no_file_of_the_machine_is_read_for_a_browser(address: str, tmp_path: Pa
         Path.cwd() / "pyproject.toml",
     ):
         for spelling in (str(path), f"{picture_path()}/../..{path}", f"//{path}"):
-            response = httpx.get(f"{address}gradio_api/file={spelling}", trust_env=False)
+            response = httpx.get(f"{address}gradio_api/file={spelling}", trust_env=False, timeout=PATIENCE_S)
             assert response.status_code in (403, 404), spelling
             assert b"root:" not in response.content
-    assert (
-        httpx.get(f"{address}gradio_api/file={picture_path()}", trust_env=False).content == picture_path().read_bytes()
-    )
+    picture = httpx.get(f"{address}gradio_api/file={picture_path()}", trust_env=False, timeout=PATIENCE_S)
+    assert picture.content == picture_path().read_bytes()
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "http://127.0.0.1:9/a.png", "https://example.org/a.png"])
@@ -287,7 +287,7 @@ EVIL = "http://evil.example:6006"
 def test_pages_of_other_sites_are_refused_and_get_no_leave(address: str, double: Double, headers: dict) -> None:
     asked = {**headers, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
     body = {"data": [{"text": "x"}, 512, 0.7, 0.8, 50, 12, ""]}
-    with httpx.Client(base_url=address, trust_env=False) as http:
+    with httpx.Client(base_url=address, trust_env=False, timeout=PATIENCE_S) as http:
         for answer in (
             http.get("/", headers=headers),
             http.post("/gradio_api/call/chat", headers=headers, json=body),
@@ -319,20 +319,20 @@ def test_the_pages_own_names_are_answered_and_grant_nobody_else_leave(double: Do
 
 def test_files_larger_than_the_limit_are_refused(address: str) -> None:
     files = {"files": ("a.png", b"x" * ((20 << 20) + 1))}
-    response = httpx.post(f"{address}gradio_api/upload", files=files, trust_env=False, timeout=60)
+    response = httpx.post(f"{address}gradio_api/upload", files=files, trust_env=False, timeout=PATIENCE_S)
     assert response.status_code == 413
 
 
 def test_the_page_bounds_what_a_browser_loads_and_names_no_other_host(address: str) -> None:
-    response = httpx.get(address, trust_env=False)
+    response = httpx.get(address, trust_env=False, timeout=PATIENCE_S)
     assert "default-src 'self' data: blob:" in response.headers["content-security-policy"]
     assert "tilewise-language" in response.text
     assert "fonts.googleapis" not in response.text
-    settings = httpx.get(f"{address}config", trust_env=False).json()
+    settings = httpx.get(f"{address}config", trust_env=False, timeout=PATIENCE_S).json()
     assert settings["analytics_enabled"] is False
     assert not settings.get("mcp_server")
     for closed in ("monitoring", "docs", "redoc", "gradio_api/mcp/"):
-        assert httpx.get(address + closed, trust_env=False).status_code in (403, 404), closed
+        assert httpx.get(address + closed, trust_env=False, timeout=PATIENCE_S).status_code in (403, 404), closed
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import io
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.processes import run_command
 from tests.serving.openai.openai_double import USAGE, Double
 from tilewise.demo import picture_path
 from tilewise.inputs.media.tiling import count_tiles
@@ -92,8 +92,8 @@ def test_the_curl_command_asks_the_same_and_runs_nothing_else(tmp_path: Path, bo
     with Double() as double:
         script = snippets.write_curl(double.url, body)
         environment = {**os.environ, "API_KEY": "secret", "NO_PROXY": "*"}
-        done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, env=environment, timeout=60)
-    assert b"The answer is 42." in done.stdout, done.stderr
+        done = run_command(["sh", "-c", script], cwd=tmp_path, env=environment)
+    assert "The answer is 42." in done.stdout, done.stderr
     check_sent(double.bodies[0], body)
     assert double.asked[0][2] == "Bearer secret"
     assert len(list(tmp_path.iterdir())) == 2
@@ -104,8 +104,8 @@ def test_the_sdk_code_asks_the_same(tmp_path: Path, body: dict[str, Any]) -> Non
     with Double() as double:
         environment = {**os.environ, "API_KEY": "secret", "NO_PROXY": "*"}
         code = [sys.executable, "-c", snippets.write_sdk(double.url, body)]
-        done = subprocess.run(code, cwd=tmp_path, capture_output=True, env=environment, timeout=60)
-    assert done.stdout == b"The answer is 42.\n", done.stderr
+        done = run_command(code, cwd=tmp_path, env=environment)
+    assert done.stdout == "The answer is 42.\n", done.stderr
     check_sent(double.bodies[0], body)
 
 
@@ -115,6 +115,6 @@ def test_the_pipelines_code_runs(tmp_path: Path, body: dict[str, Any], temperatu
     assert f"do_sample={temperature > 0}" in code
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, env=environment, timeout=120)
+    done = run_command(command, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("prometheus_client", reason="the server's extra is not installed")
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.processes import PATIENCE_S
 from tilewise.demo import picture_path
 from tilewise.errors import ImageError, ImageFetchError
 from tilewise.inputs.media.fetch_context import use_fetch_context
@@ -57,7 +58,7 @@ def host() -> Iterator[str]:
 
 @contextmanager
 def building(metrics: Metrics) -> Generator[None]:
-    with metrics.build_s.time(), use_fetch_context(60.0, lambda: True, metrics.observe_stage):
+    with metrics.build_s.time(), use_fetch_context(PATIENCE_S, lambda: True, metrics.observe_stage):
         yield
 
 
@@ -91,11 +92,11 @@ def test_servers_of_one_process_count_their_own_pictures(metrics: Metrics) -> No
     def build() -> None:
         with building(other):
             inside.set()
-            assert outside.wait(30)
+            assert outside.wait(PATIENCE_S)
 
     thread = threading.Thread(target=build)
     thread.start()
-    assert inside.wait(30)
+    assert inside.wait(PATIENCE_S)
     with building(metrics):
         load_image(picture_path(), POLICY)
     load_image(picture_path(), POLICY)  # nobody's

@@ -1,12 +1,12 @@
 """Threads that wait long and hold nothing up."""
 
-import subprocess
 import sys
 import threading
 
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.processes import PATIENCE_S, run_command
 from tilewise.serving.threads import DaemonThreads
 
 
@@ -16,23 +16,23 @@ def test_calls_run_at_once_up_to_the_bound_and_then_in_turn() -> None:
     def wait(number: int) -> int:
         started.append(number)
         if number < 2:
-            all_run.wait(60)
-            go_on.wait(60)
+            all_run.wait(PATIENCE_S)
+            go_on.wait(PATIENCE_S)
         return number
 
     futures = [threads.submit(lambda number=number: wait(number)) for number in range(5)]
-    all_run.wait(60)
+    all_run.wait(PATIENCE_S)
     assert sorted(started) == [0, 1]
     go_on.set()
-    assert [future.result(60) for future in futures] == [0, 1, 2, 3, 4]
+    assert [future.result(PATIENCE_S) for future in futures] == [0, 1, 2, 3, 4]
     threads.close()
 
 
 def test_an_error_is_the_callers() -> None:
     threads = DaemonThreads(1, "t")
     with pytest.raises(ZeroDivisionError):
-        threads.submit(lambda: 1 // 0).result(60)
-    assert threads.submit(lambda: 1).result(60) == 1
+        threads.submit(lambda: 1 // 0).result(PATIENCE_S)
+    assert threads.submit(lambda: 1).result(PATIENCE_S) == 1
     threads.close()
 
 
@@ -41,19 +41,19 @@ def test_closing_cancels_what_waits_and_ends_the_threads() -> None:
 
     def wait() -> int:
         begun.set()
-        go_on.wait(60)
+        go_on.wait(PATIENCE_S)
         return 1
 
     running = threads.submit(wait)
-    assert begun.wait(60)
+    assert begun.wait(PATIENCE_S)
     waiting = threads.submit(lambda: 2)
     threads.close()
     assert waiting.cancelled()
     go_on.set()
-    assert running.result(60) == 1
+    assert running.result(PATIENCE_S) == 1
     for thread in threading.enumerate():
         if thread.name == "closed":
-            thread.join(60)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()
 
 
@@ -63,4 +63,4 @@ def test_the_process_ends_though_a_call_waits_for_ever() -> None:
         "DaemonThreads(1, 't').submit(lambda: (begun.set(), threading.Event().wait())); begun.wait()"
     )
     environment = {"PYTHONPATH": str(REPOSITORY / "src")}
-    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
+    run_command([sys.executable, "-c", program], env=environment, check=True)

@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from training.scenes.letters import CHINESE, CODE
 from training.scenes.sample import Canvas, Chance
 from training.train import Settings, run
 
+from tests.processes import run_command
 from tests.training import small
 from tilewise import GenerationConfig, pipeline
 from tilewise.config import ModelConfig
@@ -192,7 +192,7 @@ def test_two_ranks_step_as_one_that_accumulates_twice(tmp_path):
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'src'}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=170)
+    run_command(command, check=True, env=environment)
     progress, state = load_state(tmp_path / "both" / "state")
     assert progress == alone.progress
     # Momenta are sums of gradients; Adam makes a whole step of a gradient's last bit, so weights differ by more.

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.processes import PATIENCE_S
 from tilewise import demo
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.errors import ImageFetchError
@@ -57,7 +58,7 @@ def silent() -> Iterator[SilentHost]:
 
 
 def test_the_fetches_of_one_request_share_their_time(silent: SilentHost) -> None:
-    with use_fetch_context(0.3, lambda: True):
+    with use_fetch_context(2.0, lambda: True):
         for reason in ("too slow", "together took too long"):
             with pytest.raises(ImageFetchError, match=reason):
                 fetch(silent.url, POLICY)
@@ -76,9 +77,9 @@ def run_unwanted(work: Callable[[], Any], begun: threading.Event) -> str:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert begun.wait(60)
+    assert begun.wait(PATIENCE_S)
     is_wanted.clear()
-    thread.join(60)
+    thread.join(PATIENCE_S)
     return told[0]
 
 
