@@ -114,7 +114,9 @@ def test_pixels_that_no_kernel_takes_are_declined_by_name() -> None:
 @pytest.mark.parametrize(("source", "target"), ODD_SIZES + random_sizes(60, 700, seed=0))
 def test_resize_equals_pillow_to_the_pixel(source: tuple[int, int], target: tuple[int, int]) -> None:
     image = pillow.make_picture(*source, seed=source[0])
-    assert torch.equal(resize_bicubic(image, *target), pillow.resize(image, *target))
+    expected = pillow.resize(image, *target)
+    assert torch.equal(resize_bicubic(image, *target), expected)
+    assert torch.equal(resample.resize_plainly(image, *target), expected)
 
 
 def test_an_unchanged_size_returns_the_picture_itself() -> None:
@@ -128,7 +130,9 @@ def test_tiles_equal_pillows_crops_and_thumbnail(size: tuple[int, int]) -> None:
     columns, rows = choose_grid(*size, tiling)
     layout = (columns, rows, columns * rows > 1, tiling.tile_size)
     image = pillow.make_picture(*size, seed=1)
-    assert torch.equal(cut_tiles(image, *layout), pillow.cut(image, *layout))
+    expected = pillow.cut(image, *layout)
+    assert torch.equal(cut_tiles(image, *layout), expected)
+    assert torch.equal(resample.cut_plainly(image, *layout), expected)
 
 
 def test_the_thumbnail_comes_last_and_only_where_asked_for() -> None:

@@ -59,7 +59,7 @@ ROWS = (
     Row(3, ("cache.tensors", "checkpoint.weights"), has_torch=True),
     Row(3, ("vl",), only=("inputs.media",), never=TORCH),
     Row(4, ("runner",), has_torch=True),
-    Row(4, ("engine.core",), beside=("runner",), has_torch=True),
+    Row(4, ("engine.core", "engine.preparations"), beside=("runner", "engine.preparations"), has_torch=True),
     Row(5, ("engine.client",), never=TORCH),
     Row(5, ("engine.wire",), only=(*GROUND, "engine.messages"), never=TORCH),
     Row(5, ("engine.in_process",), beside=("engine.client",), never=TORCH),

@@ -7,6 +7,7 @@ overwritten, or belongs to another prefix, picture or namespace changes the answ
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tilewise.scheduling.scheduler import Scheduler
@@ -103,6 +104,9 @@ class Simulation:
         self.slots = [GARBAGE] * (num_blocks * budgets.block_size)
         self.rows: list[tuple[bytes, int] | None] = [None] * num_tile_rows
         self.num_steps = 0
+        self.cutting: deque[bytes] = deque()
+        self.unready: list[str] = []
+        self._cut: set[bytes] = set()
         self._requests: dict[int, Request] = {}
         self._inputs: dict[int, list[int | tuple[bytes, int, int]]] = {}
         self._next: dict[int, int] = {}  # where each running sequence's next chunk must start
@@ -111,15 +115,39 @@ class Simulation:
     def open_ids(self) -> list[str]:
         return [request_id for request_id, told in self.told.items() if told.reason is None]
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, *, is_ready: bool = True) -> None:
         self.told[request.request_id] = Told(request)
-        self.scheduler.add(request)
+        self.scheduler.add(request, is_ready=is_ready)
+        self.unready += [] if is_ready else [request.request_id]
+        self.check()
+
+    def mark_ready(self) -> None:
+        """The oldest request that is not ready becomes so, if it is still here."""
+        request_id = self.unready.pop(0)
+        assert self.scheduler.mark_ready(request_id) == (self.told[request_id].reason is None)
+        self.check()
+
+    def cut(self) -> None:
+        """The picture that is cut is done."""
+        digest = self.cutting.popleft()
+        assert self.scheduler.cuts.mark_ready(digest)
+        self._cut.add(digest)
+        self.check()
+
+    def refuse_image(self) -> None:
+        """The picture that is cut cannot be."""
+        self._hear(self.scheduler.refuse_image(self.cutting.popleft(), "uncuttable"))
         self.check()
 
     def schedule(self) -> StepPlan | None:
         """Plan a step and run it at once: a device runs steps in the order of their planning."""
         before = {s.id: list(s.blocks) for s in self.scheduler.running}
         plan = self.scheduler.schedule()
+        for digest in self.scheduler.cuts.take_dropped():
+            self._cut.discard(digest)
+            with suppress(ValueError):
+                self.cutting.remove(digest)
+        self.cutting += (image.digest for image in self.scheduler.cuts.take_wanted())
         for sequence in self.scheduler.waiting:
             self._next.pop(sequence.id, None)
         if plan is not None:
@@ -132,7 +160,8 @@ class Simulation:
                 self._next.pop(sequence_id, None)
             self.flying.append((plan, self._run(plan)))
         else:
-            assert not self.scheduler.has_work or self.flying or before, "requests wait and nothing is done"
+            waits = self.flying or before or self.unready or self.cutting
+            assert not self.scheduler.has_work or waits, "requests wait and nothing is done"
         self.check()
         return plan
 
@@ -168,9 +197,13 @@ class Simulation:
         bound = self.num_steps + (work + 1) * (len(self.open_ids) + 1)
         while self.scheduler.has_work or self.flying:
             planned = self.schedule()
-            assert planned or self.flying, "requests wait and nothing is done"
+            assert planned or self.flying or self.cutting or self.unready, "requests wait and nothing is done"
             if self.flying:
                 self.commit()
+            elif self.cutting:
+                self.cut()
+            elif self.unready:
+                self.mark_ready()
             assert self.num_steps <= bound, "somebody starves"
         assert not self.open_ids
         assert self.scheduler.pool.num_held == 0
@@ -196,6 +229,10 @@ class Simulation:
     def _check_budgets(self, plan: StepPlan) -> None:
         assert sum(chunk.num_tokens for chunk in plan.chunks) <= self.budgets.max_step_tokens
         assert len(plan.tiles) <= self.budgets.max_step_tiles
+        images = {job.image.digest: job.image.num_pixels for job in plan.tiles}
+        assert self._cut >= {digest for digest, size in images.items() if size > self.budgets.max_step_pixels}
+        cut_inside = [size for size in images.values() if size <= self.budgets.max_step_pixels]
+        assert sum(cut_inside) <= self.budgets.max_step_pixels
         assert len({chunk.sequence_id for chunk in plan.chunks}) == len(plan.chunks) <= self.budgets.max_sequences
         assert all(chunk.num_tokens == 1 and chunk.is_sampled for chunk in plan.decodes)
         assert all(chunk.num_tokens > 0 and chunk.token_ids is not None for chunk in plan.prefills)

@@ -34,6 +34,8 @@ budgets = st.builds(
     use_prefix_cache=st.booleans(),
     max_busy_work=st.none() | st.integers(1, 20),
     tile_work=st.integers(0, 9),
+    max_step_pixels=st.sampled_from((1 << 22, 28 * 28, 2 * 28 * 28)),  # the smallest picture's, and the next one's
+    max_cut_tiles=st.integers(1, 6),
 )
 
 
@@ -53,6 +55,7 @@ class Histories(RuleBasedStateMachine):
         max_new_tokens=st.integers(1, 20),
         ignores_stops=st.booleans(),
         is_streamed=st.booleans(),
+        is_ready=st.booleans(),
     )
     def add(
         self,
@@ -62,6 +65,7 @@ class Histories(RuleBasedStateMachine):
         max_new_tokens: int,
         ignores_stops: bool,
         is_streamed: bool,
+        is_ready: bool,
     ) -> None:
         request = make_request(
             f"r{len(self.simulation.told)}",
@@ -71,7 +75,23 @@ class Histories(RuleBasedStateMachine):
             stop_token_ids=() if ignores_stops else (STOP_ID,),
             is_streamed=is_streamed,
         )
-        self.simulation.add(request)
+        self.simulation.add(request, is_ready=is_ready)
+
+    @precondition(lambda self: self.simulation.unready)
+    @rule()
+    def mark_ready(self) -> None:
+        self.simulation.mark_ready()
+
+    @precondition(lambda self: self.simulation.cutting)
+    @rule()
+    def cut(self) -> None:
+        self.simulation.cut()
+
+    @precondition(lambda self: self.simulation.cutting)
+    @rule(dice=st.integers(0, 2))
+    def refuse_image(self, dice: int) -> None:
+        if dice == 0:
+            self.simulation.refuse_image()
 
     @rule(count=st.integers(1, 5))
     def step(self, count: int) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tilewise.kernels import reference
+from tilewise.kernels import pillow_resample, reference
 from tilewise.kernels import resample as plain_resample
 from tilewise.kernels.batch import AttentionBatch
 from tilewise.kernels.optimisations import Optimisation, is_left_out
@@ -213,7 +213,11 @@ def resize_bicubic(image: Tensor, width: int, height: int) -> Tensor:
     Shapes: image: (H, W, 3) uint8 -> (height, width, 3) uint8
     Numerics: bit-exact with Pillow's passes, horizontal first.
     """
-    if image.shape[:2] == (height, width) or resample.decline(image):
+    if image.shape[:2] == (height, width):
+        return image
+    if image.device.type == "cpu":
+        return pillow_resample.resize_by_pillow(image, width, height)
+    if resample.decline(image):
         return plain_resample.resize_plainly(image, width, height)
     out = image.new_empty(1, height, width, 3)
     resample.resize_into_tiles(image, out, width, height)
@@ -226,7 +230,10 @@ def cut_tiles(image: Tensor, columns: int, rows: int, has_thumbnail: bool, tile_
     Shapes: image: (H, W, 3) uint8 -> (N, tile_size, tile_size, 3) uint8
     Numerics: as `resize_bicubic`.
     """
-    cut = plain_resample.cut_plainly if resample.decline(image) else resample.cut_in_place
+    if image.device.type == "cpu":
+        cut = pillow_resample.cut_by_pillow
+    else:
+        cut = plain_resample.cut_plainly if resample.decline(image) else resample.cut_in_place
     return cut(image, columns, rows, has_thumbnail, tile_size)
 
 

@@ -88,11 +88,19 @@ def resize_plainly(image: Tensor, width: int, height: int) -> Tensor:
     return image
 
 
+def split_grid(canvas: Tensor, columns: int, rows: int, tile_size: int) -> Tensor:
+    """Cut a picture of the grid's size row by row.
+
+    Shapes: canvas: (rows * tile_size, columns * tile_size, 3) -> (rows * columns, tile_size, tile_size, 3)
+    """
+    grid = canvas.view(rows, tile_size, columns, tile_size, 3).transpose(1, 2)
+    return grid.reshape(rows * columns, tile_size, tile_size, 3)
+
+
 def cut_plainly(image: Tensor, columns: int, rows: int, has_thumbnail: bool, tile_size: int) -> Tensor:
     """The plain twin of `cut_tiles`."""
     canvas = resize_plainly(image, columns * tile_size, rows * tile_size)
-    grid = canvas.view(rows, tile_size, columns, tile_size, 3).transpose(1, 2)
-    tiles = grid.reshape(rows * columns, tile_size, tile_size, 3)
+    tiles = split_grid(canvas, columns, rows, tile_size)
     if not has_thumbnail:
         return tiles
     return torch.cat((tiles, resize_plainly(image, tile_size, tile_size)[None]))

@@ -7,11 +7,8 @@ tokens that the host does not know yet from the device.
 import random
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,8 +17,7 @@ from torch import Tensor
 from tilewise import kernels
 from tilewise.cache.tensors import CacheTensors
 from tilewise.config import ResolvedConfig
-from tilewise.inputs.text.grammar import Guide, create_guide
-from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
+from tilewise.inputs.text.grammar import Guide
 from tilewise.kernels import upload
 from tilewise.model.internvl import InternVL
 from tilewise.runner.batch import StepLayout, build_batch, lay_out
@@ -29,7 +25,7 @@ from tilewise.runner.forward import compute_logits
 from tilewise.runner.graphs import StepGraphs
 from tilewise.runner.sampler import Samples, SamplingState, sample
 from tilewise.scheduling.steps import Sampled, StepPlan, TileJob
-from tilewise.types import PreparedImage, Request
+from tilewise.types import PreparedImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +61,8 @@ class _Moment:
 class Runner:
     """Runs steps in the order in which they were planned; nothing here decides what runs."""
 
-    def __init__(self, model: InternVL, caches: CacheTensors, config: ResolvedConfig, folder: Path) -> None:
-        """Take a loaded model and allocated caches on one device, and the folder with its tokenizer."""
+    def __init__(self, model: InternVL, caches: CacheTensors, config: ResolvedConfig) -> None:
+        """Take a loaded model and allocated caches on one device."""
         self.model = model
         self.caches = caches
         self.config = config
@@ -74,13 +70,15 @@ class Runner:
         self.seconds = {"tower": 0.0, "prefill": 0.0, "decode": 0.0}
         # Of the sequences that were admitted and not released yet.
         self.states: dict[int, SamplingState] = {}
+        # Of requests that are not admitted yet, by their ids.
+        self.guides: dict[str, Guide] = {}
+        # The tiles of large pictures that steps to come need, by their digests.
+        self.cut_images: dict[bytes, Tensor] = {}
         self.graphs: StepGraphs | None = None
         self._latest = torch.zeros(config.max_batch_size, dtype=torch.int64, device=self.device)
         self._sampled_rows: dict[int, int] = {}
         self._last_cut: tuple[bytes, Tensor] | None = None
         self._seeds = random.Random()
-        self._folder = folder
-        self._compiler = ThreadPoolExecutor(1, "tilewise-grammar")
         if config.graphs is not None and kernels.decline_capture(caches.k[0]) is None:
             with self._on_device():
                 self.graphs = StepGraphs(model, caches, -(-config.session_len // config.block_size), self._latest)
@@ -99,7 +97,7 @@ class Runner:
             for sequence_id in plan.released:
                 self.states.pop(sequence_id, None)
             for sequence_id, request in plan.admitted:
-                guide = self._start_guide(request)
+                guide = self.guides.pop(request.request_id, None)
                 self.states[sequence_id] = SamplingState(request, self._seeds.getrandbits(64), guide)
             started = _Moment(self.device)
             if plan.tiles:
@@ -145,17 +143,12 @@ class Runner:
         # CUDA's current device is the thread's, and Triton launches on the current one.
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self._folder)
-
-    def _start_guide(self, request: Request) -> Future[Guide] | None:
-        """Compile the form of a request's answer while its prompt is computed."""
-        form = request.generation.response_format
-        return None if form is None else self._compiler.submit(lambda: create_guide(form, self._tokenizer))
-
     def _cut(self, image: PreparedImage) -> Tensor:
         """All tiles of a picture; the last one cut is kept, since a picture's tiles may be spread over steps."""
+        if (tiles := self.cut_images.get(image.digest)) is not None:
+            if tiles.is_cuda:  # they were made on another stream, which must not reuse their memory too soon
+                tiles.record_stream(torch.cuda.current_stream())
+            return tiles
         if self._last_cut is None or self._last_cut[0] != image.digest:
             pixels = upload(np.frombuffer(image.pixels, np.uint8), self.device)
             pixels = pixels.view(image.height, image.width, 3)

@@ -7,7 +7,6 @@ batch: the uniform number is made on the CPU, and the device inverts the distrib
 import math
 import random
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +30,8 @@ class SamplingState:
     and not yet on the host are counted in `num_pending`.
     """
 
-    def __init__(self, request: Request, fallback_seed: int, guide: Future[Guide] | None = None) -> None:
-        """Take the request's seed, or `fallback_seed` where it has none; `guide` is waited for at the first token."""
+    def __init__(self, request: Request, fallback_seed: int, guide: Guide | None = None) -> None:
+        """Take the request's seed, or `fallback_seed` where it has none; `guide` is of its form, if it has one."""
         self.generation: GenerationConfig = request.generation
         self.stop_token_ids = request.stop_token_ids
         self.seen_ids = set(request.token_ids) if self.generation.repetition_penalty != 1.0 else set[int]()
@@ -80,7 +79,7 @@ class SamplingState:
         self.num_pending = max(0, self.num_pending - 1)
         if self._guide is not None and self.error is None and token_id not in self.stop_token_ids:
             try:
-                self._guide.result().consume(token_id)
+                self._guide.consume(token_id)
             except Exception as error:
                 self._fail(error)
 
@@ -88,8 +87,7 @@ class SamplingState:
         """Set the bits of the tokens that the form allows next; all of them where there is an error."""
         assert self._guide is not None
         try:
-            guide = self._guide.result()
-            guide.fill(mask, self.stop_token_ids, self.generation.bad_token_ids, is_short=self.is_short)
+            self._guide.fill(mask, self.stop_token_ids, self.generation.bad_token_ids, is_short=self.is_short)
         except Exception as error:  # of a library that meets what users write: it must not reach the other rows
             self._fail(error)
             mask[:] = 0xFF

@@ -1,16 +1,20 @@
 """Continuous batching with chunked prefill: which tokens and which tiles go into the next step.
 
-Pure bookkeeping, no clock and no torch: a step is a function of the state and four budgets.
+Pure bookkeeping, no clock and no torch: a step is a function of the state and five budgets.
 
     budget   | spent on
     tokens   | first one a running decode, then prefill chunks, oldest request first
     tiles    | pictures of those chunks that no cache holds; a chunk ends where its tiles run out
+    pixels   | the sources of those pictures that the step cuts itself; a larger one is cut before (`image_cuts`)
     work     | both of them, where a streamed answer decodes: no reader waits long for another's picture
     blocks   | a prompt's blocks when it is admitted, one more whenever an answer outgrows its last
 
 When blocks run out the youngest request gives its own back and is computed again later. A step may be
 scheduled before the one before it is committed: a token that is sampled but not yet known counts as
 pending, and the runner takes it from the device, unless the next one depends on which it is.
+
+A request that is not ready yet, because its answer's form is still compiled, waits outside the batch and lets others
+pass.
 """
 
 from bisect import insort
@@ -21,6 +25,7 @@ from tilewise.cache.blocks import BlockPool
 from tilewise.cache.prefix import PrefixCache, extend_digests
 from tilewise.cache.tiles import TileCache
 from tilewise.errors import ConfigError, InputError, PromptTooLongError
+from tilewise.scheduling.image_cuts import ImageCuts
 from tilewise.scheduling.sequence import Sequence
 from tilewise.scheduling.steps import Budgets, Chunk, ImageRows, Sampled, StepDraft, StepPlan, TileJob
 from tilewise.types import FinishReason, PreparedImage, Request, StepOutput
@@ -50,11 +55,13 @@ class Scheduler:
         self.prefix = PrefixCache()
         self.pool = BlockPool(num_blocks, on_evict=self.prefix.forget)
         self.tiles = TileCache(num_tile_rows)
+        self.cuts = ImageCuts(budgets.max_cut_tiles)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.counters = dict.fromkeys(COUNTERS, 0)
         self._by_request: dict[str, Sequence] = {}
         self._next_id = 0
+        self._admitted: list[tuple[int, Request]] = []
         self._released: list[int] = []
         self._computing: Counter[bytes] = Counter()
 
@@ -67,8 +74,8 @@ class Scheduler:
         """Blocks that hold `num_tokens`."""
         return -(-num_tokens // self.budgets.block_size)
 
-    def add(self, request: Request) -> None:
-        """Queue a request.
+    def add(self, request: Request, *, is_ready: bool = True) -> None:
+        """Queue a request; one that is not ready waits for `mark_ready`.
 
         Raises:
             PromptTooLongError: the session length leaves no room for an answer.
@@ -81,11 +88,27 @@ class Scheduler:
             )
         if request.request_id in self._by_request:
             raise InputError(f"Request {request.request_id!r} is already running.", param="request_id")
-        sequence = Sequence(self._next_id, request, min(request.generation.max_new_tokens, room))
+        sequence = Sequence(self._next_id, request, min(request.generation.max_new_tokens, room), is_ready)
         self._next_id += 1
         self._by_request[request.request_id] = sequence
         self.waiting.append(sequence)
         self.counters["requests_opened"] += 1
+
+    def mark_ready(self, request_id: str) -> bool:
+        """Let a request into the batch from now on; False if it is not here any more."""
+        sequence = self._by_request.get(request_id)
+        if sequence is not None:
+            sequence.is_ready = True
+        return sequence is not None
+
+    def refuse(self, request_id: str, error: str) -> list[StepOutput]:
+        """End a request that cannot become ready, if it is still here."""
+        sequence = self._by_request.get(request_id)
+        return [] if sequence is None else self._end_all([sequence], error)
+
+    def refuse_image(self, digest: bytes, error: str) -> list[StepOutput]:
+        """End all requests that still need a picture which could not be cut."""
+        return self._end_all([s for s in self.running if digest in s.find_images_ahead()], error)
 
     def abort(self, request_id: str) -> StepOutput | None:
         """End a request now; None if it is not here. A step in flight may still compute for it, unheard."""
@@ -98,7 +121,8 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Fill the next step; None if nothing can be computed now."""
         self.tiles.unpin()
-        step = StepDraft(self.budgets.max_step_tokens, self.budgets.max_step_tiles)
+        self.cuts.keep({digest for sequence in self.running for digest in sequence.find_images_ahead()})
+        step = StepDraft(self.budgets)
         for sequence in list(self.running):
             if sequence.is_decoding:  # one that was preempted meanwhile is not
                 self._schedule_decode(sequence, step)
@@ -113,6 +137,7 @@ class Scheduler:
         if not step.decodes and not step.prefills:
             return None
         released, self._released = tuple(self._released), []
+        admitted, self._admitted = self._admitted, []
         self.counters["steps"] += 1
         self.counters["tiles_encoded"] += len(step.tiles)
         self.counters["tokens_computed"] += sum(chunk.num_tokens for chunk in step.decodes + step.prefills)
@@ -121,7 +146,7 @@ class Scheduler:
             tuple(step.tiles),
             tuple(step.decodes),
             tuple(step.prefills),
-            tuple(step.admitted),
+            tuple(new for new in admitted if new[0] not in released),
             released,
         )
 
@@ -147,10 +172,7 @@ class Scheduler:
         for job in plan.tiles:
             self.tiles.forget((job.namespace, job.image.digest, job.tile))
         ids = {chunk.sequence_id for chunk in plan.chunks}
-        broken = [sequence for sequence in self._by_request.values() if sequence.id in ids]
-        for sequence in broken:
-            self._end(sequence)
-        return [StepOutput(s.request.request_id, finish_reason=FinishReason.ERROR, error=error) for s in broken]
+        return self._end_all([sequence for sequence in self._by_request.values() if sequence.id in ids], error)
 
     def check_integrity(self) -> None:
         """Raise unless every request, block, digest and tile row is accounted for."""
@@ -161,6 +183,7 @@ class Scheduler:
         self.pool.check_integrity([s.blocks for s in here])
         self.prefix.check_integrity()
         self.tiles.check_integrity()
+        self.cuts.check_integrity()
         opened, ended = self.counters["requests_opened"], self.counters["requests_ended"]
         assert opened == ended + len(here), "a request ended twice or never"
         assert all(not s.blocks for s in self.waiting), "a waiting request holds blocks"
@@ -233,12 +256,16 @@ class Scheduler:
         """Find a tile's row, or reserve one and have it encoded; `num_tokens` of the chunk end with the tile."""
         key, work = (namespace, image.digest, tile), self.budgets.tile_work
         row = self.tiles.find(key)
-        if row is None and step.has_tile_room(work + num_tokens):
-            row = self.tiles.reserve(key)
-            if row is not None:
-                step.tiles.append(TileJob(namespace, image, tile, row))
-                step.tiles_left -= 1
-                step.work_left -= work
+        if row is not None or not step.has_tile_room(work + num_tokens):
+            return row
+        is_large = image.num_pixels > self.budgets.max_step_pixels
+        if not (self.cuts.ask(image) if is_large else step.has_pixel_room(image)):
+            return None
+        row = self.tiles.reserve(key)
+        if row is not None:
+            step.add_tile(TileJob(namespace, image, tile, row), work)
+            if not is_large:
+                step.cut_inside(image)
         return row
 
     def _admit(self, step: StepDraft) -> None:
@@ -249,7 +276,7 @@ class Scheduler:
             if sequence.num_pending:  # preempted with a sample in flight: it cannot be computed again yet
                 break
             hits = self._find_prefix(sequence)
-            if self._is_computing_next(sequence, len(hits)):
+            if not sequence.is_ready or self._is_computing_next(sequence, len(hits)):
                 postponed.append(self.waiting.popleft())
                 continue
             # One block beyond the prompt, so that it is not admitted only to be preempted at its first token.
@@ -269,7 +296,7 @@ class Scheduler:
                 sequence.cached_tokens = sequence.num_scheduled
                 self.counters["prefix_queries"] += len(sequence.token_ids)
                 self.counters["prefix_hits"] += sequence.cached_tokens
-                step.admitted.append((sequence.id, sequence.request))
+                self._admitted.append((sequence.id, sequence.request))
             insort(self.running, sequence, key=lambda running: running.id)
             self._schedule_prefill(sequence, step)
         self.waiting.extendleft(reversed(postponed))
@@ -349,6 +376,11 @@ class Scheduler:
         self.pool.release(reversed(sequence.blocks), self.prefix.is_identified)
         sequence.blocks, sequence.digests = [], []
         sequence.num_published = 0
+
+    def _end_all(self, sequences: list[Sequence], error: str) -> list[StepOutput]:
+        for sequence in sequences:
+            self._end(sequence)
+        return [StepOutput(s.request.request_id, finish_reason=FinishReason.ERROR, error=error) for s in sequences]
 
     def _end(self, sequence: Sequence) -> None:
         if sequence.blocks:

@@ -6,7 +6,7 @@ from tilewise.types import Request
 class Sequence:
     """The mutable state of one request: what is computed, what is known, which blocks it holds."""
 
-    def __init__(self, sequence_id: int, request: Request, max_new_tokens: int) -> None:
+    def __init__(self, sequence_id: int, request: Request, max_new_tokens: int, is_ready: bool = True) -> None:
         """Start with nothing computed."""
         self.id = sequence_id
         self.request = request
@@ -19,6 +19,14 @@ class Sequence:
         self.num_published = 0
         self.cached_tokens = 0
         self.was_admitted = False
+        self.is_ready = is_ready
+
+    def find_images_ahead(self) -> set[bytes]:
+        """The digests of pictures of which positions are still to be scheduled."""
+        spans = self.request.spans
+        if not spans or spans[-1].end <= self.num_scheduled:
+            return set()
+        return {self.request.images[span.image].digest for span in spans if span.end > self.num_scheduled}
 
     @property
     def num_generated(self) -> int:

@@ -12,6 +12,9 @@ class Budgets:
 
     A step in which an answer is decoded that somebody reads as it comes does at most `max_busy_work`, in prompt tokens,
     of which a tile to encode counts `tile_work`; one tile is always allowed.
+
+    A step cuts pictures of `max_step_pixels` source pixels together, if any. A larger one is cut before, and at most
+    `max_cut_tiles` tiles of such pictures are kept meanwhile, or one picture's.
     """
 
     max_step_tokens: int
@@ -23,6 +26,8 @@ class Budgets:
     use_prefix_cache: bool = True
     max_busy_work: int | None = None
     tile_work: int = 0
+    max_step_pixels: int = 1 << 22
+    max_cut_tiles: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +87,18 @@ class StepPlan:
 class StepDraft:
     """A step while the scheduler fills it."""
 
-    def __init__(self, tokens_left: int, tiles_left: int) -> None:
+    def __init__(self, budgets: Budgets) -> None:
         """Start with nothing but the budgets; `work_left` is for who shares the step with streams."""
-        self.tokens_left = tokens_left
-        self.tiles_left = tiles_left
+        self.tokens_left = budgets.max_step_tokens
+        self.tiles_left = budgets.max_step_tiles
+        self.pixels_left = budgets.max_step_pixels
         self.work_left = math.inf
         self.tiles: list[TileJob] = []
         self.decodes: list[Chunk] = []
         self.prefills: list[Chunk] = []
-        self.admitted: list[tuple[int, Request]] = []
         self.has_preempted = False
         self.has_streams = False
+        self._cut: set[bytes] = set()
 
     @property
     def token_room(self) -> int:
@@ -103,6 +109,22 @@ class StepDraft:
         """Another tile may be encoded, which with the chunk's tokens up to its end takes `work`."""
         is_first = not self.tiles and not self.prefills
         return self.tiles_left > 0 and (is_first or work <= self.work_left)
+
+    def has_pixel_room(self, image: PreparedImage) -> bool:
+        """The step may cut this picture, or does so already."""
+        return image.digest in self._cut or image.num_pixels <= self.pixels_left
+
+    def add_tile(self, job: TileJob, work: int) -> None:
+        """Encode one more tile."""
+        self.tiles.append(job)
+        self.tiles_left -= 1
+        self.work_left -= work
+
+    def cut_inside(self, image: PreparedImage) -> None:
+        """Count the pixels of a picture that the step itself cuts, once."""
+        if image.digest not in self._cut:
+            self._cut.add(image.digest)
+            self.pixels_left -= image.num_pixels
 
     def spend_tokens(self, number: int) -> None:
         """Count prompt tokens of a chunk."""

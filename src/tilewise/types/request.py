@@ -42,6 +42,11 @@ class PreparedImage:
     digest: bytes
 
     @property
+    def num_pixels(self) -> int:
+        """Pixels before any cutting."""
+        return self.width * self.height
+
+    @property
     def num_tiles(self) -> int:
         """Tiles that the tower sees: the grid, and the thumbnail where there is one."""
         return self.columns * self.rows + int(self.has_thumbnail)

@@ -81,10 +81,10 @@ def decline(pixels: Tensor) -> str | None:
 
 
 @lru_cache(maxsize=128)  # 0.6 MB at most for the largest accepted side, and 20 KB for a common one
-def _load_table(source: int, target: int, device: torch.device) -> Tensor:
+def _load_table(source: int, target: int, device: torch.device, stream_id: int) -> Tensor:
     """Return first indices and then the weights tap by tap, (1 + taps, target) int32: neighbours read neighbours.
 
-    NOTE: uploaded in stream order, so all passes of a device run on one stream.
+    `stream_id` is the current stream's: a table is there in that stream's order alone.
     """
     first, weights = coefficients(source, target)
     return upload(np.concatenate((first[None].astype(np.int32), weights.T)), device)
@@ -94,7 +94,8 @@ def _launch_pass(image: Tensor, out: Tensor, axis: int, target: int) -> None:
     """Resize one axis of (H, W, 3) into a grid of tiles (N, height, width, 3), all of the same size."""
     shape = list(image.shape)
     shape[axis] = target
-    table = _load_table(image.shape[axis], target, image.device)
+    stream_id = torch.cuda.current_stream(image.device).stream_id if image.is_cuda else 0
+    table = _load_table(image.shape[axis], target, image.device, stream_id)
     row_size, tile_row_size = 3 * shape[1], 3 * out.shape[2]
     resample, _ = kernels()
     resample[(shape[0], -(-row_size // _BLOCK))](
