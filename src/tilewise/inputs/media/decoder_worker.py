@@ -15,6 +15,7 @@ its parent (stdin closes), and never imports torch.
 import contextlib
 import io
 import math
+import mmap
 import os
 import resource
 import signal
@@ -38,13 +39,26 @@ _MEMORY_BYTES_PER_PIXEL = 24
 def read_exactly(stream: io.FileIO, num_bytes: int) -> bytearray:
     """Read so many bytes; an early end is an `EOFError`."""
     data = bytearray(num_bytes)
-    view = memoryview(data)
+    _read_into(stream, memoryview(data))
+    return data
+
+
+def read_pixels(stream: io.FileIO, num_bytes: int) -> memoryview:
+    """Read so many bytes, of which there may be many; an early end is an `EOFError`.
+
+    PERF: a bytearray is zeroed and given back while no other thread runs: 66 ms for 49 megapixels (2 cores).
+    """
+    data = memoryview(mmap.mmap(-1, num_bytes))
+    _read_into(stream, data)
+    return data
+
+
+def _read_into(stream: io.FileIO, view: memoryview) -> None:
     while view:
         count = stream.readinto(view)
         if not count:
             raise EOFError
         view = view[count:]
-    return data
 
 
 def write_all(stream: io.FileIO, data: bytes | bytearray) -> None:

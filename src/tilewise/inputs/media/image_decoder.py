@@ -25,6 +25,7 @@ from tilewise.inputs.media.decoder_worker import (
     SENT_LIMITS,
     TOO_LARGE,
     read_exactly,
+    read_pixels,
     write_all,
 )
 from tilewise.inputs.media.policy import ImageLimits
@@ -47,17 +48,19 @@ def _pipes(process: subprocess.Popen[bytes]) -> tuple[io.FileIO, io.FileIO]:
     return cast(io.FileIO, process.stdin), cast(io.FileIO, process.stdout)
 
 
-def _exchange(process: subprocess.Popen[bytes], data: bytes, limits: ImageLimits) -> tuple[int, int, int, bytearray]:
+def _exchange(
+    process: subprocess.Popen[bytes], data: bytes, limits: ImageLimits
+) -> tuple[int, int, int, bytes | memoryview]:
     """Send one picture; return status, width and height, and the pixels or the message."""
     requests, replies = _pipes(process)
     write_all(requests, REQUEST.pack(len(data), *(getattr(limits, name) for name in SENT_LIMITS)))
     write_all(requests, data)
     status, first, second = REPLY.unpack(read_exactly(replies, REPLY.size))
     if status != PIXELS:
-        return status, 0, 0, read_exactly(replies, min(first, MAX_MESSAGE_BYTES))
+        return status, 0, 0, bytes(read_exactly(replies, min(first, MAX_MESSAGE_BYTES)))
     if first * second > limits.max_pixels:
         raise EOFError
-    return status, first, second, read_exactly(replies, first * second * 3)
+    return status, first, second, read_pixels(replies, first * second * 3)
 
 
 class Decoder:
@@ -87,7 +90,7 @@ class Decoder:
         process = self._process
         return None if process is None or process.poll() is not None else process.pid
 
-    def decode(self, data: bytes, limits: ImageLimits) -> tuple[int, int, bytes | bytearray]:
+    def decode(self, data: bytes, limits: ImageLimits) -> tuple[int, int, bytes | memoryview]:
         """Return (width, height, RGB bytes) of an encoded picture; waits for its turn.
 
         Raises:
@@ -110,7 +113,7 @@ class Decoder:
                 if not self._is_ready:
                     self._end()
         if status != PIXELS:
-            raise (ImageTooLargeError if status == TOO_LARGE else ImageError)(content.decode(errors="replace"))
+            raise (ImageTooLargeError if status == TOO_LARGE else ImageError)(bytes(content).decode(errors="replace"))
         return width, height, content
 
     def close(self) -> None:

@@ -75,7 +75,7 @@ def prepare_image(
     return PreparedImage(width, height, view, columns, rows, thumbnail, digest.digest())
 
 
-def _decode(source: object, policy: ImagePolicy) -> tuple[int, int, bytes | bytearray]:
+def _decode(source: object, policy: ImagePolicy) -> tuple[int, int, bytes | memoryview]:
     """Return width, height and RGB bytes of an encoded picture, as the decoder's process wrote them."""
     data = _read_source(source, policy)
     with timed("decode"):  # waiting for the decoder is part of it
