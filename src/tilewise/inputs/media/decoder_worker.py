@@ -21,6 +21,7 @@ import resource
 import signal
 import struct
 import sys
+from collections.abc import Generator
 
 from tilewise.errors import ImageError, ImageTooLargeError
 from tilewise.inputs.media.policy import MIB, ImageLimits
@@ -57,7 +58,8 @@ def write_all(stream: io.FileIO, data: bytes | bytearray) -> None:
         view = view[stream.write(view) :]
 
 
-def _bound_self(limits: ImageLimits) -> None:
+@contextlib.contextmanager
+def _bounded(limits: ImageLimits) -> Generator[None]:
     """Allow this process the memory and CPU time of one more picture, and no core file.
 
     The CPU time ends in a signal's default action, which kills: no handler in Python runs within one long C call.
@@ -74,6 +76,11 @@ def _bound_self(limits: ImageLimits) -> None:
         with contextlib.suppress(OSError, ValueError):  # macOS refuses RLIMIT_AS
             resource.setrlimit(kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
     signal.setitimer(signal.ITIMER_PROF, limits.decode_cpu_s)
+    try:
+        yield
+    finally:
+        # NOTE: before the answer; a process that ended right after it would be blamed on the next picture
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _answer(data: bytearray, limits: ImageLimits, replies: io.FileIO) -> None:
@@ -83,7 +90,8 @@ def _answer(data: bytearray, limits: ImageLimits, replies: io.FileIO) -> None:
 
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
     try:
-        image = pixels.decode(data, limits)
+        with _bounded(limits):
+            image = pixels.decode(data, limits)
     except ImageError as error:
         message = str(error).encode()[:MAX_MESSAGE_BYTES]
         status = TOO_LARGE if isinstance(error, ImageTooLargeError) else REFUSED
@@ -113,11 +121,9 @@ def main() -> None:
             limits = ImageLimits(**dict(zip(SENT_LIMITS, bounds, strict=True)))
             try:
                 data = read_exactly(requests, num_bytes)
-                _bound_self(limits)
                 _answer(data, limits, replies)
             except MemoryError:
                 sys.exit(OUT_OF_MEMORY)
-            signal.setitimer(signal.ITIMER_PROF, 0)
             del data
 
 
