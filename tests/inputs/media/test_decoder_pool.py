@@ -40,8 +40,10 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 @contextmanager
 def opened(num_decoders: int, **options) -> Iterator[DecoderPool]:
     pool = DecoderPool([ImageDecoder() for _ in range(num_decoders)], **options)
-    yield pool
-    pool.close()
+    try:
+        yield pool
+    finally:
+        pool.close()  # ends what is frozen, too, so that a test that fails does not hang
     assert not pool.process_ids
 
 
