@@ -33,7 +33,7 @@ ROOM_LINES = {
     "demo": 28,
     "engine": 800,
     "inputs": 375,
-    "inputs/media": 905,
+    "inputs/media": 1000,  # a pool of decoders, so that one client's pictures do not stop another's
     "inputs/text": 600,
     "inputs/text/tool_syntax": 75,
     "kernels": 435,

@@ -9,7 +9,8 @@ nothing is pickled.
                        REFUSED or TOO_LARGE, length, 0    then that many bytes of message
 
 A worker holds no picture between requests, bounds its own memory and CPU time where the platform can, ends with
-its parent (stdin closes), and never imports torch.
+its parent (stdin closes), and never imports torch. The way in which it ends tells what a picture did: SIGPROF or
+SIGXCPU that it used up its CPU time, the status OUT_OF_MEMORY its memory.
 """
 
 import contextlib
@@ -20,16 +21,19 @@ import os
 import resource
 import signal
 import struct
+import sys
+from collections.abc import Generator
 
 from tilewise.errors import ImageError, ImageTooLargeError
 from tilewise.inputs.media.policy import MIB, ImageLimits
 
 REQUEST = struct.Struct("<QQQdQd")
-SENT_LIMITS = ("max_pixels", "max_side", "max_aspect_ratio", "aspect_free_pixels", "decode_timeout_s")
+SENT_LIMITS = ("max_pixels", "max_side", "max_aspect_ratio", "aspect_free_pixels", "decode_cpu_s")
 REPLY = struct.Struct("<BII")
 PIXELS, REFUSED, TOO_LARGE = range(3)
 READY = b"+"
 MAX_MESSAGE_BYTES = 4096
+OUT_OF_MEMORY = 77
 _STRIP_BYTES = 4 * MIB
 _BASE_MEMORY_BYTES = 512 * MIB
 # Measured with Pillow 13 at 50 MP: 20 bytes a pixel at the peak (lossless RGBA WebP with an EXIF turn).
@@ -68,18 +72,29 @@ def write_all(stream: io.FileIO, data: bytes | bytearray) -> None:
         view = view[stream.write(view) :]
 
 
-def _bound_self(limits: ImageLimits) -> None:
-    """Allow this process the memory and CPU time of one more picture, and no core file."""
+@contextlib.contextmanager
+def _bounded(limits: ImageLimits) -> Generator[None]:
+    """Allow this process the memory and CPU time of one more picture, and no core file.
+
+    The CPU time ends in a signal's default action, which kills: no handler in Python runs within one long C call.
+    """
     usage = resource.getrusage(resource.RUSAGE_SELF)
     bounds = {
         resource.RLIMIT_AS: _BASE_MEMORY_BYTES + _MEMORY_BYTES_PER_PIXEL * limits.max_pixels,
-        resource.RLIMIT_CPU: math.ceil(usage.ru_utime + usage.ru_stime + limits.decode_timeout_s),
+        # In whole seconds, so it only catches what would switch the timer off.
+        resource.RLIMIT_CPU: math.ceil(usage.ru_utime + usage.ru_stime + limits.decode_cpu_s) + 1,
         resource.RLIMIT_CORE: 0,
     }
     for kind, soft in bounds.items():
         _, hard = resource.getrlimit(kind)
         with contextlib.suppress(OSError, ValueError):  # macOS refuses RLIMIT_AS
             resource.setrlimit(kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+    signal.setitimer(signal.ITIMER_PROF, limits.decode_cpu_s)
+    try:
+        yield
+    finally:
+        # NOTE: before the answer; a process that ended right after it would be blamed on the next picture
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _answer(data: bytearray, limits: ImageLimits, replies: io.FileIO) -> None:
@@ -89,7 +104,8 @@ def _answer(data: bytearray, limits: ImageLimits, replies: io.FileIO) -> None:
 
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
     try:
-        image = pixels.decode(data, limits)
+        with _bounded(limits):
+            image = pixels.decode(data, limits)
     except ImageError as error:
         message = str(error).encode()[:MAX_MESSAGE_BYTES]
         status = TOO_LARGE if isinstance(error, ImageTooLargeError) else REFUSED
@@ -104,6 +120,8 @@ def _answer(data: bytearray, limits: ImageLimits, replies: io.FileIO) -> None:
 def main() -> None:
     """Serve decoding requests from stdin until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGPROF, signal.SIGXCPU))
     requests, replies = io.FileIO(os.dup(0), "r"), io.FileIO(os.dup(1), "w")
     os.dup2(2, 1)  # a stray print must not land between frames
     from PIL import Image, WebPImagePlugin
@@ -115,9 +133,12 @@ def main() -> None:
         while True:
             num_bytes, *bounds = REQUEST.unpack(read_exactly(requests, REQUEST.size))
             limits = ImageLimits(**dict(zip(SENT_LIMITS, bounds, strict=True)))
-            data = read_exactly(requests, num_bytes)
-            _bound_self(limits)
-            _answer(data, limits, replies)
+            try:
+                data = read_exactly(requests, num_bytes)
+                _answer(data, limits, replies)
+            except MemoryError:
+                sys.exit(OUT_OF_MEMORY)
+            del data
 
 
 if __name__ == "__main__":

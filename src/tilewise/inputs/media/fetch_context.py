@@ -18,9 +18,13 @@ Stage = Literal["fetch", "decode"]
 
 @dataclass(slots=True)
 class FetchContext:
-    """What is left of the seconds for all fetching, whether somebody waits, and who hears of stages."""
+    """What is left of the seconds for all fetching and for decoders, whether somebody waits, who hears of stages.
+
+    The two are apart: a client whose picture has waited for other clients' must not be told that its host was slow.
+    """
 
     left_s: float
+    decoder_left_s: float
     is_wanted: Callable[[], bool]
     on_stage: Callable[[Stage, float], None]
 
@@ -34,9 +38,10 @@ def use_fetch_context(
 ) -> Generator[None]:
     """Give all that is fetched inside, in this thread, `timeout_s` together, and up once it is not wanted any more.
 
+    Waiting for decoders has as many seconds of its own.
     `on_stage` is told of every stage inside: its name and its seconds.
     """
-    token = current_context.set(FetchContext(timeout_s, is_wanted, on_stage))
+    token = current_context.set(FetchContext(timeout_s, timeout_s, is_wanted, on_stage))
     try:
         yield
     finally:

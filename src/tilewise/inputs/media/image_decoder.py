@@ -1,13 +1,12 @@
-"""The parent's side of the decoder process, so that a hostile file can kill or stall no more than one of those.
+"""The parent's side of one decoder process, so that a hostile file can kill or stall no more than that.
 
-What is written and read is described in `decoder_worker`. No byte of a picture is decoded in this process.
+What is written and read is described in `decoder_worker`. No byte of a picture is decoded in this process. Tells by
+the way in which a process ended whose fault that is: the picture's, or this machine's.
 """
 
-import atexit
 import contextlib
 import io
-import os
-import struct
+import signal
 import subprocess
 import threading
 from collections.abc import Generator
@@ -18,6 +17,7 @@ from tilewise.child_process import child_command, child_environment
 from tilewise.errors import CapacityError, ImageError, ImageTooLargeError
 from tilewise.inputs.media.decoder_worker import (
     MAX_MESSAGE_BYTES,
+    OUT_OF_MEMORY,
     PIXELS,
     READY,
     REPLY,
@@ -31,15 +31,25 @@ from tilewise.inputs.media.decoder_worker import (
 from tilewise.inputs.media.policy import ImageLimits
 
 _START_TIMEOUT_S, _END_TIMEOUT_S = 30.0, 5.0
+_OUT_OF_CPU_TIME = (-signal.SIGPROF, -signal.SIGXCPU)
+DecodedImage = tuple[int, int, bytes | memoryview]
+_Reply = tuple[int, int, int, bytes | memoryview]
 
 
 @contextlib.contextmanager
-def _killed_after(process: subprocess.Popen[bytes], seconds: float) -> Generator[None]:
-    watchdog = threading.Timer(seconds, process.kill)
+def _killed_after(process: subprocess.Popen[bytes], seconds: float) -> Generator[threading.Event]:
+    """Kill the process once the time is over; the event tells whether it was."""
+    is_over = threading.Event()
+
+    def end() -> None:
+        is_over.set()
+        process.kill()
+
+    watchdog = threading.Timer(seconds, end)
     watchdog.daemon = True
     watchdog.start()
     try:
-        yield
+        yield is_over
     finally:
         watchdog.cancel()
 
@@ -48,9 +58,7 @@ def _pipes(process: subprocess.Popen[bytes]) -> tuple[io.FileIO, io.FileIO]:
     return cast(io.FileIO, process.stdin), cast(io.FileIO, process.stdout)
 
 
-def _exchange(
-    process: subprocess.Popen[bytes], data: bytes, limits: ImageLimits
-) -> tuple[int, int, int, bytes | memoryview]:
+def _exchange(process: subprocess.Popen[bytes], data: bytes, limits: ImageLimits) -> _Reply:
     """Send one picture; return status, width and height, and the pixels or the message."""
     requests, replies = _pipes(process)
     write_all(requests, REQUEST.pack(len(data), *(getattr(limits, name) for name in SENT_LIMITS)))
@@ -59,11 +67,28 @@ def _exchange(
     if status != PIXELS:
         return status, 0, 0, bytes(read_exactly(replies, min(first, MAX_MESSAGE_BYTES)))
     if first * second > limits.max_pixels:
+        process.kill()  # no decoder of ours says so
         raise EOFError
     return status, first, second, read_pixels(replies, first * second * 3)
 
 
-class Decoder:
+def _check_end(process: subprocess.Popen[bytes], limits: ImageLimits) -> None:
+    """Blame the picture where its decoder ended because of what it took; whatever else ended it was none of that."""
+    status = None
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        status = process.wait(_END_TIMEOUT_S)
+    if status in _OUT_OF_CPU_TIME:
+        raise ImageError(
+            f"The picture takes more than the {limits.decode_cpu_s:g} s of CPU time that its decoding may take. "
+            "Save it again as a plain JPEG or PNG without comments and metadata, or scale it down."
+        )
+    if status == OUT_OF_MEMORY:
+        raise ImageTooLargeError(
+            f"The picture takes more memory than the {limits.max_pixels} pixels allowed may take. Scale it down."
+        )
+
+
+class ImageDecoder:
     """One decoder process, started when first needed, used by any number of threads in turn.
 
     It is replaced when it dies, when it is too slow (then it is killed), when its user was interrupted, and after
@@ -82,6 +107,7 @@ class Decoder:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._num_pictures = 0
+        self._num_closes = 0
         self._is_ready = False
 
     @property
@@ -90,34 +116,42 @@ class Decoder:
         process = self._process
         return None if process is None or process.poll() is not None else process.pid
 
-    def decode(self, data: bytes, limits: ImageLimits) -> tuple[int, int, bytes | memoryview]:
+    def decode(self, data: bytes, limits: ImageLimits) -> DecodedImage:
         """Return (width, height, RGB bytes) of an encoded picture; waits for its turn.
+
+        A picture whose process is killed by others is given to a second process, and to no third.
 
         Raises:
             ImageError: the bytes are not a picture that can be decoded within `limits`.
-            CapacityError: no process could be started.
+            CapacityError: no process could be started, or kept, or it was not let run.
         """
         with self._lock:
-            process = self._start_if_needed()
-            self._num_pictures += 1
-            try:
-                with _killed_after(process, limits.decode_timeout_s):
-                    status, width, height, content = _exchange(process, data, limits)
-                self._is_ready = True
-            except (OSError, EOFError, struct.error):
-                raise ImageError(
-                    f"The picture could not be decoded within {limits.decode_timeout_s:g} s and the memory allowed. "
-                    "Save it again, or scale it down."
-                ) from None
-            finally:
-                if not self._is_ready:
-                    self._end()
+            num_closes = self._num_closes
+            reply = self._try(data, limits)
+            if reply is None and num_closes == self._num_closes:
+                reply = self._try(data, limits)
+        if reply is None:
+            raise CapacityError(
+                "The picture's decoder was ended from outside; check this machine's memory, then send it again."
+            )
+        status, width, height, content = reply
         if status != PIXELS:
             raise (ImageTooLargeError if status == TOO_LARGE else ImageError)(bytes(content).decode(errors="replace"))
         return width, height, content
 
+    def start(self) -> None:
+        """Start the process unless it runs, so that the next picture need not wait for that.
+
+        Raises:
+            CapacityError: it could not be started.
+        """
+        with self._lock:
+            self._start_if_needed()
+            self._is_ready = True
+
     def close(self) -> None:
-        """End the process; a picture that is being decoded fails with an ImageError, unless it is finished first."""
+        """End the process; a picture that is being decoded fails with a CapacityError, unless it is finished first."""
+        self._num_closes += 1
         process = self._process
         if process is not None:
             process.kill()
@@ -131,6 +165,31 @@ class Decoder:
             for pipe in _pipes(self._process):
                 pipe.close()
         self._set_up()
+
+    def _try(self, data: bytes, limits: ImageLimits) -> _Reply | None:
+        """Return the process's reply; None if it ended, and neither the picture nor its slowness was why."""
+        process = self._start_if_needed()
+        self._num_pictures += 1
+        try:
+            with _killed_after(process, limits.decode_timeout_s) as is_over:
+                try:
+                    reply = _exchange(process, data, limits)
+                except (OSError, EOFError):
+                    reply = None
+            if reply is not None:
+                self._is_ready = True
+            elif is_over.is_set():
+                raise CapacityError(
+                    f"The picture's decoder had no answer after {limits.decode_timeout_s:g} s, and had not used the "
+                    f"{limits.decode_cpu_s:g} s of CPU time that are allowed: this machine has too much to do. "
+                    "Send the picture again later."
+                )
+            else:
+                _check_end(process, limits)
+            return reply
+        finally:
+            if not self._is_ready:
+                self._end()
 
     def _start_if_needed(self) -> subprocess.Popen[bytes]:
         process, is_fresh = self._process, self._is_ready and self._num_pictures < self._recycle_after
@@ -160,8 +219,3 @@ class Decoder:
             with contextlib.suppress(subprocess.TimeoutExpired):  # an interrupt inside Popen may leave its lock taken
                 process.wait(_END_TIMEOUT_S)
             self._process = None
-
-
-SHARED_DECODER = Decoder()
-atexit.register(SHARED_DECODER.close)
-os.register_at_fork(after_in_child=SHARED_DECODER.forget)

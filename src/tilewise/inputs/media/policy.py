@@ -19,7 +19,9 @@ class ImageLimits:
     """Bounds on one picture, and with `_request` on those of one request, checked before that much is allocated.
 
     Units: `_bytes`, `_s` and pixels by name. `max_aspect_ratio` holds above `aspect_free_pixels` pixels only, so
-    that thin strips of modest size pass. A transfer slower than `min_bytes_per_s`, after `rate_grace_s`, is cut.
+    that thin strips of modest size pass. Decoding ends after `decode_cpu_s` of CPU time, which is the picture's fault,
+    or `decode_timeout_s` by the clock, which is not. Waiting for a decoder ends after `decode_wait_s`, unless a fetch
+    context says otherwise. A transfer slower than `min_bytes_per_s`, after `rate_grace_s`, is cut.
 
     Raises:
         ConfigError: a bound is not a positive number of its type; `param` names it.
@@ -30,7 +32,9 @@ class ImageLimits:
     max_side: int = 32_768
     max_aspect_ratio: float = 200.0
     aspect_free_pixels: int = 1_000_000
+    decode_cpu_s: float = 2.0
     decode_timeout_s: float = 10.0
+    decode_wait_s: float = 60.0
     fetch_timeout_s: float = 10.0
     min_bytes_per_s: int = 1024
     rate_grace_s: float = 2.0

@@ -16,9 +16,9 @@ from PIL import Image
 
 from tilewise.errors import ImageError, InputError
 from tilewise.files import NoPlainFileError, open_file
+from tilewise.inputs.media.decoder_pool import SHARED_DECODERS
 from tilewise.inputs.media.fetch import fetch
 from tilewise.inputs.media.fetch_context import timed
-from tilewise.inputs.media.image_decoder import SHARED_DECODER
 from tilewise.inputs.media.pixels import to_rgb
 from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
 from tilewise.inputs.media.tiling import choose_grid, has_thumbnail
@@ -41,7 +41,8 @@ def load_image(source: ImageSource, policy: ImagePolicy = _DEFAULT_POLICY) -> Im
     Raises:
         ImageError: not a readable picture in an accepted format, or a file outside the allowed folder.
         ImageTooLargeError: outside `policy.limits`.
-        ImageFetchError: a URL that is refused or did not deliver in time.
+        ImageFetchError: a URL that is refused or did not deliver in time, or a client that has left.
+        CapacityError: this machine has no decoder for it now.
     """
     if isinstance(source, Image.Image):
         return _convert(source, policy.limits)
@@ -60,6 +61,7 @@ def prepare_image(
 
     Raises:
         ImageError: as `load_image`.
+        CapacityError: as `load_image`.
     """
     if isinstance(source, Image.Image):
         image = _convert(source, policy.limits)
@@ -79,7 +81,7 @@ def _decode(source: object, policy: ImagePolicy) -> tuple[int, int, bytes | memo
     """Return width, height and RGB bytes of an encoded picture, as the decoder's process wrote them."""
     data = _read_source(source, policy)
     with timed("decode"):  # waiting for the decoder is part of it
-        return SHARED_DECODER.decode(data, policy.limits)
+        return SHARED_DECODERS.decode(data, policy.limits)
 
 
 def _convert(image: Image.Image, limits: ImageLimits) -> Image.Image:
