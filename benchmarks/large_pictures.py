@@ -37,7 +37,7 @@ KINDS: dict[str, tuple[tuple[int, int], int | None]] = {
 
 def draw_url(size: tuple[int, int], number: int) -> str:
     """A picture of one colour, which costs its sender next to nothing; no two have the same colour."""
-    colour = (number % 256, number // 256 % 256, 77)
+    colour = (8 * number % 256, number // 32 * 8 % 256, 77)  # steps that JPEG's rounding keeps apart
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, "JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -98,17 +98,16 @@ class Streams:
         self._thread.join()
 
 
-def measure_kind(pipe: Pipeline, streams: Streams, name: str, args: argparse.Namespace) -> dict[str, float]:
+def measure_kind(
+    pipe: Pipeline, streams: Streams, urls: list[str], max_tiles: int | None, interval_s: float
+) -> dict[str, float]:
     """Send pictures of one kind, and wait for all of them."""
-    size, max_tiles = KINDS[name]
-    first = 1000 * list(KINDS).index(name)
-    urls = [draw_url(size, first + number) for number in range(args.pictures)]
-    with ThreadPoolExecutor(args.pictures) as pool:
+    with ThreadPoolExecutor(len(urls)) as pool:
         begins_at = time.perf_counter()
         asked: list[Future[float]] = []
         for number, url in enumerate(urls, start=1):
             asked.append(pool.submit(ask_first_s, pipe, url, max_tiles))
-            time.sleep(max(0.0, begins_at + number * args.interval_s - time.perf_counter()))
+            time.sleep(max(0.0, begins_at + number * interval_s - time.perf_counter()))
         first_s = [future.result() for future in asked]
     gaps = streams.describe(begins_at, time.perf_counter())
     return {**gaps, "first_token": 1e3 * float(np.median(first_s))}
@@ -116,16 +115,21 @@ def measure_kind(pipe: Pipeline, streams: Streams, name: str, args: argparse.Nam
 
 def measure(pipe: Pipeline, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Measure the streams alone and beside each kind of picture."""
-    for number, (size, max_tiles) in enumerate(KINDS.values()):  # what happens once happens here
-        ask_first_s(pipe, draw_url(size, 60_000 + number), max_tiles)
+    # Drawn before anything is timed: it keeps this process, which reads the streams, from running.
+    urls = {
+        name: [draw_url(size, 1000 * kind + number) for number in range(args.pictures + 1)]
+        for kind, (name, (size, _)) in enumerate(KINDS.items())
+    }
+    for name, (_, max_tiles) in KINDS.items():  # what happens once happens here
+        ask_first_s(pipe, urls[name].pop(), max_tiles)
     streams = Streams(pipe, args.streams)
     try:
         time.sleep(args.settle_s)
         begins_at = time.perf_counter()
         time.sleep(args.settle_s)
         results = {"alone": streams.describe(begins_at, time.perf_counter())}
-        for name in KINDS:
-            results[name] = measure_kind(pipe, streams, name, args)
+        for name, (_, max_tiles) in KINDS.items():
+            results[name] = measure_kind(pipe, streams, urls[name], max_tiles, args.interval_s)
     finally:
         streams.stop()
     return results
