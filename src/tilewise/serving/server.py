@@ -79,9 +79,8 @@ def run_server(
     is_demo = checkpoint.folder.resolve() == model_folder().resolve()
     name = server.model_name or _name_model(model, checkpoint, is_demo=is_demo)
     engine = AsyncEngine(replace(builder, policy=policy), max_queued=server.max_queued, model_name=name)
-    app = create_app(Service(engine, name, keys, server.allow_origins, is_demo))
     settings = uvicorn.Config(
-        app,
+        create_app(Service(engine, name, keys, server.allow_origins, is_demo)),
         # Pinned, so that limits and figures hold wherever other loops and parsers happen to be installed.
         loop="asyncio",
         http=protocol,
