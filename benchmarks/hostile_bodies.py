@@ -31,6 +31,7 @@ HEAD = (
 CHAT = json.dumps(
     {"model": MODEL_NAME, "messages": [{"role": "user", "content": "Describe a picture."}], "max_tokens": 8}
 ).encode()
+HEALTH = "GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 PATIENCE_S, MOST_SENDING_S = 60.0, 15.0
 
 
@@ -138,12 +139,13 @@ def measure_memory() -> list[Row]:
     with start_server() as server, ExitStack() as stack:
         for _ in range(4):
             server.ask()
-        alone = Watch(server, "", CHAT, 0.02)
+        alone, health_alone = Watch(server, "", CHAT, 0.02), Watch(server, HEALTH, b"", 0.005)
         time.sleep(2.0)
-        alone.stop()
+        for watch in (alone, health_alone):
+            watch.stop()
         before = server.resident_mib()
         beside = Watch(server, "", CHAT, 0.02)
-        health = Watch(server, "GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"", 0.005)
+        health = Watch(server, HEALTH, b"", 0.005)
         connections = [stack.enter_context(server.connect()) for _ in range(NUM_BODIES)]
         senders = [threading.Thread(target=send_unfinished, args=(server, item)) for item in connections]
         for sender in senders:
@@ -160,7 +162,7 @@ def measure_memory() -> list[Row]:
         until = time.monotonic() + 5.0
         while (after := server.resident_mib()) > before + 50 and time.monotonic() < until:
             time.sleep(0.1)
-    health_p99 = statistics.quantiles(health.times_ms, n=100)[98]
+    health_p99, alone_p99 = (statistics.quantiles(watch.times_ms, n=100)[98] for watch in (health, health_alone))
     p50, p50_alone = statistics.median(beside.times_ms), statistics.median(alone.times_ms)
     worst = max(beside.times_ms)
     shown = f"p50 {p50:.0f} ms, max {worst:.0f} ms, statuses {sorted(beside.statuses)}"
@@ -168,7 +170,7 @@ def measure_memory() -> list[Row]:
         Row("12 x 64 MiB unfinished: memory", f"+{during - before:.0f} MiB", "+600 MiB", during - before <= 600),
         Row("after they left", f"+{after - before:.0f} MiB", "+50 MiB", after - before <= 50),
         Row("a chat beside them", shown, f"all 200 ({p50_alone:.0f} ms alone)", beside.statuses == {200}),
-        Row("/health beside them, p99", f"{health_p99:.1f} ms", "50 ms", health_p99 < 50),
+        Row("/health beside them, p99", f"{health_p99:.1f} ms", f"50 ms ({alone_p99:.1f} alone)", health_p99 < 50),
     ]
 
 

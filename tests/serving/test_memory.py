@@ -19,8 +19,10 @@ def resident_kib():
 
 bytearray(24 << 20)  # where the C library decides by itself, it keeps blocks up to this size from now on
 before = resident_kib()
-blocks = [bytearray(b"1" * (4 << 20)) for _ in range(24)]
-last = bytearray(b"1" * 1000)  # what is freed below a block that is in use cannot go back otherwise
+blocks, pins = [], []
+for _ in range(24):
+    blocks.append(bytearray(b"1" * (4 << 20)))
+    pins += [bytes(4000) for _ in range(8)]  # in use above a block, they keep it from the end of the heap
 print(resident_kib() - before)
 blocks.clear()
 print(resident_kib() - before)
