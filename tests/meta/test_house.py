@@ -47,7 +47,7 @@ ROOM_LINES = {
     "runner": 610,
     "scheduling": 480,
     "serving": 750,
-    "serving/http": 505,
+    "serving/http": 800,  # +295: strict heads, lingering closes, and what bodies hold together
     "serving/openai": 590,
     "serving/openai/schema": 410,
     "types": 315,

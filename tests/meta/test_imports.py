@@ -41,6 +41,10 @@ TORCH = ("torch", "triton")
 EVERYTHING = "*"
 GROUND = ("errors", "files", "config", "types", "child_process", "terminal", "demo")
 TEXT_AND_MEDIA_MAY = (*GROUND, "inputs.conversation")
+TRANSPORT = (
+    *("gateway", "errors", "body", "body_memory", "events", "hosts"),
+    *("connections", "framing", "linger"),
+)
 ROWS = (
     Row(0, GROUND, beside=GROUND, never=(*TORCH, "PIL")),
     Row(1, ("kernels", "parallel"), beside=("kernels", "parallel"), has_torch=True),
@@ -72,8 +76,8 @@ ROWS = (
     # Transport: of the package it knows errors, and of itself nothing that knows an engine.
     Row(
         6,
-        tuple(f"serving.http.{name}" for name in ("gateway", "errors", "body", "events", "hosts", "connections")),
-        only=(*GROUND, *(f"serving.http.{name}" for name in ("errors", "events", "hosts"))),
+        tuple(f"serving.http.{name}" for name in TRANSPORT),
+        only=(*GROUND, *(f"serving.http.{name}" for name in TRANSPORT)),
         never=TORCH,
     ),
     Row(7, ("client",), only=("errors", "files", "vl"), never=TORCH),

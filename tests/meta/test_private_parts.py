@@ -27,14 +27,18 @@ def test_uvicorns_h11_protocol_has_the_hooks_that_bound_a_connection() -> None:
 
     own = {
         *("connection_made", "connection_lost", "data_received"),
-        *("handle_events", "on_response_complete", "pause_writing", "resume_writing"),
+        *("eof_received", "handle_events", "on_response_complete", "pause_writing", "resume_writing"),
+        "send_400_response",
     }
     assert own <= vars(H11Protocol).keys()
     # Set in the constructor, or with the first byte.
     source = inspect.getsource(H11Protocol)
-    assert all(f"self.{name}" in source for name in ("cycle", "flow", "loop", "timeout_keep_alive"))
+    assert all(
+        f"self.{name}" in source for name in ("conn", "cycle", "flow", "loop", "timeout_keep_alive", "transport")
+    )
     cycle = inspect.getsource(RequestResponseCycle.__init__)
-    assert all(f"self.{name}" in cycle for name in ("scope", "response_complete"))
+    assert all(f"self.{name}" in cycle for name in ("scope", "message_event", "more_body"))
+    assert all(f"self.{name}" in cycle for name in ("disconnected", "response_started", "response_complete"))
 
 
 def test_uvicorns_server_leaves_signals_to_a_method_that_can_be_replaced() -> None:

@@ -69,8 +69,11 @@ SERVER_HELP = {
     "api_keys_file": "file with a key a line",
     "allow_origins": "origin whose pages may call from a browser, as https://page.example; may be repeated",
     "max_queued": "most answers that wait beside those that run; more get status 429",
-    "max_connections": "most open connections; then the longest idle one gives way, and where all are busy, only "
-    "/health and /ready are answered",
+    "max_connections": "most open connections; then the longest idle one gives way, then one whose body comes too "
+    "slowly, and where all are busy, only /health and /ready are answered",
+    "body_memory_bytes": "memory for the bodies of all requests under way, until their pictures are decoded; more get "
+    "status 503",
+    "min_body_bytes_per_s": "slowest that a body may arrive, averaged over 20 s; slower ones get status 408",
     "allowed_local_media_path": "folder whose pictures clients may name by path; default: none",
     "ssl_certfile": "PEM file with the certificate, for https",
     "ssl_keyfile": "PEM file with its key",

@@ -134,6 +134,8 @@ class AsyncEngine:
         except BaseException:
             stream.close()
             raise
+        finally:
+            del running
 
     async def until_drained(self, work: asyncio.Future[T]) -> T:
         """Wait for what a request needs before it can be asked; a drain waits for it too, and gives it up at its end.
@@ -151,6 +153,7 @@ class AsyncEngine:
             raise CapacityError("The server is shutting down and could not take the request; ask again.") from None
         finally:
             self._preparing.discard(work)
+            del work  # NOTE: an error's frames hold it in a ring otherwise, and with it a body, until Python collects
 
     def check_room(self, num_choices: int = 1) -> None:
         """Refuse what cannot be taken now.

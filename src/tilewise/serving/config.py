@@ -11,11 +11,15 @@ from tilewise.files import read_file
 _MAX_FILE_BYTES = 1 << 20
 # Connections of which some are kept for /health and /ready; fewer would leave nobody else any.
 MIN_CONNECTIONS = 16
+# One picture.
+MIN_BODY_MEMORY_BYTES = 1 << 20
 _ALLOWED: dict[str, Allowed] = {
     "server_port": (lambda value: 0 <= value <= 65535, "in [0, 65535]"),
     "server_fd": (lambda value: value is None or value >= 3, "3 or more"),
     "max_queued": (lambda value: value >= 0, "0 or more"),
     "max_connections": (lambda value: value >= MIN_CONNECTIONS, f"{MIN_CONNECTIONS} or more"),
+    "body_memory_bytes": (lambda value: value >= MIN_BODY_MEMORY_BYTES, f"{MIN_BODY_MEMORY_BYTES} or more"),
+    "min_body_bytes_per_s": (lambda value: value >= 1, "1 or more"),
     "log_format": (lambda value: value in ("text", "json"), "text or json"),
 }
 
@@ -38,6 +42,9 @@ class ServerConfig:
     max_queued: int = 256
     # Above max_queued and the default max_batch_size together, so that a full queue can say so.
     max_connections: int = 512
+    body_memory_bytes: int = 512 << 20
+    # A phone on a weak line sends some 10 KiB/s.
+    min_body_bytes_per_s: int = 4096
     allowed_local_media_path: str | None = None
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None

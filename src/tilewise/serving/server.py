@@ -22,6 +22,7 @@ from tilewise.engine.launch import Checkpoint, Engine, find_checkpoint, launch_e
 from tilewise.errors import ConfigError, EngineError
 from tilewise.serving.config import ServerConfig
 from tilewise.serving.log import set_up_logging
+from tilewise.serving.memory import give_back_large_blocks
 from tilewise.serving.threads import DaemonThreads
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def run_server(
         import uvicorn
 
         from tilewise.serving.async_engine import AsyncEngine
+        from tilewise.serving.http.body_memory import BodyMemory
         from tilewise.serving.http.connections import create_protocol
         from tilewise.serving.openai.app import create_app
     except ImportError as error:
@@ -68,7 +70,8 @@ def run_server(
 
     set_up_logging(read_log_level(log_level), server.log_format)
     keys = server.read_keys()
-    protocol = create_protocol(server.max_connections, server.create_tls())
+    body_memory = BodyMemory(server.body_memory_bytes, server.min_body_bytes_per_s)
+    protocol = create_protocol(server.max_connections, server.create_tls(), body_memory=body_memory)
     checkpoint = find_checkpoint(model, config)
     builder = create_builder(checkpoint.folder, checkpoint.model, chat_template, **pictures)
     hosts = builder.policy.allowed_media_hosts
@@ -76,9 +79,8 @@ def run_server(
     is_demo = checkpoint.folder.resolve() == model_folder().resolve()
     name = server.model_name or _name_model(model, checkpoint, is_demo=is_demo)
     engine = AsyncEngine(replace(builder, policy=policy), max_queued=server.max_queued, model_name=name)
-    app = create_app(Service(engine, name, keys, server.allow_origins, is_demo))
     settings = uvicorn.Config(
-        app,
+        create_app(Service(engine, name, keys, server.allow_origins, is_demo)),
         # Pinned, so that limits and figures hold wherever other loops and parsers happen to be installed.
         loop="asyncio",
         http=protocol,
@@ -101,6 +103,7 @@ def run_server(
 async def _serve(
     server: "uvicorn.Server", listener: socket.socket, engine: "AsyncEngine", launch: Callable[[], Engine]
 ) -> None:
+    give_back_large_blocks()
     loop = asyncio.get_running_loop()
     # A daemon: loading cannot be interrupted, and must not keep a process that was told to end.
     loaded = asyncio.wrap_future(DaemonThreads(1, "tilewise-load").submit(launch))

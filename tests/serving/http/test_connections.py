@@ -1,117 +1,21 @@
 """Connections that ask for nothing, too slowly, or too many at once: a five-line application behind the real door."""
 
-import asyncio
 import contextlib
-import http.client
 import resource
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from shutil import which
 
 import pytest
 
 pytest.importorskip("uvicorn", reason="the server's extra is not installed")
-import uvicorn
-from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
-
-from tests.processes import PATIENCE_S, run_command
+from tests.processes import PATIENCE_S
+from tests.serving.http.house import GET, MOST, NUM_BUSY, House, has_ended, read, read_status
 from tilewise.errors import ConfigError
 from tilewise.serving.http.connections import ConnectionLimits, create_protocol
-from tilewise.serving.http.gateway import Gateway
-
-MOST, NUM_BUSY = 16, 8
-GET = "GET {} HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-class House:
-    """A server whose /slow answers once `release` is set, and /flood with more than a client takes unread."""
-
-    def __init__(self, tls: ssl.SSLContext | None, limits: ConnectionLimits, keep_alive_s: int) -> None:
-        self.num_slow = self.num_floods = 0
-        self.release = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.address = self._listener.getsockname()
-        config = uvicorn.Config(
-            Gateway(self._answer),
-            http=create_protocol(MOST, tls, limits),
-            timeout_keep_alive=keep_alive_s,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            timeout_graceful_shutdown=1,
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve([self._listener])))
-        self._thread.start()
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] == "/slow":
-            self.num_slow += 1
-            while not self.release.is_set():
-                await asyncio.sleep(0.01)
-        if scope["path"] == "/flood":
-            self.num_floods += 1
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            for _ in range(1024):  # 64 MiB, far more than the system buffers
-                await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
-            return
-        await PlainTextResponse(scope["scheme"])(scope, receive, send)
-
-    @property
-    def num_connections(self) -> int:
-        return len(self._server.server_state.connections)
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(self.address, timeout=PATIENCE_S)
-
-    def ask(self, path: str) -> socket.socket:
-        connection = self.connect()
-        connection.sendall(GET.format(path).encode())
-        return connection
-
-    def close(self) -> None:
-        self.release.set()
-        self._server.should_exit = True
-        self._thread.join()
-
-
-@pytest.fixture
-def open_house() -> Iterator[Callable[..., House]]:
-    houses: list[House] = []
-
-    def open_one(
-        tls: ssl.SSLContext | None = None, limits: ConnectionLimits | None = None, keep_alive_s: int = 600
-    ) -> House:
-        houses.append(House(tls, limits or ConnectionLimits(), keep_alive_s))
-        return houses[-1]
-
-    yield open_one
-    for house in houses:
-        house.close()
-
-
-def read(connection: socket.socket) -> tuple[int, str | None, bytes]:
-    """Status, Retry-After and body."""
-    with http.client.HTTPResponse(connection) as response:
-        response.begin()
-        return response.status, response.getheader("Retry-After"), response.read()
-
-
-def read_status(connection: socket.socket) -> int:
-    return read(connection)[0]
-
-
-def has_ended(connection: socket.socket) -> bool:
-    try:
-        return connection.recv(1) == b""
-    except ConnectionError:
-        return True
 
 
 @contextmanager
@@ -203,18 +107,6 @@ def test_who_reads_nothing_of_an_answer_is_disconnected(open_house: Callable[...
         while house.num_connections:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> tuple[Path, Path]:
-    if which("openssl") is None:
-        pytest.skip("making a certificate needs the openssl command")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    curve = ["ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    command = ["openssl", "req", "-x509", "-nodes", "-days", "2", "-newkey", *curve, *subject]
-    run_command([*command, "-keyout", key, "-out", certificate], check=True)
-    return certificate, key
 
 
 def test_https_is_spoken_and_handshakes_that_never_end_are_counted_too(

@@ -1,4 +1,4 @@
-"""A request's body: read within limits of bytes and time, parsed off the event loop, bounded in depth and values."""
+"""A request's body: read within limits of bytes and rate, parsed off the event loop, bounded in depth and values."""
 
 import asyncio
 import secrets
@@ -10,10 +10,10 @@ import orjson
 from starlette.requests import Request
 
 from tilewise.errors import ImageTooLargeError, PromptTooLongError
+from tilewise.serving.http.body_memory import BodyMemory, HeldBody, slow_body
 from tilewise.serving.http.errors import RequestError
 
 T = TypeVar("T")
-MAX_BODY_BYTES = 64 << 20
 # A list of a hundred thousand numbers takes the parser tens of milliseconds; no prompt has so many parts.
 MAX_BODY_ITEMS = 200_000
 MAX_JSON_DEPTH = 64
@@ -24,7 +24,6 @@ MAX_TEXT_BYTES = 8 << 20
 # A picture of the most bytes in base64, with what some JSON writers escape in it.
 MAX_DATA_URL_BYTES = 32 << 20
 _MAX_LOOKS = 1000
-_BODY_TIMEOUT_S = 120.0
 _INLINE_BYTES = 32 << 10
 
 
@@ -43,8 +42,18 @@ class PieceSizes:
 _DEFAULT_SIZES = PieceSizes()
 
 
-async def read_json(request: Request, check: Callable[[Any], T]) -> T:
+def held_body_of(request: Request) -> HeldBody:
+    """What counts the body of a request; where no connection of ours gave it one, it is counted alone."""
+    state = request.scope["state"]
+    if "body" not in state:
+        state["body"] = BodyMemory().hold()
+    return state["body"]
+
+
+async def read_json(request: Request, check: Callable[[Any], T], held: HeldBody) -> T:
     """Read a body within the limits, parse it and `check` it; what takes time is done off the loop.
+
+    `held` counts its bytes; who gives it in lets go of it once the result is dropped.
 
     Raises:
         TilewiseError: the body is too large, too slow or no JSON, or `check` refuses it.
@@ -52,24 +61,33 @@ async def read_json(request: Request, check: Callable[[Any], T]) -> T:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # NOTE: also keeps other sites' forms out, which need no leave to send text
         raise RequestError(415, "unsupported_media_type", "Send the body as 'Content-Type: application/json'.")
-    body = bytearray()
-    try:
-        async with asyncio.timeout(_BODY_TIMEOUT_S):
-            _check_size(int(request.headers.get("content-length", "0")))
-            async for chunk in request.stream():
-                body += chunk
-                _check_size(len(body))
-    except TimeoutError:
-        raise RequestError(408, "timeout", "The request's body did not arrive in time.") from None
+    held.check_size(int(request.headers.get("content-length", "0")))
+    body = await _read_body(request, held)
     if len(body) <= _INLINE_BYTES:
         return check(parse_json(body))
     return await asyncio.to_thread(lambda: check(parse_json(body)))
 
 
-def _check_size(num_bytes: int) -> None:
-    if num_bytes > MAX_BODY_BYTES:
-        text = f"The body is larger than {MAX_BODY_BYTES >> 20} MiB; send fewer or smaller pictures, or their URLs."
-        raise RequestError(413, "body_too_large", text)
+async def _read_body(request: Request, held: HeldBody) -> bytearray:
+    body, loop = bytearray(), asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(held.num_s_left) as limit:
+            held.on_refused = lambda: limit.reschedule(loop.time())
+            try:
+                if held.refusal is not None:
+                    raise held.refusal
+                async for chunk in request.stream():
+                    held.add(len(chunk))
+                    body += chunk
+                    limit.reschedule(loop.time() + held.num_s_left)
+            finally:
+                held.end_arrival()
+    except BaseException as error:
+        body.clear()  # NOTE: error, task and time limit are a ring, which lives until Python collects garbage
+        if isinstance(error, TimeoutError):
+            raise held.refusal or slow_body("below the least rate that this server waits for") from None
+        raise
+    return body
 
 
 def parse_json(body: bytes | bytearray, sizes: PieceSizes = _DEFAULT_SIZES) -> Any:

@@ -1,9 +1,12 @@
-"""What a connection may cost before and between requests: how many are open, and how long one may take or idle.
+"""What a connection may cost beside its answers: how many are open, and how long one may take, idle or linger.
 
 uvicorn's own `limit_concurrency` turns /health away too, counts nobody who has not sent a request, and leaves such a
 one connected for ever. Here the number of open connections is bounded, TLS handshakes included. Where all are taken, a
-newcomer takes the place of the one that has waited longest without a request. The last places serve /health and /ready
-alone: `is_full` in a request's state tells the gateway so.
+newcomer takes the place of the one that has waited longest without a request, or of one whose body comes too slowly.
+The last places serve /health and /ready alone: `is_full` in a request's state tells the gateway so.
+
+What is no request by `framing` is answered here, and closed. A client that is answered while it still sends may read
+its answer (`linger`); one that has ended its own side gets its answer, too.
 """
 
 import asyncio
@@ -11,16 +14,23 @@ import functools
 import logging
 import resource
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tilewise.errors import ConfigError
+from tilewise.serving.http.body_memory import BodyMemory, HeldBody
+from tilewise.serving.http.errors import RequestError, error_bytes
+from tilewise.serving.http.framing import check_head
+from tilewise.serving.http.linger import LingeringTransport, LingerLimits
 
 logger = logging.getLogger(__name__)
 
 _NUM_KEPT = 8
+# Connections that have their last answer, or are about to, beside those that count.
+_MOST_LEAVING = 64
 # Pictures' hosts, decoders, the engine's sockets, logs.
 _OTHER_DESCRIPTORS = 256
 
@@ -30,11 +40,14 @@ class ConnectionLimits:
     """How long the server waits for a client, in seconds.
 
     `headers_timeout_s` covers the TLS handshake and the headers; bytes that arrive one by one do not prolong it.
-    `stalled_timeout_s` starts when the client stops reading an answer.
+    `stalled_timeout_s` starts when the client stops reading an answer. A client that has ended its side is asked every
+    `probe_interval_s` whether it is still there.
     """
 
     headers_timeout_s: float = 10.0
     stalled_timeout_s: float = 60.0
+    probe_interval_s: float = 1.0
+    linger: LingerLimits = field(default_factory=LingerLimits)
 
 
 _DEFAULT_LIMITS = ConnectionLimits()
@@ -43,9 +56,10 @@ _DEFAULT_LIMITS = ConnectionLimits()
 class Connections:
     """Who is connected, and who of them waits for no answer."""
 
-    def __init__(self, most: int) -> None:
-        """Of at most `most`."""
-        self._most = most
+    def __init__(self, most: int, body_memory: BodyMemory) -> None:
+        """Of at most `most`; `body_memory` knows whose body comes too slowly."""
+        self._most, self._body_memory = most, body_memory
+        self._leaving: dict[BoundedProtocol, None] = {}  # the first to leave first
         self._open: set[BoundedProtocol] = set()
         self._idle: dict[BoundedProtocol, None] = {}  # the longest idle first
         self._is_told = False
@@ -54,33 +68,59 @@ class Connections:
         """Let somebody in who has no request yet; False where everybody else is busy."""
         if len(self._open) >= self._most:
             oldest = next(iter(self._idle), None)
-            if oldest is None:
+            if oldest is not None:
+                self.remove(oldest)
+                oldest.drop()
+            elif not self._give_way():
                 return False
-            self.remove(oldest)
-            oldest.drop()
         self._open.add(newcomer)
         self._idle[newcomer] = None
         return True
 
-    def begin(self, protocol: "BoundedProtocol") -> bool:
-        """A request has come; whether only /health and /ready may still be answered."""
+    def begin(self, protocol: "BoundedProtocol") -> tuple[bool, HeldBody]:
+        """A request has come; whether only /health and /ready may still be answered, and what counts its body."""
         self._idle.pop(protocol, None)
-        num_busy = len(self._open) - len(self._idle)
-        is_full = num_busy > self._most - _NUM_KEPT
+        most_busy = self._most - _NUM_KEPT
+        if self._num_busy > most_busy:
+            self._give_way()
+        num_busy = self._num_busy
+        is_full = num_busy > most_busy
         if is_full and not self._is_told:
             logger.warning("%d of %d connections are busy; raise --max-connections", num_busy, self._most)
         self._is_told = is_full or (self._is_told and num_busy > self._most // 2)
-        return is_full
+        return is_full, self._body_memory.hold(protocol)
 
     def rest(self, protocol: "BoundedProtocol") -> None:
         """The answer has gone out."""
         if protocol in self._open:
             self._idle[protocol] = None
 
+    def leave(self, protocol: "BoundedProtocol") -> None:
+        """It gets its last answer, and counts no longer; of many such, the first is ended."""
+        self.remove(protocol)
+        self._leaving[protocol] = None
+        if len(self._leaving) > _MOST_LEAVING:
+            first = next(iter(self._leaving))
+            self.remove(first)
+            first.drop()
+
     def remove(self, protocol: "BoundedProtocol") -> None:
         """It has gone, or is about to."""
         self._open.discard(protocol)
         self._idle.pop(protocol, None)
+        self._leaving.pop(protocol, None)
+
+    @property
+    def _num_busy(self) -> int:
+        return len(self._open) - len(self._idle)
+
+    def _give_way(self) -> bool:
+        """Take the place of the connection whose body is furthest below the minimum rate; False where none is."""
+        slowest = self._body_memory.refuse_slowest()
+        if slowest is None:
+            return False
+        self.leave(slowest)
+        return True
 
 
 class _Handshake(asyncio.Protocol):
@@ -107,8 +147,12 @@ class BoundedProtocol(H11Protocol):
         super().__init__(**of_uvicorn)
         self._connections, self._tls, self._limits = connections, tls, limits
         self._link: asyncio.Transport  # below TLS
+        self._lingering: LingeringTransport | None = None  # above TLS; None before there is any
         self._deadline: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
+        self._probe: asyncio.TimerHandle | None = None
+        self._is_malformed = self._has_ended = False
+        self._body: HeldBody | None = None  # of the request under way, or of the last one
 
     def drop(self) -> None:
         """End the connection now; what is unsent is lost."""
@@ -119,11 +163,11 @@ class BoundedProtocol(H11Protocol):
         self._link = transport
         if not self._connections.add(self):
             self.drop()
-        elif self._tls is None:
-            self._wait(self._limits.headers_timeout_s)
-            super().connection_made(transport)
+            return
+        self._wait(self._limits.headers_timeout_s)
+        if self._tls is None:
+            self._begin(transport)
         else:
-            self._wait(self._limits.headers_timeout_s)
             self._handshake = self.loop.create_task(self._start_tls(self._tls))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -132,18 +176,53 @@ class BoundedProtocol(H11Protocol):
         if self.flow is not None:  # pyright: ignore[reportUnnecessaryComparison]  # uvicorn has it from the first byte
             super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        """Take what has come; after the last answer it is dropped."""
+        if self._lingering is not None and self._lingering.is_lingering:
+            self._lingering.discard(len(data))
+        else:
+            super().data_received(data)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep a connection whose client has sent all it wants to send, until it has its answer."""
+        self._has_ended = self._is_answering and not self.cycle.more_body
+        if self._has_ended and self._probe is None:
+            self._probe = self.loop.call_later(self._limits.probe_interval_s, self._ask_whether_there)
+        return self._has_ended and self._tls is None  # QUIRK: with TLS asyncio closes, and warns of any other wish
+
     def handle_events(self) -> None:
         """Parse what has come; a request ends the wait for it."""
+        if self.conn.their_state is h11.IDLE:
+            try:
+                if not check_head(self.conn.trailing_data[0]):
+                    return
+            except RequestError as error:
+                self._refuse(error)
+                return
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
             self._wait(None)
-            self.cycle.scope.setdefault("state", {})["is_full"] = self._connections.begin(self)
+            is_full, self._body = self._connections.begin(self)
+            facts = {"is_full": is_full, "body": self._body, "is_sending": lambda: self._is_sending}
+            self.cycle.scope.setdefault("state", {}).update(facts)
+        if self._body is not None and not self._is_sending:
+            self._body.end_arrival()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what h11 refuses: a head without a Host, or a chunk that is none."""
+        self._refuse(RequestError(400, "malformed_request", "The request is no valid HTTP/1.1."))
 
     def on_response_complete(self) -> None:
         """An answer has gone out; unless the next request is there already, the wait for it begins."""
+        if self._body is not None:
+            self._body.end_arrival()
         super().on_response_complete()
-        if self.cycle.response_complete:
+        if not self.cycle.response_complete or self.transport.is_closing():
+            return
+        if self.cycle.more_body or self._has_ended:
+            self.transport.close()
+        else:
             self._connections.rest(self)
             self._wait(self.timeout_keep_alive + self._limits.headers_timeout_s)
 
@@ -158,6 +237,52 @@ class BoundedProtocol(H11Protocol):
         if self._stall is not None:
             self._stall.cancel()
 
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison]
+
+    @property
+    def _is_sending(self) -> bool:
+        """The client may be amid a body, or amid what is no request."""
+        return self._is_malformed or (self.cycle is not None and self.cycle.more_body)  # pyright: ignore[reportUnnecessaryComparison]
+
+    def _begin(self, transport: asyncio.Transport) -> None:
+        self._lingering = LingeringTransport(transport, self._limits.linger, lambda: self._is_sending, self._linger)
+        super().connection_made(self._lingering)
+
+    def _linger(self) -> None:
+        self._wait(None)
+        self._connections.leave(self)
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer what never becomes a request, or not to its end, and close."""
+        self._is_malformed = True
+        if not self._is_answering:
+            self.transport.write(error_bytes(error))
+        else:
+            if not self.cycle.response_started:
+                self.transport.write(error_bytes(error))
+            # As where a connection is lost: the route learns that its client is gone.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()
+
+    def _ask_whether_there(self) -> None:
+        """Write what means nothing to a client that has ended its side; if it has left, its system refuses that.
+
+        Before an answer that is an interim response, which HTTP/1.0 lacks; amid one, the filler that its route names.
+        """
+        if not self._is_answering:
+            return
+        if self.cycle.response_started:
+            filler = self.cycle.scope.get("state", {}).get("filler")
+            probe = None if filler is None else self.conn.send(h11.Data(data=filler))
+        else:
+            probe = b"HTTP/1.1 100 Continue\r\n\r\n" if self.cycle.scope["http_version"] == "1.1" else None
+        if probe is not None:
+            self.transport.write(probe)
+        self._probe = self.loop.call_later(self._limits.probe_interval_s, self._ask_whether_there)
+
     async def _start_tls(self, tls: ssl.SSLContext) -> None:
         shake = _Handshake()
         try:
@@ -171,7 +296,7 @@ class BoundedProtocol(H11Protocol):
             self._forget()
             return
         transport.set_protocol(self)
-        super().connection_made(transport)
+        self._begin(transport)
         if shake.data:
             self.data_received(bytes(shake.data))
 
@@ -183,13 +308,25 @@ class BoundedProtocol(H11Protocol):
 
     def _forget(self) -> None:
         self._wait(None)
-        if self._stall is not None:
-            self._stall.cancel()
+        for timer in (self._stall, self._probe):
+            if timer is not None:
+                timer.cancel()
+        if self._lingering is not None:
+            self._lingering.forget()
+        if self._body is not None:
+            self._body.end_arrival()
         self._connections.remove(self)
 
 
-def create_protocol(most: int, tls: ssl.SSLContext | None = None, limits: ConnectionLimits = _DEFAULT_LIMITS) -> Any:
+def create_protocol(
+    most: int,
+    tls: ssl.SSLContext | None = None,
+    limits: ConnectionLimits = _DEFAULT_LIMITS,
+    body_memory: BodyMemory | None = None,
+) -> Any:
     """What uvicorn takes as `http`: `most` connections at once. Leave uvicorn's own TLS options unset.
+
+    A route finds what counts its body, out of `body_memory`, as `body` in the request's state.
 
     Raises:
         ConfigError: the system does not let this process open so many.
@@ -205,4 +342,5 @@ def create_protocol(most: int, tls: ssl.SSLContext | None = None, limits: Connec
                 "--max-connections, or raise the limit (ulimit -n).",
                 param="max_connections",
             ) from None
-    return functools.partial(BoundedProtocol, connections=Connections(most), tls=tls, limits=limits)
+    connections = Connections(most, body_memory or BodyMemory())
+    return functools.partial(BoundedProtocol, connections=connections, tls=tls, limits=limits)

@@ -1,5 +1,6 @@
 """Errors as HTTP answers: OpenAI's envelope, without internals."""
 
+from http import HTTPStatus
 from typing import Any
 
 import orjson
@@ -36,3 +37,11 @@ def json_response(content: Any, status: int = 200, headers: dict[str, str] | Non
 def error_response(error: TilewiseError, headers: dict[str, str] | None = None) -> Response:
     """An error's response; one that may pass says when to come back, and one that lacks a key, where that goes."""
     return json_response(error_facts(error), error.status, {**_HEADERS.get(error.status, {}), **(headers or {})})
+
+
+def error_bytes(error: TilewiseError) -> bytes:
+    """An error's whole answer as it goes over a connection, which then ends: for what never became a request."""
+    response = error_response(error, {"Connection": "close"})
+    lines = [b"HTTP/1.1 %d %b" % (response.status_code, HTTPStatus(response.status_code).phrase.encode())]
+    lines += [b"%b: %b" % header for header in response.raw_headers]
+    return b"\r\n".join((*lines, b"", bytes(response.body)))

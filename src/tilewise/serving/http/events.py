@@ -50,6 +50,10 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         task.cancel()
         watch.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)
+        del (
+            task,
+            watch,
+        )  # NOTE: an error's frames hold it in a ring otherwise, and with it a body, until Python collects
 
 
 class EventStream(Response):
@@ -63,6 +67,8 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the end, or until the client has left."""
+        # A comment, which may be sent between any two messages and means nothing.
+        scope.setdefault("state", {})["filler"] = b":\n\n"
         with self._source:
             await while_connected(receive, self._send(send))
 

@@ -28,6 +28,11 @@ _CLIENT_LEFT = 499
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
+def _is_not_sending() -> bool:
+    """Where no connection of ours says whether its client has sent all of its request."""
+    return False
+
+
 class Gateway:
     """ASGI middleware around all routes."""
 
@@ -41,6 +46,7 @@ class Gateway:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope.setdefault("state", {})
         started_at, status = time.perf_counter(), 0
         given = [value for name, value in scope["headers"] if name == b"x-request-id"]
         is_sane = len(given) == 1 and _SANE_ID.fullmatch(given[0]) is not None
@@ -51,6 +57,8 @@ class Gateway:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                if scope["state"].get("is_sending", _is_not_sending)():
+                    message["headers"].append((b"connection", b"close"))  # what still comes is not read
             await send(message)
 
         try:
@@ -77,7 +85,7 @@ class Gateway:
         headers = cast(list[tuple[bytes, bytes]], scope["headers"])
         if len(headers) > _MAX_HEADERS or sum(len(n) + len(v) for n, v in headers) > _MAX_HEADER_BYTES:
             return RequestError(431, "headers_too_large", "The request's headers are too large.")
-        state = scope.setdefault("state", {})
+        state = scope["state"]
         state["namespace"] = ""
         if scope["path"] in PUBLIC_PATHS:
             return None

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tilewise.errors import InputError
-from tilewise.serving.http.body import read_json
+from tilewise.serving.http.body import held_body_of, read_json
 from tilewise.serving.http.events import while_connected
 from tilewise.serving.service import service_of
 
@@ -45,11 +45,11 @@ class BodyRoute(APIRoute):
             engine = service_of(request).engine
             if kind.asks_for_answer:
                 engine.check_room()
-            try:
-                reading = asyncio.ensure_future(read_json(request, kind.read))
-                body = await engine.until_drained(reading)
-                return await while_connected(request.receive, self.endpoint(request, body))
-            except InputError as error:
-                raise kind.in_api_names(error) from None
+            with held_body_of(request) as held:
+                try:
+                    body = await engine.until_drained(asyncio.ensure_future(read_json(request, kind.read, held)))
+                    return await while_connected(request.receive, self.endpoint(request, body))
+                except InputError as error:
+                    raise kind.in_api_names(error) from None
 
         return handle

@@ -28,6 +28,7 @@ _REFUSALS: dict[int | str, str] = {
     400: "The request cannot be answered as it is; `param` names the field.",
     401: "A key is missing or wrong.",
     404: "No such route or model.",
+    408: "The body arrived too slowly.",
     413: "The body or a picture is too large.",
     429: "Too many requests are waiting; Retry-After says when to come back.",
     500: "The server failed.",

@@ -15,6 +15,7 @@ from starlette.responses import Response as HttpResponse
 
 from tilewise.errors import InputError
 from tilewise.inputs.text.tokenizer import Tokenizer
+from tilewise.serving.http.body import held_body_of
 from tilewise.serving.http.events import EventStream, encode_event
 from tilewise.serving.openai.choices import Choice
 from tilewise.serving.openai.schema.sampling import Generating, Sampling
@@ -35,7 +36,12 @@ async def open_stream(request: Request, body: Generating) -> Stream:
     generation = await asyncio.to_thread(body.generation, session_len)  # a schema in it may be large
     _check_num_logprobs(generation, session_len, "logprobs" if body.is_raw else "top_logprobs")
     what, namespace = body.conversation, request.state.namespace
-    return await service.engine.open(what, generation, namespace, is_raw=body.is_raw, is_streamed=body.stream)
+    stream = await service.engine.open(what, generation, namespace, is_raw=body.is_raw, is_streamed=body.stream)
+    # Its data URLs would be held, and count, until the answer's end.
+    del what
+    body.drop_conversation()
+    held_body_of(request).release()
+    return stream
 
 
 def _check_num_logprobs(generation: GenerationConfig, session_len: int, name: str) -> None:

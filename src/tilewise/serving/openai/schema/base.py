@@ -28,6 +28,8 @@ from tilewise.types import MAX_WORD_LENGTH
 MAX_COUNT = 2**31 - 1
 # More keys than any object among the fields may have, its own bounds apart.
 MAX_KEYS = 1024
+# The fields of all bodies that hold what is said.
+_SAID = {"messages", "prompt", "input"}
 
 Word = Annotated[str, Field(min_length=1, max_length=MAX_WORD_LENGTH)]
 Text = Annotated[str, Field(min_length=1)]
@@ -83,6 +85,12 @@ class Body(BaseModel):
     def conversation(self) -> tuple[Message, ...]:
         """What is said, as messages."""
         return self._messages
+
+    def drop_conversation(self) -> None:
+        """Let go of what is said, once it is in a request to the engine."""
+        self._messages = ()
+        for name in _SAID & type(self).model_fields.keys():
+            setattr(self, name, None)
 
     @classmethod
     def read(cls, data: object) -> Self:

@@ -1,0 +1,248 @@
+"""Bodies that are slow, unfinished, refused or followed by a half-closed connection, over real sockets."""
+
+import json
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from tests.serving.http.house import (
+    GET,
+    MOST,
+    NUM_BUSY,
+    POST,
+    House,
+    has_ended,
+    read,
+    read_status,
+    read_statuses,
+    wait_until,
+)
+from tilewise.serving.http.body_memory import BodyMemory
+from tilewise.serving.http.connections import ConnectionLimits, Connections
+from tilewise.serving.http.linger import LingerLimits
+
+MIB = 1 << 20
+WHOLE = b"[" + b" " * (MIB // 2) + b"]"
+# More than the system buffers on the way.
+HUGE = 70_000_000
+
+
+def test_a_length_that_is_only_claimed_holds_nothing(open_house: Callable[..., House]) -> None:
+    house = open_house(body_memory=BodyMemory(MIB))
+    with ExitStack() as stack:
+        for _ in range(NUM_BUSY - 1):
+            stack.enter_context(house.post("/body", b"[", MIB))
+        wait_until(lambda: house.num_asked == NUM_BUSY - 1)
+        with house.post("/body", WHOLE) as newcomer:
+            assert read_status(newcomer) == 200
+
+
+def test_with_the_memory_full_the_unfinished_body_that_waits_longest_gives_way_and_is_told_to_come_back(
+    open_house: Callable[..., House],
+) -> None:
+    memory = BodyMemory(2 * MIB - 8)
+    house = open_house(body_memory=memory)
+    with ExitStack() as stack:
+        unfinished = list[socket.socket]()
+        for number in range(1, 4):  # a fourth does not fit
+            unfinished.append(stack.enter_context(house.post("/body", WHOLE[:-1], MIB)))
+            wait_until(lambda number=number: memory.num_bytes == number * (len(WHOLE) - 1))
+        smaller = b"[" + b" " * (MIB // 2 - 2) + b"]"
+        with house.post("/body", smaller) as newcomer:
+            assert read_status(newcomer) == 200
+        status, retry_after, body = read(unfinished[0])
+        assert (status, retry_after) == (503, "5")
+        assert json.loads(body)["error"]["code"] == "bodies_full"
+        for connection in unfinished[1:]:
+            connection.sendall(b" " * (MIB - len(WHOLE)) + b"]")
+            assert read_status(connection) == 200
+
+
+def test_with_the_memory_held_by_whole_bodies_a_newcomer_is_told_to_come_back(open_house: Callable[..., House]) -> None:
+    house = open_house(body_memory=BodyMemory(MIB))
+    with house.post("/kept", WHOLE) as kept:
+        wait_until(lambda: house.num_kept == 1)
+        with house.post("/body", WHOLE) as newcomer:
+            status, retry_after, _ = read(newcomer)
+        assert (status, retry_after) == (503, "5")
+        house.release.set()
+        assert read_status(kept) == 200
+    with house.post("/body", WHOLE) as newcomer:
+        assert read_status(newcomer) == 200
+
+
+def test_a_body_below_the_minimum_rate_is_told_so_and_closed(open_house: Callable[..., House]) -> None:
+    house = open_house(body_memory=BodyMemory(patience_s=0.3))
+    with house.post("/body", b"[", 100) as connection:
+        status, _, body = read(connection)
+        assert (status, json.loads(body)["error"]["code"]) == (408, "timeout")
+        assert has_ended(connection)
+
+
+def test_a_body_that_keeps_the_minimum_rate_may_take_its_time(open_house: Callable[..., House]) -> None:
+    house = open_house(body_memory=BodyMemory(min_bytes_per_s=10, patience_s=0.3))
+    with house.post("/body", b"[", 50) as drip, house.post("/body", b"[", 50) as silent:
+        drip.sendall(b" " * 40)  # four seconds' worth
+        assert read_status(silent) == 408
+        drip.sendall(b" " * 8 + b"]")
+        assert read_status(drip) == 200
+
+
+def test_bodies_of_one_byte_make_no_newcomer_wait(open_house: Callable[..., House]) -> None:
+    house = open_house()
+    with ExitStack() as stack:
+        drips = [stack.enter_context(house.post("/body", b"[", 1000)) for _ in range(NUM_BUSY)]
+        wait_until(lambda: house.num_asked == NUM_BUSY)
+        drips += [stack.enter_context(house.post("/body", b"[", 1000)) for _ in range(60 - NUM_BUSY)]
+        for _ in range(NUM_BUSY):
+            with house.post("/body", WHOLE) as newcomer:
+                assert read_status(newcomer) == 200
+        status, _, body = read(drips[0])
+        assert (status, json.loads(body)["error"]["code"]) == (408, "timeout")
+
+
+def test_where_everybody_else_is_busy_a_slow_body_gives_its_place_to_a_newcomer() -> None:
+    class Peer:
+        is_dropped = False
+
+        def drop(self) -> None:
+            self.is_dropped = True
+
+    memory = BodyMemory()
+    connections = Connections(MOST, memory)
+    peers = [cast(Any, Peer()) for _ in range(MOST + 2)]
+    for peer in peers[:MOST]:
+        assert connections.add(peer)
+        _, body = connections.begin(peer)
+        body.end_arrival()
+    assert not connections.add(peers[MOST])
+    slow = memory.hold(peers[3])
+    assert connections.add(peers[MOST])
+    assert slow.refusal is not None
+    assert not peers[3].is_dropped, "it may read why"
+    _, body = connections.begin(peers[MOST])
+    body.end_arrival()
+    assert not connections.add(peers[MOST + 1])
+
+
+@pytest.mark.parametrize("head", [POST, POST.replace("Type: ", "Type: text/plain;"), POST + "X-Long: " + "a" * 40_000])
+def test_a_refusal_can_be_read_by_who_sends_all_of_a_body_first(open_house: Callable[..., House], head: str) -> None:
+    fields = head.replace("\r\n\r\n", "\r\n").rstrip("\r\n").format("/body", HUGE) + "\r\n\r\n"
+    house = open_house()
+    with house.connect() as connection:
+        connection.sendall(fields.encode())
+        for _ in range(HUGE // MIB):
+            connection.sendall(b" " * MIB)
+        status = read_status(connection)
+        assert status == (431 if "X-Long" in head else 415 if "text/plain" in head else 413)
+        assert has_ended(connection)
+    wait_until(lambda: not house.num_connections)
+
+
+def test_a_refusal_says_that_the_connection_ends(open_house: Callable[..., House]) -> None:
+    with open_house().post("/body", b"[", HUGE) as connection:
+        assert b"\r\nconnection: close\r\n" in connection.recv(4096)
+
+
+@pytest.mark.parametrize(
+    "limits", [LingerLimits(total_s=0.3), LingerLimits(num_bytes=4 * MIB), LingerLimits(silence_s=0.3)]
+)
+def test_who_was_refused_and_sends_on_or_stays_is_ended(open_house: Callable[..., House], limits: LingerLimits) -> None:
+    house = open_house(limits=ConnectionLimits(linger=limits))
+    with house.post("/body", b"[", HUGE) as connection:
+        assert read_status(connection) == 413
+        if limits.silence_s >= 1:
+            with suppress(OSError):
+                for _ in range(HUGE // 4096):
+                    connection.sendall(b" " * 4096)
+        wait_until(lambda: not house.num_connections)
+
+
+def test_refused_connections_take_nobodys_place(open_house: Callable[..., House]) -> None:
+    house = open_house()
+    with ExitStack() as stack:
+        for _ in range(3 * MOST):
+            refused = stack.enter_context(house.post("/body", b"[", HUGE))
+            assert read_status(refused) == 413
+        with house.post("/body", WHOLE) as newcomer:
+            assert read_status(newcomer) == 200
+
+
+QUICK = ConnectionLimits(probe_interval_s=0.05)
+
+
+def test_a_client_that_ends_its_side_after_its_request_gets_its_answer(open_house: Callable[..., House]) -> None:
+    house = open_house(limits=QUICK)
+    with house.ask("/slow") as connection:
+        connection.shutdown(socket.SHUT_WR)
+        # An interim response comes because the end was noticed.
+        assert connection.recv(100, socket.MSG_PEEK).startswith(b"HTTP/1.1 100 ")
+        house.release.set()
+        assert read_statuses(connection) == [200]
+
+
+def test_a_client_that_ends_its_side_after_several_requests_gets_all_answers(open_house: Callable[..., House]) -> None:
+    house = open_house(limits=QUICK)
+    with house.send(GET.format("/slow").encode() + POST.format("/body", 1).encode() + b"1") as connection:
+        connection.shutdown(socket.SHUT_WR)
+        wait_until(lambda: house.num_slow == 1)
+        house.release.set()
+        assert read_statuses(connection) == [200, 200]
+
+
+@pytest.mark.parametrize("begin", [GET.format("/slow"), GET.format("/events"), POST.format("/kept", 1) + "1"])
+def test_a_client_that_leaves_while_it_waits_is_noticed(open_house: Callable[..., House], begin: str) -> None:
+    house = open_house(limits=QUICK)
+    with house.send(begin.encode()):
+        wait_until(lambda: house.num_asked == 1)
+    wait_until(lambda: not house.num_connections)
+    if "/events" in begin:
+        wait_until(lambda: house.num_left == 1)
+
+
+def test_a_client_that_ends_amid_its_body_is_gone(open_house: Callable[..., House]) -> None:
+    house = open_house()
+    with house.post("/body", b"[", 100) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        assert has_ended(connection)
+        wait_until(lambda: house.num_left == 1)
+
+
+@pytest.fixture
+def contexts(pair: tuple[Path, Path]) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The server's and a client's."""
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_side.load_cert_chain(*pair)
+    return server_side, ssl.create_default_context(cafile=pair[0])
+
+
+def test_over_tls_a_refusal_can_be_read_too_and_is_the_last(
+    open_house: Callable[..., House], contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    limits = ConnectionLimits(linger=LingerLimits(silence_s=0.3))
+    house = open_house(contexts[0], limits)
+    with contexts[1].wrap_socket(house.connect(), server_hostname="localhost") as connection:
+        connection.sendall(POST.format("/body", HUGE).encode())
+        for _ in range(HUGE // MIB):
+            connection.sendall(b" " * MIB)
+        assert read_status(connection) == 413
+        with suppress(ssl.SSLError):
+            assert has_ended(connection)
+
+
+def test_over_tls_a_client_that_ends_its_side_is_gone(
+    open_house: Callable[..., House], contexts: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    house = open_house(contexts[0])
+    with contexts[1].wrap_socket(house.connect(), server_hostname="localhost") as connection:
+        connection.sendall(GET.format("/slow").encode())
+        wait_until(lambda: house.num_slow == 1)
+        connection.shutdown(socket.SHUT_WR)
+        with connection.makefile("rb") as left:
+            assert b"HTTP" not in left.read()
+        wait_until(lambda: not house.num_connections)
