@@ -165,17 +165,20 @@ def test_retry_undo_and_edit_ask_with_the_same_picture(visit: Visit, doubled: tu
 def test_a_conversation_comes_back_from_the_history_after_a_reload(visit: Visit, doubled: tuple[str, Double]) -> None:
     address, double = doubled
     visitor = visit(address).open()
-    visitor.ask("remember this")
+    visitor.ask("remember this <b>")
     visitor.wait()
-    kept = visitor.tab.locator(".tw-history").get_by_text("remember this")
+    kept = visitor.tab.locator(".tw-history").get_by_text("remember this <b>")
     kept.wait_for()
     visitor.open()
     assert visitor.answers.count() == 0
     kept.click()
     visitor.answers.first.wait_for()
+    assert visitor.tab.locator(".message.user").inner_text() == "remember this <b>"
     visitor.ask("and?")
     visitor.wait()
-    assert [message["role"] for message in double.bodies[1]["messages"]] == ["user", "assistant", "user"]
+    sent = double.bodies[1]["messages"]
+    assert [message["role"] for message in sent] == ["user", "assistant", "user"]
+    assert sent[0]["content"][0]["text"] == "remember this <b>"
 
 
 def test_the_language_is_the_browsers_until_a_link_is_followed(visit: Visit, doubled: tuple[str, Double]) -> None:

@@ -80,14 +80,22 @@ class PageBlocks(gr.Blocks):
         _hold_to_uploads(block_fn.outputs, state)
         data = await cast(Any, super()).postprocess_data(block_fn, predictions, state)
         is_chat = [isinstance(component, gr.Chatbot) for component in block_fn.outputs]
-        for messages in itertools.compress(data, is_chat):
-            for message in messages or ():
+        for value in itertools.compress(data, is_chat):
+            messages = _find_messages(value)
+            for message in messages:
                 metadata = cast(dict[str, Any], message.get("metadata") or {})
                 message["metadata"] = FAILED if metadata.get("id") == FAILED["id"] else None
                 message["options"] = None
-            for part in _texts(messages or ()):
+            for part in _texts(messages):
                 part["text"] = make_inert(part["text"])
         return data
+
+
+def _find_messages(value: Any) -> list[Any]:
+    """A conversation comes as a list, or as one of the properties of an update."""
+    if isinstance(value, dict):
+        value = cast(dict[str, Any], value).get("value")
+    return cast(list[Any], value or [])
 
 
 def _texts(messages: Iterable[Any]) -> Iterator[dict[str, Any]]:
