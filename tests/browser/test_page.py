@@ -165,17 +165,20 @@ def test_retry_undo_and_edit_ask_with_the_same_picture(visit: Visit, doubled: tu
 def test_a_conversation_comes_back_from_the_history_after_a_reload(visit: Visit, doubled: tuple[str, Double]) -> None:
     address, double = doubled
     visitor = visit(address).open()
-    visitor.ask("remember this")
+    visitor.ask("remember this <b>")
     visitor.wait()
-    kept = visitor.tab.locator(".tw-history").get_by_text("remember this")
+    kept = visitor.tab.locator(".tw-history").get_by_text("remember this <b>")
     kept.wait_for()
     visitor.open()
     assert visitor.answers.count() == 0
     kept.click()
     visitor.answers.first.wait_for()
+    assert visitor.tab.locator(".message.user").inner_text() == "remember this <b>"
     visitor.ask("and?")
     visitor.wait()
-    assert [message["role"] for message in double.bodies[1]["messages"]] == ["user", "assistant", "user"]
+    sent = double.bodies[1]["messages"]
+    assert [message["role"] for message in sent] == ["user", "assistant", "user"]
+    assert sent[0]["content"][0]["text"] == "remember this <b>"
 
 
 def test_the_language_is_the_browsers_until_a_link_is_followed(visit: Visit, doubled: tuple[str, Double]) -> None:
@@ -213,6 +216,112 @@ def test_an_answers_markup_loads_nothing_from_other_hosts(visit: Visit, doubled:
         assert "done" in visitor.wait()
         visitor.tab.wait_for_timeout(500)
         assert not canary.asked
+
+
+ATTACK = """Sums: `a < b`, a <b, vector<int> and `<div>`.
+<div style="position:fixed;inset:0;background:#fff;z-index:9999" class="tw-box" id="x" onclick="y()">COVER</div>
+<svg onload=alert(1)></svg><iframe src=x></iframe><form><input name=q></form><details open>d</details>
+
+$$
+```
+<b style="position:fixed;inset:0">FORMULA</b>
+```
+$$
+
+```html
+<p class="a">x &lt; y</p>
+```
+
+```mermaid
+graph TD; A-->B
+```
+
+- [x] done
+
+| a | b |
+|---|---|
+| 1 | `<i>` |
+
+$$x<y^2 \\rule{99em}{9em}$$
+"""
+
+
+def test_an_answers_markup_is_text_and_reads_as_it_was_written(visit: Visit, doubled: tuple[str, Double]) -> None:
+    address, double = doubled
+    double.script = lambda body: [ATTACK[start : start + 7] for start in range(0, len(ATTACK), 7)]
+    visitor = visit(address).open()
+    visitor.ask("hello <b>you</b> <script>x")
+    visitor.wait()
+    visitor.tab.locator(".message.bot .katex").last.wait_for()
+    visitor.show("answer-inert")
+    answer = visitor.answers.last.locator(".md")
+    read = answer.inner_text()
+    for line in ATTACK.splitlines()[1:3]:
+        assert line in read
+    assert "Sums: a < b, a <b, vector<int> and <div>." in read
+    assert answer.locator("pre code").all_inner_texts() == ['<p class="a">x &lt; y</p>\n', "graph TD; A-->B\n"]
+    assert [row.inner_text() for row in answer.locator("td").all()] == ["1", "<i>"]
+    assert (
+        answer.locator("[style]:not(.katex *), [id], .tw-box, iframe, form, input, details, b, p.a, .mermaid").count()
+        == 0
+    )
+    assert answer.locator("svg:not(.copy_code_button svg), img").count() == 0
+    assert visitor.tab.locator(".message.user").inner_text() == "hello <b>you</b> <script>x"
+    # Nothing of it lies before the page's other half, however large it is drawn.
+    for name in ("Settings", "Code"):
+        visitor.tab.get_by_role("tab", name=name, exact=True).click()
+    visitor.tab.get_by_role("tab", name="What the model sees").click()
+    visitor.ask("and?")
+    visitor.wait()
+    sent = double.bodies[-1]["messages"]
+    assert [message["content"] for message in sent if message["role"] == "assistant"] == [ATTACK.strip()]
+
+
+def test_links_of_an_answer_say_where_they_go(visit: Visit, doubled: tuple[str, Double]) -> None:
+    address, double = doubled
+    said = "[your bank](https://bank.example@evil.example/x), https://plain.example/y, <https://angle.example/z>!"
+    double.script = lambda body: (said + " [x](javascript:alert(1))",)
+    visitor = visit(address).open()
+    visitor.ask("hello")
+    visitor.wait()
+    links = visitor.answers.last.locator("a[href]")
+    shown = [
+        (link.inner_text(), link.evaluate("link => getComputedStyle(link, '::after').content")) for link in links.all()
+    ]
+    assert shown[0][0] == "your bank"
+    assert "(evil.example)" in shown[0][1]
+    assert [text for text, _ in shown[1:3]] == ["https://plain.example/y", "https://angle.example/z"]
+    assert links.nth(2).get_attribute("href") == "https://angle.example/z"
+    assert len(shown) == 3
+    for link in links.all():
+        assert link.get_attribute("target") == "_blank"
+        assert set((link.get_attribute("rel") or "").split()) == {"noopener", "noreferrer", "nofollow"}
+
+
+def test_a_copied_answer_is_the_answer(visit: Visit, doubled: tuple[str, Double]) -> None:
+    address, double = doubled
+    said = "see <b>this</b> ![x](y) and `vector<int>`"
+    double.script = lambda body: (said,)
+    visitor = visit(address).open()
+    visitor.tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    visitor.ask("hello")
+    visitor.wait()
+    visitor.press("Copy message")
+    assert visitor.tab.evaluate("navigator.clipboard.readText()") == said
+
+
+@pytest.mark.parametrize(("locale", "words"), [("en-US", "This is no picture"), ("zh-CN", "无法识别为图片")])
+def test_a_refused_upload_is_told_in_the_pages_language(
+    visit: Visit, doubled: tuple[str, Double], tmp_path: Path, locale: str, words: str
+) -> None:
+    (tmp_path / "fake.png").write_text("no picture")
+    visitor = visit(doubled[0], locale=locale).open()
+    visitor.tab.set_input_files("input[type=file]", str(tmp_path / "fake.png"))
+    visitor.tab.get_by_text(words).wait_for()
+    visitor.show(f"refused-{locale}")
+    visitor.attach(picture_path())
+    visitor.ask("what?")
+    assert "The answer is 42." in visitor.wait()
 
 
 def test_a_label_cannot_be_markup(visit: Visit, doubled: tuple[str, Double]) -> None:

@@ -51,9 +51,17 @@ def test_uvicorns_server_leaves_signals_to_a_method_that_can_be_replaced() -> No
 def test_gradios_chat_interface_has_the_parts_that_the_page_changes() -> None:
     gr: Any = pytest.importorskip("gradio", reason="gradio (the extra `ui`) is not installed")
     from gradio.blocks import BlockFunction
+    from gradio.processing_utils import async_move_files_to_cache
     from gradio.routes import App
 
-    assert "_message_as_message_dict" in vars(gr.ChatInterface)
+    assert {"_message_as_message_dict", "_edit_message"} <= vars(gr.ChatInterface).keys()
+    assert [*inspect.signature(gr.Blocks.preprocess_data).parameters] == [
+        *("self", "block_fn", "inputs", "state", "explicit_call")
+    ]
+    assert [*inspect.signature(gr.Blocks.postprocess_data).parameters] == ["self", "block_fn", "predictions", "state"]
+    # Every file that a value names goes through it, or is one already.
+    stored = inspect.getsource(async_move_files_to_cache)
+    assert "block.async_move_resource_to_block_cache(" in stored
     source = inspect.getsource(gr.ChatInterface)
     assert all(f"self.{name}" in source for name in ("saved_conversations", "new_chat_button"))
     assert {"storage_key", "secret"} <= inspect.signature(gr.BrowserState).parameters.keys()

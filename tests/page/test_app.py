@@ -29,6 +29,7 @@ from tilewise.cli import main as cli  # noqa: E402
 from tilewise.page.app import Page, create_page, launch_page  # noqa: E402
 from tilewise.page.frame import FramedApp  # noqa: E402
 from tilewise.page.turns import read_turns  # noqa: E402
+from tilewise.page.uploads import UploadLimits, Uploads  # noqa: E402
 
 # Of gradio itself.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -152,7 +153,7 @@ def test_failures_are_told_in_words(double: Double, program: Any, refusal: Refus
 
 def test_what_is_no_picture_is_refused_before_the_server_is_asked(double: Double, program: Any, tmp_path: Path) -> None:
     fake = tmp_path / "fake.png"
-    fake.write_text("no picture")
+    fake.write_bytes(b"\x89PNG\r\n\x1a\nno picture")
     said, *_ = ask(program, "what?", fake)
     assert "图片无法使用" in said
     assert not double.bodies
@@ -304,11 +305,11 @@ def test_pages_of_other_sites_are_refused_and_get_no_leave(address: str, double:
 )
 def test_the_pages_own_names_are_answered_and_grant_nobody_else_leave(double: Double, host: str) -> None:
     async def ask(headers: dict[str, str]) -> httpx.Response:
-        app = FramedApp(["page.example", ".b.example"])
-        app.add_api_route("/x", lambda: "yes")
+        app = FramedApp(["page.example", ".b.example"], Uploads(Path("unused"), UploadLimits()), {})
+        app.add_api_route("/config", lambda: "yes")
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
-            return await http.get("/x", headers=headers)
+            return await http.get("/config", headers=headers)
 
     for headers in ({"Host": host}, {"Host": host, "Origin": f"http://{host}"}):
         answer = asyncio.run(ask(headers))
@@ -318,7 +319,7 @@ def test_the_pages_own_names_are_answered_and_grant_nobody_else_leave(double: Do
 
 
 def test_files_larger_than_the_limit_are_refused(address: str) -> None:
-    files = {"files": ("a.png", b"x" * ((20 << 20) + 1))}
+    files = {"files": ("a.png", picture_path().read_bytes().ljust((20 << 20) + 1))}
     response = httpx.post(f"{address}gradio_api/upload", files=files, trust_env=False, timeout=PATIENCE_S)
     assert response.status_code == 413
 

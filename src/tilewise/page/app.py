@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
@@ -24,13 +23,15 @@ from PIL import Image
 
 from tilewise.client import APIClient, chat_body
 from tilewise.demo import picture_path
-from tilewise.errors import TilewiseError
+from tilewise.errors import ImageError, TilewiseError
 from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
 from tilewise.inputs.media.sources import load_image
 from tilewise.page import views
+from tilewise.page.chat import Chat, Failure, PageBlocks
 from tilewise.page.frame import SHARED_HOSTS, FramedApp
 from tilewise.page.snippets import write_curl, write_pipeline, write_sdk
-from tilewise.page.turns import FAILED, Turn, as_list, read_turns
+from tilewise.page.turns import Turn, read_turns
+from tilewise.page.uploads import UploadLimits, Uploads
 from tilewise.types import TilingParameters
 
 _FOLDER = Path(__file__).parent
@@ -44,34 +45,8 @@ _QUESTIONS = (
 _MAX_TILES = 12
 _PULSE_S = 1.0
 _DEFAULT_LIMITS = ImageLimits()
+_DEFAULT_UPLOAD_LIMITS = UploadLimits()
 _CODE = ("curl", "openai", "tilewise")
-
-
-class _Failure(str):
-    """What a program is told where an answer failed: what was `said` of it, and then what went wrong."""
-
-    def __new__(cls, said: str, reason: str) -> "_Failure":
-        failure = super().__new__(cls, said + reason)
-        failure.said, failure.reason = said, reason
-        return failure
-
-    said: str
-    reason: str
-
-
-class _Chat(gr.ChatInterface):
-    """gradio's, but a question's pictures, its text, and a failure are messages of their own.
-
-    QUIRK: in the browser, gradio cannot edit a text that shares a message with files.
-    """
-
-    def _message_as_message_dict(self, message: Any, role: Any) -> Any:
-        if isinstance(message, _Failure):
-            said = [{"role": role, "content": message.said}] if message.said else []
-            return [*said, {"role": role, "content": message.reason, "metadata": FAILED}]
-        turns = cast(list[Any], super()._message_as_message_dict(message, role))  # pyright: ignore[reportUnknownMemberType]
-        parts = [(turn, turn["content"]) for turn in turns]
-        return [{**turn, "content": part} for turn, all_of in parts for part in as_list(all_of)]
 
 
 class Page:
@@ -156,7 +131,7 @@ class Page:
         except TilewiseError as error:
             # NOTE: an error of gradio's own would leave the text box locked.
             kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _WORDS["en"])
-            yield _Failure(views.without_marks(text), f"⚠️ {' '.join(_say(kind))}\n\n{error}"), look, *code
+            yield Failure(views.without_marks(text), f"⚠️ {' '.join(_say(kind))}\n\n{error}"), look, *code
 
     async def _follow(self, body: Mapping[str, Any]) -> AsyncGenerator[tuple[str, str], None]:
         """Yield the text so far; at last also what the answer took."""
@@ -198,7 +173,12 @@ class Page:
         self._policy.limits.check_request(len(paths))
         num_pixels = 0
         for path in paths:
-            picture = self._load(path, ImagePolicy() if path == picture_path() else self._policy)
+            try:
+                picture = self._load(path, ImagePolicy() if path == picture_path() else self._policy)
+            except ImageError:
+                if path.exists():
+                    raise
+                raise ImageError(" ".join(_say("picture_gone"))) from None
             num_pixels += picture.width * picture.height
             self._policy.limits.check_request(len(paths), num_pixels)
             yield picture
@@ -230,7 +210,7 @@ def create_page(client: APIClient, *, model: str | None = None, code_url: str | 
     `model` is what the page's Python code loads (None: the embedded model), `code_url` the server it names.
     """
     page = Page(client, model, code_url or client.server_url)
-    with gr.Blocks(title="Tilewise", analytics_enabled=False, fill_height=True, delete_cache=(3600, 86400)) as blocks:
+    with PageBlocks(title="Tilewise", analytics_enabled=False, fill_height=True) as blocks:
         head = gr.HTML()
         with gr.Row(equal_height=False):
             left, right = gr.Column(scale=7, min_width=320), gr.Column(scale=4, min_width=320)
@@ -274,7 +254,7 @@ def _say(key: str) -> tuple[str, str]:
     return _WORDS["en"][key], _WORDS["zh-CN"][key]
 
 
-def _create_chat(page: Page, settings: list[Any], shown: list[Any]) -> _Chat:
+def _create_chat(page: Page, settings: list[Any], shown: list[Any]) -> Chat:
     picture = str(picture_path())
     chatbot = gr.Chatbot(
         show_label=False,
@@ -293,9 +273,7 @@ def _create_chat(page: Page, settings: list[Any], shown: list[Any]) -> _Chat:
         max_plain_text_length=100_000,
         stop_btn=True,
     )
-    for component in (chatbot, textbox):
-        component.async_move_resource_to_block_cache = _refuse_addresses(component.async_move_resource_to_block_cache)
-    return _Chat(
+    return Chat(
         page.answer,
         multimodal=True,
         chatbot=chatbot,
@@ -312,24 +290,20 @@ def _create_chat(page: Page, settings: list[Any], shown: list[Any]) -> _Chat:
     )
 
 
-def _refuse_addresses(store: Any) -> Any:
-    """Gradio fetches a file that a program gives by its address; here only bytes come in."""
-
-    async def store_file(source: str) -> Any:
-        if urlsplit(source).scheme in ("http", "https"):
-            raise gr.Error("Send the picture itself, not its address.", print_exception=False)
-        return await store(source)
-
-    return store_file
-
-
 def launch_page(
-    blocks: gr.Blocks, server_name: str, server_port: int, *, is_shared: bool = False, allowed_hosts: Sequence[str] = ()
+    blocks: gr.Blocks,
+    server_name: str,
+    server_port: int,
+    *,
+    is_shared: bool = False,
+    allowed_hosts: Sequence[str] = (),
+    upload_limits: UploadLimits = _DEFAULT_UPLOAD_LIMITS,
 ) -> str:
-    """Open a page of `create_page` and return its address; `blocks.close()` ends it.
+    """Open a page of `create_page` and return its address; `blocks.close()` ends it and takes all uploads away.
 
     Over loopback it answers this machine's own names alone, and `allowed_hosts`, which a proxy may pass on.
     """
+    uploads = Uploads(Path(get_upload_folder()), upload_limits)
     theme = Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     words = {language: {f"tilewise_{key}": text for key, text in _WORDS[language].items()} for language in _WORDS}
     _, address, _ = blocks.launch(
@@ -339,7 +313,7 @@ def launch_page(
         prevent_thread_lock=True,
         quiet=not is_shared,
         allowed_paths=[str(picture_path())],
-        max_file_size="20mb",
+        max_file_size=upload_limits.image.max_bytes,
         footer_links=["settings"],
         run_history=False,
         enable_monitoring=False,
@@ -348,6 +322,6 @@ def launch_page(
         theme=theme,
         css_paths=_FOLDER / "page.css",
         i18n=gr.I18n(**words),
-        _app=FramedApp([*allowed_hosts, *(SHARED_HOSTS if is_shared else ())]),
+        _app=FramedApp([*allowed_hosts, *(SHARED_HOSTS if is_shared else ())], uploads, _WORDS),
     )
     return address

@@ -1,6 +1,7 @@
-"""What stands around gradio's application: who may ask, what a browser may load, and in which language."""
+"""What stands around gradio's application: who may ask what, what a browser may load, and in which language."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,6 +9,8 @@ from gradio.routes import App, ORJSONResponse
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
+from tilewise.page.intake import Intake
+from tilewise.page.uploads import Uploads
 from tilewise.serving.http.hosts import is_cross_origin, is_rebound
 
 # Of the links that gradio gives with --share.
@@ -23,10 +26,25 @@ _REFUSAL = PlainTextResponse(
 _SCRIPT = b"<head><script>%b</script>" % (Path(__file__).parent / "page.js").read_bytes()
 
 
+# What the page and gradio's own client ask for. Gradio has more routes, which store files that nobody counts (deep
+# links, recordings, components' own functions), fetch other hosts' (`file=` with an address, proxies), or write code.
+_ROUTES = {
+    "GET": re.compile(
+        r"/|/config/?|/(assets|static|svelte)/.*|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/pwa_icon(/.*)?"
+        r"|/gradio_api/(info/?|startup-events|app_id/?|heartbeat/[^/]+|queue/(data|status)|call/[^/]+/[^/]+"
+        r"|file=(?!(?i:https?:)).+)",
+        re.DOTALL,
+    ),
+    "POST": re.compile(r"/gradio_api/(upload|queue/join|(call|run)/[^/]+/?|cancel|reset/?)"),
+}
+_NO_ROUTE = PlainTextResponse("The page has no such address.", 404)
+
+
 class _Gate:
     """ASGI middleware outside of gradio's, which grants pages of every site leave where its Host is not this machine.
 
-    Requests of other sites' pages are refused, and no answer grants them leave.
+    Requests of other sites' pages are refused, and no answer grants them leave. Of gradio's routes those are open that
+    the page needs.
     """
 
     def __init__(self, app: Any, allowed_hosts: Sequence[str]) -> None:
@@ -39,8 +57,18 @@ class _Gate:
             await send(message)
 
         hosts = self._allowed_hosts
-        is_refused = scope["type"] != "lifespan" and (is_rebound(scope, hosts) or is_cross_origin(scope, hosts))
-        await (_REFUSAL if is_refused else self._app)(scope, receive, send_without_leave)
+        if scope["type"] == "lifespan":
+            chosen = self._app
+        elif is_rebound(scope, hosts) or is_cross_origin(scope, hosts):
+            chosen = _REFUSAL
+        else:
+            chosen = self._app if _is_open(scope) else _NO_ROUTE
+        await chosen(scope, receive, send_without_leave)
+
+
+def _is_open(scope: Any) -> bool:
+    method = "GET" if scope.get("method") == "HEAD" else scope.get("method")
+    return method in _ROUTES and _ROUTES[method].fullmatch(scope["path"]) is not None
 
 
 class _Frame:
@@ -63,14 +91,16 @@ class _Frame:
 
 
 class FramedApp(App):
-    """gradio's application, behind a gate and within a frame."""
+    """gradio's application, behind a gate and an intake of uploads, and within a frame."""
 
-    def __init__(self, allowed_hosts: Sequence[str]) -> None:
-        """Beside this machine's own names it answers to `allowed_hosts`."""
+    def __init__(self, allowed_hosts: Sequence[str], uploads: Uploads, words: Mapping[str, Mapping[str, str]]) -> None:
+        """Beside this machine's own names it answers to `allowed_hosts`; refused uploads are told in `words`."""
         options: dict[str, Any] = {"default_response_class": ORJSONResponse, "middleware": [Middleware(_Frame)]}
         cast(Any, super()).__init__(**options)
         self._allowed_hosts = allowed_hosts
+        self._uploads = uploads
+        self._words = words
 
     def build_middleware_stack(self) -> Any:
         """See `starlette.applications.Starlette`."""
-        return _Gate(super().build_middleware_stack(), self._allowed_hosts)
+        return _Gate(Intake(super().build_middleware_stack(), self._uploads, self._words), self._allowed_hosts)
