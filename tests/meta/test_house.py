@@ -45,7 +45,7 @@ ROOM_LINES = {
     "page": 650,
     "quant": 46,
     "runner": 610,
-    "scheduling": 445,
+    "scheduling": 640,  # namespaces take turns, and make way for each other
     "serving": 750,
     "serving/http": 505,
     "serving/openai": 590,

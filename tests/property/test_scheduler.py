@@ -49,7 +49,7 @@ class Histories(RuleBasedStateMachine):
     @rule(
         opening=openings,
         ending=endings,
-        namespace=st.sampled_from(("", "", "b")),
+        namespace=st.sampled_from(("", "", "b", "c")),
         max_new_tokens=st.integers(1, 20),
         ignores_stops=st.booleans(),
         is_streamed=st.booleans(),

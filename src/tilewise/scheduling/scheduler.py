@@ -3,18 +3,19 @@
 Pure bookkeeping, no clock and no torch: a step is a function of the state and four budgets.
 
     budget   | spent on
-    tokens   | first one a running decode, then prefill chunks, oldest request first
+    tokens   | first one a running decode, then prefill chunks, oldest request first; namespaces take turns (`shares`)
     tiles    | pictures of those chunks that no cache holds; a chunk ends where its tiles run out
     work     | both of them, where a streamed answer decodes: no reader waits long for another's picture
     blocks   | a prompt's blocks when it is admitted, one more whenever an answer outgrows its last
 
-When blocks run out the youngest request gives its own back and is computed again later. A step may be
+When blocks run out the youngest request, of the namespace that holds most, gives its own back and is computed again
+later; so it does for a namespace that waits while another has a larger share. A step may be
 scheduled before the one before it is committed: a token that is sampled but not yet known counts as
 pending, and the runner takes it from the device, unless the next one depends on which it is.
 """
 
 from bisect import insort
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
 
 from tilewise.cache.blocks import BlockPool
@@ -22,6 +23,7 @@ from tilewise.cache.prefix import PrefixCache, extend_digests
 from tilewise.cache.tiles import TileCache
 from tilewise.errors import ConfigError, InputError, PromptTooLongError
 from tilewise.scheduling.sequence import Sequence
+from tilewise.scheduling.shares import Shares, Turns, Waiting, choose_loser, choose_victims, holds_most
 from tilewise.scheduling.steps import Budgets, Chunk, ImageRows, Sampled, StepDraft, StepPlan, TileJob
 from tilewise.types import FinishReason, PreparedImage, Request, StepOutput
 
@@ -50,11 +52,13 @@ class Scheduler:
         self.prefix = PrefixCache()
         self.pool = BlockPool(num_blocks, on_evict=self.prefix.forget)
         self.tiles = TileCache(num_tile_rows)
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = Waiting()
         self.running: list[Sequence] = []
+        self.shares = Shares()
         self.counters = dict.fromkeys(COUNTERS, 0)
         self._by_request: dict[str, Sequence] = {}
         self._next_id = 0
+        self._admitted: list[tuple[int, Request]] = []
         self._released: list[int] = []
         self._computing: Counter[bytes] = Counter()
 
@@ -99,19 +103,23 @@ class Scheduler:
         """Fill the next step; None if nothing can be computed now."""
         self.tiles.unpin()
         step = StepDraft(self.budgets.max_step_tokens, self.budgets.max_step_tiles)
+        self.shares.begin_step(self.running, self.waiting)
+        self._make_way(step)
         for sequence in list(self.running):
             if sequence.is_decoding:  # one that was preempted meanwhile is not
                 self._schedule_decode(sequence, step)
         if step.has_streams and self.budgets.max_busy_work is not None:
             least = self.budgets.tokens_per_tile  # however many decode, prompts go on
             step.work_left = max(least, self.budgets.max_busy_work - len(step.decodes))
-        for sequence in self.running:
-            if not sequence.is_decoding:
+        turns = Turns(self.shares, self.running, self.waiting)
+        if step.has_preempted:
+            turns.close()
+        for sequence in turns:
+            if sequence.blocks or self._admit(sequence, step, turns):
                 self._schedule_prefill(sequence, step)
-        if not step.has_preempted:
-            self._admit(step)
         if not step.decodes and not step.prefills:
             return None
+        admitted, self._admitted = tuple(self._admitted), []
         released, self._released = tuple(self._released), []
         self.counters["steps"] += 1
         self.counters["tiles_encoded"] += len(step.tiles)
@@ -121,7 +129,7 @@ class Scheduler:
             tuple(step.tiles),
             tuple(step.decodes),
             tuple(step.prefills),
-            tuple(step.admitted),
+            admitted,
             released,
         )
 
@@ -180,7 +188,7 @@ class Scheduler:
             if self.pool.can_allocate(1):
                 sequence.blocks += self.pool.allocate(1)
                 break
-            victim = self.running[-1]
+            victim = choose_loser(self.running, sequence)
             self._preempt(victim, step)
             if victim is sequence:
                 return
@@ -189,6 +197,7 @@ class Scheduler:
             Chunk(sequence.id, position, position + 1, token_ids, tuple(sequence.blocks), is_sampled=True)
         )
         step.tokens_left -= 1
+        self.shares.charge(sequence.request.namespace, 1)
         sequence.num_scheduled += 1
         sequence.num_pending += 1
 
@@ -204,6 +213,7 @@ class Scheduler:
         token_ids = tuple(sequence.token_ids[start:end])
         step.prefills.append(Chunk(sequence.id, start, end, token_ids, blocks, is_sampled, tuple(rows)))
         step.spend_tokens(end - start)
+        self.shares.charge(sequence.request.namespace, end - start)
         sequence.num_scheduled = end
         sequence.num_pending += int(is_sampled)
 
@@ -239,40 +249,63 @@ class Scheduler:
                 step.tiles.append(TileJob(namespace, image, tile, row))
                 step.tiles_left -= 1
                 step.work_left -= work
+                self.shares.charge(namespace, work)
         return row
 
-    def _admit(self, step: StepDraft) -> None:
-        """Move waiting requests to the running ones, in order, while sequences, tokens and blocks allow it."""
-        postponed: deque[Sequence] = deque()
-        while self.waiting and step.token_room > 0 and len(self.running) < self.budgets.max_sequences:
-            sequence = self.waiting[0]
-            if sequence.num_pending:  # preempted with a sample in flight: it cannot be computed again yet
-                break
-            hits = self._find_prefix(sequence)
-            if self._is_computing_next(sequence, len(hits)):
-                postponed.append(self.waiting.popleft())
+    def _admit(self, sequence: Sequence, step: StepDraft, turns: Turns) -> bool:
+        """Let a waiting request run, if sequences, tokens and blocks allow it."""
+        if step.token_room < 1 or len(self.running) >= self.budgets.max_sequences:
+            turns.close()
+            return False
+        namespace = sequence.request.namespace
+        if sequence.num_pending:  # preempted with a sample in flight: it cannot be computed again yet
+            turns.close(namespace)
+            return False
+        hits = self._find_prefix(sequence)
+        if self._is_computing_next(sequence, len(hits)):
+            return False
+        has_entered = self._enter(sequence, hits)
+        if not has_entered:  # what becomes free is kept for it, unless its namespace has most already
+            turns.close(namespace if holds_most(namespace, self.running) else None)
+        return has_entered
+
+    def _make_way(self, step: StepDraft) -> None:
+        """Preempt for the first in turn whose namespace has less than others; before these have a chunk in the step."""
+        for newcomer in self.shares.order_heads(self.running, self.waiting):
+            hits = self._find_prefix(newcomer)
+            if self._is_computing_next(newcomer, len(hits)):
                 continue
-            # One block beyond the prompt, so that it is not admitted only to be preempted at its first token.
-            wanted = self.blocks_for(len(sequence.token_ids) + 1) - len(hits)
-            for block in hits:
-                self.pool.retain(block)
-            if not self.pool.can_allocate(wanted):
-                self.pool.release(reversed(hits), self.prefix.is_identified)
-                break
-            self.waiting.popleft()
-            sequence.blocks = hits + self.pool.allocate(wanted)
-            sequence.num_scheduled = len(hits) * self.budgets.block_size
-            sequence.num_published = len(hits)
-            self._computing.update(sequence.digests[len(hits) :])
-            if not sequence.was_admitted:
-                sequence.was_admitted = True
-                sequence.cached_tokens = sequence.num_scheduled
-                self.counters["prefix_queries"] += len(sequence.token_ids)
-                self.counters["prefix_hits"] += sequence.cached_tokens
-                step.admitted.append((sequence.id, sequence.request))
-            insort(self.running, sequence, key=lambda running: running.id)
-            self._schedule_prefill(sequence, step)
-        self.waiting.extendleft(reversed(postponed))
+            room = self.budgets.max_sequences - len(self.running), self.pool.num_available - self.pool.count_idle(hits)
+            num_blocks = self.blocks_for(len(newcomer.token_ids) + 1)
+            victims = choose_victims(newcomer, num_blocks, len(hits), self.running, room, self.pool.count_sole)
+            for victim in victims:
+                self._preempt(victim, step)
+            if victims:
+                self._enter(newcomer, hits)
+                return
+
+    def _enter(self, sequence: Sequence, hits: list[int]) -> bool:
+        """Move a waiting request, whose first blocks are cached, to the running ones; not where blocks are short."""
+        # One block beyond the prompt, so that it is not admitted only to be preempted at its first token.
+        wanted = self.blocks_for(len(sequence.token_ids) + 1) - len(hits)
+        for block in hits:
+            self.pool.retain(block)
+        if not self.pool.can_allocate(wanted):
+            self.pool.release(reversed(hits), self.prefix.is_identified)
+            return False
+        self.waiting.remove(sequence)
+        sequence.blocks = hits + self.pool.allocate(wanted)
+        sequence.num_scheduled = len(hits) * self.budgets.block_size
+        sequence.num_published = len(hits)
+        self._computing.update(sequence.digests[len(hits) :])
+        if not sequence.was_admitted:
+            sequence.was_admitted = True
+            sequence.cached_tokens = sequence.num_scheduled
+            self.counters["prefix_queries"] += len(sequence.token_ids)
+            self.counters["prefix_hits"] += sequence.cached_tokens
+            self._admitted.append((sequence.id, sequence.request))
+        insort(self.running, sequence, key=lambda running: running.id)
+        return True
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
         """Return the cached blocks that open the sequence; at least its last token is left to compute."""
@@ -341,6 +374,7 @@ class Scheduler:
         self.counters["preemptions"] += 1
         self.running.remove(sequence)
         self._give_back(sequence)
+        sequence.num_pending -= step.withdraw(sequence.id)
         sequence.num_scheduled = 0
         self.waiting.appendleft(sequence)
 
@@ -357,5 +391,8 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
         del self._by_request[sequence.request.request_id]
+        self._admitted = [admitted for admitted in self._admitted if admitted[0] != sequence.id]
         self._released.append(sequence.id)
         self.counters["requests_ended"] += 1
+        if not self._by_request:
+            self.shares.clear()

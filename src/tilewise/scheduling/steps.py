@@ -90,7 +90,6 @@ class StepDraft:
         self.tiles: list[TileJob] = []
         self.decodes: list[Chunk] = []
         self.prefills: list[Chunk] = []
-        self.admitted: list[tuple[int, Request]] = []
         self.has_preempted = False
         self.has_streams = False
 
@@ -103,6 +102,14 @@ class StepDraft:
         """Another tile may be encoded, which with the chunk's tokens up to its end takes `work`."""
         is_first = not self.tiles and not self.prefills
         return self.tiles_left > 0 and (is_first or work <= self.work_left)
+
+    def withdraw(self, sequence_id: int) -> int:
+        """Take back the decode of a sequence that is preempted, and count it."""
+        kept = [chunk for chunk in self.decodes if chunk.sequence_id != sequence_id]
+        num_withdrawn = len(self.decodes) - len(kept)
+        self.decodes = kept
+        self.tokens_left += num_withdrawn
+        return num_withdrawn
 
     def spend_tokens(self, number: int) -> None:
         """Count prompt tokens of a chunk."""
