@@ -5,7 +5,8 @@ Pure bookkeeping, no clock and no torch: a step is a function of the state and f
     budget   | spent on
     tokens   | first one a running decode, then prefill chunks, oldest request first; namespaces take turns (`shares`)
     tiles    | pictures of those chunks that no cache holds; a chunk ends where its tiles run out
-    work     | both of them, where a streamed answer decodes: no reader waits long for another's picture
+    work     | both of them, where a streamed answer decodes, or is awaited beside another namespace's prompts: no
+             | reader waits long for another's picture
     blocks   | a prompt's blocks when it is admitted, one more whenever an answer outgrows its last
 
 When blocks run out the youngest request, of the namespace that holds most, gives its own back and is computed again
@@ -112,6 +113,8 @@ class Scheduler:
             least = self.budgets.tokens_per_tile  # however many decode, prompts go on
             step.work_left = max(least, self.budgets.max_busy_work - len(step.decodes))
         turns = Turns(self.shares, self.running, self.waiting)
+        if turns.are_shared:
+            step.work_left = min(step.work_left, self.budgets.max_shared_work)
         if step.has_preempted:
             turns.close()
         for sequence in turns:
@@ -257,16 +260,15 @@ class Scheduler:
         if step.token_room < 1 or len(self.running) >= self.budgets.max_sequences:
             turns.close()
             return False
-        namespace = sequence.request.namespace
         if sequence.num_pending:  # preempted with a sample in flight: it cannot be computed again yet
-            turns.close(namespace)
+            turns.close(sequence.request.namespace)
             return False
         hits = self._find_prefix(sequence)
         if self._is_computing_next(sequence, len(hits)):
             return False
         has_entered = self._enter(sequence, hits)
         if not has_entered:  # what becomes free is kept for it, unless its namespace has most already
-            turns.close(namespace if holds_most(namespace, self.running) else None)
+            turns.close(sequence.request.namespace if holds_most(sequence, self.running) else None)
         return has_entered
 
     def _make_way(self, step: StepDraft) -> None:

@@ -122,6 +122,13 @@ class Turns:
         self._closed: set[str] = set()
         self._is_closed = False
 
+    @property
+    def are_shared(self) -> bool:
+        """Several namespaces have prompts to compute, and somebody reads an answer of theirs as it comes."""
+        lines = *self._prefills.values(), *self._waiting.lines.values()
+        names = {*self._prefills, *self._waiting.lines}
+        return len(names) > 1 and any(line[0].request.is_streamed for line in lines if line)
+
     def close(self, namespace: str | None = None) -> None:
         """Admit no more of this namespace, or of any, in this step; what runs still has its turns."""
         if namespace is None:
@@ -168,10 +175,10 @@ def rank(shares: Shares, sequence: Sequence, num_slots: Counter[str]) -> tuple[i
     return shares.cost(namespace), num_slots[namespace], sequence.id
 
 
-def holds_most(namespace: str, running: Iterable[Sequence]) -> bool:
-    """Tell whether no other namespace holds more blocks."""
+def holds_most(sequence: Sequence, running: Iterable[Sequence]) -> bool:
+    """Tell whether no other namespace holds more blocks than that of `sequence`."""
     num_blocks = _count_blocks(running)
-    return num_blocks[namespace] >= max(num_blocks.values(), default=0)
+    return num_blocks[sequence.request.namespace] >= max(num_blocks.values(), default=0)
 
 
 def choose_loser(running: list[Sequence], growing: Sequence) -> Sequence:

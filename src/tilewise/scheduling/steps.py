@@ -24,6 +24,12 @@ class Budgets:
     max_busy_work: int | None = None
     tile_work: int = 0
 
+    @property
+    def max_shared_work(self) -> int:
+        """Work of a step that namespaces share, so that none waits long for another's pictures: that of a tile."""
+        busy_work = self.max_busy_work or self.tile_work + self.tokens_per_tile
+        return max(self.tokens_per_tile, busy_work)
+
 
 @dataclass(frozen=True, slots=True)
 class TileJob:

@@ -75,7 +75,8 @@ def run_server(
     policy = ImagePolicy(allowed_media_hosts=hosts, allowed_local_media_path=server.allowed_local_media_path)
     is_demo = checkpoint.folder.resolve() == model_folder().resolve()
     name = server.model_name or _name_model(model, checkpoint, is_demo=is_demo)
-    engine = AsyncEngine(replace(builder, policy=policy), max_queued=server.max_queued, model_name=name)
+    builder = replace(builder, policy=policy)
+    engine = AsyncEngine(builder, max_queued=server.max_queued, is_shared=len(keys) > 1, model_name=name)
     app = create_app(Service(engine, name, keys, server.allow_origins, is_demo))
     settings = uvicorn.Config(
         app,
