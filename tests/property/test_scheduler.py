@@ -102,7 +102,7 @@ class Histories(RuleBasedStateMachine):
             self.simulation.drain()
 
 
-@settings(max_examples=40)
+@settings(max_examples=200)
 @given(
     budgets=budgets,
     num_extra_blocks=st.integers(0, 6),
