@@ -10,6 +10,8 @@ import pytest
 
 from tests.property.simulation import PER_TILE, PICTURES, Simulation, make_request
 from tilewise.scheduling.scheduler import Scheduler
+from tilewise.scheduling.sequence import Sequence
+from tilewise.scheduling.shares import Shares, Waiting
 from tilewise.scheduling.steps import Budgets, Sampled, StepPlan
 
 LARGE = PICTURES[2]
@@ -142,6 +144,47 @@ def test_an_account_ends_with_its_last_request_once_nothing_is_owed() -> None:
         assert len(simulation.scheduler.shares) <= 4
     simulation.drain()
     assert len(simulation.scheduler.shares) == 0
+
+
+def line_up(*names: str) -> Waiting:
+    waiting = Waiting()
+    for number, name in enumerate(names):
+        waiting.append(Sequence(number, ask(name, 1), 1))
+    return waiting
+
+
+def test_a_debt_outlasts_an_absence_until_the_others_have_cost_as_much() -> None:
+    shares = Shares()
+    shares.begin_step([], line_up("a", "b"))
+    shares.charge("b", 100)
+    shares.begin_step([], line_up("a"))
+    assert shares.cost("b") - shares.cost("a") == 100
+    shares.charge("a", 150)
+    shares.begin_step([], line_up("a"))
+    assert len(shares) == 1
+    shares.begin_step([], line_up("a", "b"))
+    assert shares.cost("a") == shares.cost("b") == 150
+
+
+def test_who_has_decoded_meanwhile_returns_at_the_least_cost() -> None:
+    shares = Shares()
+    shares.begin_step([], line_up("a"))
+    shares.charge("b", 1)
+    shares.charge("a", 100)
+    shares.begin_step([], line_up("a", "b"))
+    assert shares.cost("a") == shares.cost("b") == 100
+
+
+def test_a_step_that_answers_a_question_encodes_no_picture_of_another_key() -> None:
+    simulation = make(max_step_tokens=64, use_prefix_cache=False)
+    for number in range(3):
+        simulation.add(ask(f"a{number}", 1, replace(LARGE, digest=bytes([number]) * 32), 2))
+    assert len(step(simulation).tiles) == 1
+    simulation.add(ask("b", 1, 2, max_new_tokens=1))
+    plan = step(simulation)
+    assert simulation.told["b"].reason
+    assert plan.tiles == ()
+    assert len(step(simulation).tiles) == 1
 
 
 def test_where_all_slots_are_one_keys_its_youngest_makes_way_and_repeats_no_token() -> None:
