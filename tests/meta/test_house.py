@@ -45,7 +45,7 @@ ROOM_LINES = {
     "page": 1150,  # uploads that are judged, counted and taken away again; texts that are inert
     "quant": 46,
     "runner": 610,
-    "scheduling": 480,
+    "scheduling": 730,  # large pictures and forms that wait; namespaces that take turns, and make way for each other
     "serving": 750,
     "serving/http": 800,  # +295: strict heads, lingering closes, and what bodies hold together
     "serving/openai": 590,

@@ -212,6 +212,8 @@ class Simulation:
 
     def check(self) -> None:
         self.scheduler.check_integrity()
+        if not self.scheduler.has_work:
+            assert len(self.scheduler.shares) == 0, "an account is kept of nobody"
 
     def _hear(self, outputs: Iterable[StepOutput]) -> None:
         for output in outputs:

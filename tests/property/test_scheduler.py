@@ -1,7 +1,7 @@
 """The scheduler under random histories; `simulation` holds the laws."""
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -35,6 +35,7 @@ budgets = st.builds(
     max_busy_work=st.none() | st.integers(1, 20),
     tile_work=st.integers(0, 9),
     max_step_pixels=st.sampled_from((1 << 22, 28 * 28, 2 * 28 * 28)),  # the smallest picture's, and the next one's
+    max_cut_pixels=st.integers(1, 4).map(lambda number: number * 28 * 28),
     max_cut_tiles=st.integers(1, 6),
 )
 
@@ -51,7 +52,7 @@ class Histories(RuleBasedStateMachine):
     @rule(
         opening=openings,
         ending=endings,
-        namespace=st.sampled_from(("", "", "b")),
+        namespace=st.sampled_from(("", "", "b", "c")),
         max_new_tokens=st.integers(1, 20),
         ignores_stops=st.booleans(),
         is_streamed=st.booleans(),
@@ -120,6 +121,60 @@ class Histories(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "simulation"):
             self.simulation.drain()
+
+
+@settings(max_examples=200)
+@given(
+    budgets=budgets,
+    num_extra_blocks=st.integers(0, 6),
+    depth=st.integers(1, 2),
+    opening=openings,
+    floods=st.lists(st.tuples(openings, st.integers(1, 20), st.booleans()), min_size=1, max_size=4),
+    others=st.sampled_from(("a", "ac", "acde")),
+)
+def test_every_request_ends_within_a_bound_however_much_another_key_sends(
+    budgets: Budgets,
+    num_extra_blocks: int,
+    depth: int,
+    opening: tuple[int | PreparedImage, ...],
+    floods: list[tuple[tuple[int | PreparedImage, ...], int, bool]],
+    others: str,
+) -> None:
+    num_blocks = -(-SESSION_LEN // budgets.block_size) + num_extra_blocks
+    simulation = Simulation(budgets, num_blocks, 3)
+
+    def keep_flooding() -> None:
+        for namespace in others:
+            while sum(s.request.namespace == namespace for s in simulation.scheduler.waiting) < 3:
+                number = len(simulation.told)
+                parts, max_new_tokens, is_streamed = floods[number % len(floods)]
+                simulation.add(
+                    make_request(
+                        f"{namespace}{number}",
+                        (*parts, 1 + number % 3),
+                        namespace=namespace,
+                        max_new_tokens=max_new_tokens,
+                        is_streamed=is_streamed,
+                    )
+                )
+
+    for _ in range(5):
+        keep_flooding()
+        if simulation.schedule():
+            simulation.commit()
+    simulation.add(make_request("b", opening, namespace="b", max_new_tokens=5))
+    # What may run beside it, each to its end with a token a step, and for each key in turn.
+    bound = 2 * len(others) * (budgets.max_sequences + 1) * SESSION_LEN
+    for _ in range(bound):
+        keep_flooding()
+        plan = simulation.schedule()
+        if simulation.cutting:
+            simulation.cut()
+        if simulation.flying and (plan is None or len(simulation.flying) >= depth):
+            simulation.commit()
+        if simulation.told["b"].reason is not None:
+            return
+    raise AssertionError("b starves")
 
 
 class LongHistories(Histories):

@@ -1,6 +1,7 @@
 """Admission, ends and wake-ups of the engine behind a server, over a scripted one."""
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.processes import PATIENCE_S
 from tests.scripted import HookedBuilder, Script, ScriptedClient, say
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import DeviceConfig, EngineConfig, resolve
@@ -19,9 +21,10 @@ from tilewise.inputs.conversation import parse_prompt
 from tilewise.inputs.media.fetch import check_wanted
 from tilewise.inputs.media.sources import prepare_image
 from tilewise.inputs.request_builder import create_builder
+from tilewise.plan import count_tile_work
 from tilewise.serving.async_engine import AsyncEngine
 from tilewise.serving.stream import Stream
-from tilewise.types import FinishReason, GenerationConfig, PreparedImage, Request, StepOutput
+from tilewise.types import FinishReason, GenerationConfig, PreparedImage, Request, StepOutput, TilingParameters
 
 MakeEngine = Callable[..., tuple[AsyncEngine, ScriptedClient]]
 HELLO = parse_prompt("hello")
@@ -33,14 +36,14 @@ def make_engine() -> Iterator[MakeEngine]:
     engines: list[AsyncEngine] = []
 
     def make(
-        script: Script, *, max_batch_size: int = 2, max_queued: int = 0, max_pixel_bytes: int = 1 << 30
+        script: Script, *, max_batch_size: int = 2, max_queued: int = 0, **options: Any
     ) -> tuple[AsyncEngine, ScriptedClient]:
         model = replace(load_model_config(model_folder()), is_random=False)
         config = EngineConfig(max_batch_size=max_batch_size)
         client, checkpoint = ScriptedClient(script), Checkpoint(model_folder(), model)
         engine = Engine(client, resolve(config, model, DeviceConfig("cpu")))
         builder = create_builder(checkpoint.folder, checkpoint.model)
-        engines.append(AsyncEngine(builder, max_queued=max_queued, max_pixel_bytes=max_pixel_bytes))
+        engines.append(AsyncEngine(builder, max_queued=max_queued, **options))
         engines[-1].attach(engine)
         return engines[-1], client
 
@@ -257,6 +260,128 @@ def test_pictures_under_way_are_bounded_by_their_bytes(make_engine: MakeEngine) 
     asyncio.run(run())
     assert engine.num_open == 0
     assert len(client.submitted) == 4
+
+
+def hold_until(held: threading.Event) -> Script:
+    def wait(_: Request) -> Sequence[StepOutput]:
+        held.wait(PATIENCE_S)
+        return say([5])
+
+    return wait
+
+
+def test_one_keys_flood_refuses_itself_and_half_of_the_room_is_left_for_others(make_engine: MakeEngine) -> None:
+    held = threading.Event()
+    engine, _ = make_engine(hold_until(held), max_batch_size=4, max_queued=8, is_shared=True)
+
+    async def run() -> None:
+        flood = [await engine.open(HELLO, GenerationConfig(), "a") for _ in range(6)]
+        with pytest.raises(QueueFullError, match=r"6 answers of this API key .* other keys") as refusal:
+            await engine.open(HELLO, GenerationConfig(), "a")
+        assert refusal.value.status == 429
+        others = [await engine.open(HELLO, GenerationConfig(), name) for name in "bcdefg"]
+        with pytest.raises(QueueFullError, match="12 answers are under way"):
+            await engine.open(HELLO, GenerationConfig(), "h")
+        held.set()
+        for stream in flood + others:
+            await read(stream)
+        await read(await engine.open(HELLO, GenerationConfig(n=12), "a"))  # alone, a request may take it all
+
+    asyncio.run(run())
+    assert engine.num_open == 0
+
+
+@pytest.mark.parametrize(("is_shared", "namespace"), [(False, "a"), (False, "")])
+def test_who_shares_with_nobody_may_fill_the_queue(make_engine: MakeEngine, is_shared: bool, namespace: str) -> None:
+    held = threading.Event()
+    engine, _ = make_engine(hold_until(held), max_batch_size=4, max_queued=8, is_shared=is_shared)
+
+    async def run() -> None:
+        streams = [await engine.open(HELLO, GenerationConfig(), namespace) for _ in range(12)]
+        held.set()
+        for stream in streams:
+            await read(stream)
+
+    asyncio.run(run())
+
+
+def test_pictures_count_as_their_tiles_and_pixels_and_not_as_one_request(make_engine: MakeEngine) -> None:
+    held = threading.Event()
+    num_bytes = len(prepare_image(picture_path(), TilingParameters()).pixels)
+    engine, _ = make_engine(
+        hold_until(held), max_batch_size=4, max_queued=60, max_pixel_bytes=4 * num_bytes, is_shared=True
+    )
+
+    async def run() -> None:
+        flood = [await engine.open(PICTURE, GenerationConfig(), "a") for _ in range(2)]
+        with pytest.raises(QueueFullError, match=r"Pictures of \d+ MiB of this API key"):
+            await engine.open(PICTURE, GenerationConfig(), "a")
+        flood += [
+            await engine.open(HELLO, GenerationConfig(), "a"),
+            await engine.open(PICTURE, GenerationConfig(), "b"),
+        ]
+        held.set()
+        for stream in flood:
+            await read(stream)
+        await read(await engine.open(PICTURE, GenerationConfig(), "a"))
+
+    asyncio.run(run())
+    assert engine.num_open == 0
+
+
+def test_long_prompts_count_as_their_tokens_and_not_as_one_request(make_engine: MakeEngine) -> None:
+    held = threading.Event()
+    engine, client = make_engine(hold_until(held), max_batch_size=1, max_queued=100, is_shared=True)
+    model = engine.builder.model
+    many = parse_prompt(("look", [str(picture_path())] * 4))
+    most = 101 * (model.max_dynamic_patch + 1) * (model.tokens_per_tile + count_tile_work(model))
+
+    def count_work(request: Request) -> int:
+        return len(request.token_ids) + sum(image.num_tiles for image in request.images) * count_tile_work(model)
+
+    async def run() -> None:
+        flood, refusal = list[Stream](), ""
+        while not refusal:
+            try:
+                flood.append(await engine.open(many, GenerationConfig(), "a"))
+            except QueueFullError as error:
+                refusal = str(error)
+        assert re.match(r"Prompts of \d+ tokens .* of this API key", refusal)
+        work = sum(map(count_work, client.submitted))
+        assert most - 2 * count_work(client.submitted[0]) < 2 * work <= most
+        flood.append(await engine.open(many, GenerationConfig(), "b"))
+        held.set()
+        for stream in flood:
+            await read(stream)
+        await read(await engine.open(many, GenerationConfig(), "a"))
+
+    asyncio.run(run())
+    assert engine.num_open == 0
+
+
+def test_pictures_of_one_keys_slow_hosts_leave_threads_for_others(make_engine: MakeEngine) -> None:
+    engine, client = make_engine(lambda _: say([5]), max_batch_size=200, is_shared=True)
+    go_on = threading.Event()
+    builder = engine.builder
+
+    def prepare_slowly(*arguments: Any) -> Any:
+        go_on.wait(PATIENCE_S)
+        return prepare_image(*arguments)
+
+    async def run() -> None:
+        engine.builder = replace(builder, prepare=prepare_slowly)
+        slow = [asyncio.create_task(engine.open(PICTURE, GenerationConfig(), "a")) for _ in range(40)]
+        while engine.num_open < 40:
+            await asyncio.sleep(0.01)
+        engine.builder = builder
+        await read(await engine.open(PICTURE, GenerationConfig(), "b"))
+        assert [request.namespace for request in client.submitted] == ["b"]
+        go_on.set()
+        for task in slow:
+            await read(await task)
+
+    asyncio.run(run())
+    assert engine.num_open == 0
 
 
 def test_an_answer_that_cannot_be_read_fails_its_stream_alone(make_engine: MakeEngine) -> None:

@@ -28,6 +28,44 @@ def test_calls_run_at_once_up_to_the_bound_and_then_in_turn() -> None:
     threads.close()
 
 
+def test_one_owner_holds_no_more_than_half_where_threads_are_shared() -> None:
+    threads, go_on, started = DaemonThreads(4, "t", is_shared=True), threading.Event(), list[str]()
+    changed = threading.Condition()
+
+    def wait(owner: str) -> None:
+        with changed:
+            started.append(owner)
+            changed.notify_all()
+        go_on.wait(PATIENCE_S)
+
+    futures = [threads.submit(lambda: wait("a"), "a") for _ in range(20)]
+    with changed:
+        assert changed.wait_for(lambda: len(started) == 2, PATIENCE_S)
+    for owner in "bc":
+        futures += [threads.submit(lambda owner=owner: wait(owner), owner) for _ in range(2)]
+        with changed:
+            assert changed.wait_for(lambda owner=owner: owner in started, PATIENCE_S)
+    assert started == ["a", "a", "b", "c"], "a was not given more while the others came"
+    go_on.set()
+    for future in futures:
+        future.result(PATIENCE_S)
+    assert [*map(started.count, "abc")] == [20, 2, 2]
+    threads.close()
+
+
+def test_owners_take_turns() -> None:
+    threads, begun, go_on, started = DaemonThreads(1, "t"), threading.Event(), threading.Event(), list[str]()
+    futures = [threads.submit(lambda: begun.set() or go_on.wait(PATIENCE_S), "a")]
+    assert begun.wait(PATIENCE_S)
+    for owner in "aaabcc":
+        futures.append(threads.submit(lambda owner=owner: started.append(owner) or True, owner))
+    go_on.set()
+    for future in futures:
+        future.result(PATIENCE_S)
+    assert started == ["a", "b", "c", "a", "c", "a"]
+    threads.close()
+
+
 def test_an_error_is_the_callers() -> None:
     threads = DaemonThreads(1, "t")
     with pytest.raises(ZeroDivisionError):

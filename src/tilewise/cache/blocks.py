@@ -36,6 +36,14 @@ class BlockPool:
         """Tell whether `count` blocks are available."""
         return count <= self.num_available
 
+    def count_idle(self, blocks: Iterable[int]) -> int:
+        """Count those that `retain` would take from the available ones."""
+        return sum(block in self._idle for block in blocks)
+
+    def count_sole(self, blocks: Iterable[int]) -> int:
+        """Count those that have one reference: `release` would make them available."""
+        return sum(self._references[block] == 1 for block in blocks)
+
     def allocate(self, count: int) -> list[int]:
         """Hand out `count` blocks with one reference each; the caller has asked `can_allocate`."""
         if not self.can_allocate(count):

@@ -3,13 +3,15 @@
 Pure bookkeeping, no clock and no torch: a step is a function of the state and five budgets.
 
     budget   | spent on
-    tokens   | first one a running decode, then prefill chunks, oldest request first
+    tokens   | first one a running decode, then prefill chunks, oldest request first; namespaces take turns (`shares`)
     tiles    | pictures of those chunks that no cache holds; a chunk ends where its tiles run out
     pixels   | the sources of those pictures that the step cuts itself; a larger one is cut before (`image_cuts`)
-    work     | both of them, where a streamed answer decodes: no reader waits long for another's picture
+    work     | both of them, where a streamed answer decodes, or is awaited beside another namespace's prompts: no
+             | reader waits long for another's picture
     blocks   | a prompt's blocks when it is admitted, one more whenever an answer outgrows its last
 
-When blocks run out the youngest request gives its own back and is computed again later. A step may be
+When blocks run out the youngest request, of the namespace that holds most, gives its own back and is computed again
+later; so it does for a namespace that waits while another has a larger share. A step may be
 scheduled before the one before it is committed: a token that is sampled but not yet known counts as
 pending, and the runner takes it from the device, unless the next one depends on which it is.
 
@@ -18,15 +20,16 @@ pass.
 """
 
 from bisect import insort
-from collections import Counter, deque
 from collections.abc import Mapping
 
 from tilewise.cache.blocks import BlockPool
-from tilewise.cache.prefix import PrefixCache, extend_digests
+from tilewise.cache.prefix import PrefixCache
 from tilewise.cache.tiles import TileCache
 from tilewise.errors import ConfigError, InputError, PromptTooLongError
 from tilewise.scheduling.image_cuts import ImageCuts
+from tilewise.scheduling.kv_blocks import KvBlocks
 from tilewise.scheduling.sequence import Sequence
+from tilewise.scheduling.shares import Shares, Turns, Waiting, choose_loser, choose_victims, holds_most
 from tilewise.scheduling.steps import Budgets, Chunk, ImageRows, Sampled, StepDraft, StepPlan, TileJob
 from tilewise.types import FinishReason, PreparedImage, Request, StepOutput
 
@@ -46,33 +49,38 @@ class Scheduler:
             ConfigError: the pools could not serve one request alone.
         """
         self.budgets = budgets
-        if self.blocks_for(budgets.session_len) > num_blocks or num_tile_rows < 1:
+        self.kv = KvBlocks(num_blocks, budgets.block_size, budgets.use_prefix_cache)
+        if self.kv.count_for(budgets.session_len) > num_blocks or num_tile_rows < 1:
             raise ConfigError(
                 f"{num_blocks} KV blocks of {budgets.block_size} tokens and {num_tile_rows} picture tiles are too "
                 f"few for session_len={budgets.session_len}; lower session_len or give the caches more memory.",
                 param="session_len",
             )
-        self.prefix = PrefixCache()
-        self.pool = BlockPool(num_blocks, on_evict=self.prefix.forget)
         self.tiles = TileCache(num_tile_rows)
-        self.cuts = ImageCuts(budgets.max_cut_tiles)
-        self.waiting: deque[Sequence] = deque()
+        self.cuts = ImageCuts(budgets.max_cut_pixels, budgets.max_cut_tiles)
+        self.waiting = Waiting()
         self.running: list[Sequence] = []
+        self.shares = Shares()
         self.counters = dict.fromkeys(COUNTERS, 0)
         self._by_request: dict[str, Sequence] = {}
         self._next_id = 0
         self._admitted: list[tuple[int, Request]] = []
         self._released: list[int] = []
-        self._computing: Counter[bytes] = Counter()
+
+    @property
+    def pool(self) -> BlockPool:
+        """The blocks, and who holds them."""
+        return self.kv.pool
+
+    @property
+    def prefix(self) -> PrefixCache:
+        """What the blocks hold."""
+        return self.kv.prefix
 
     @property
     def has_work(self) -> bool:
         """Something waits or runs."""
         return bool(self.waiting or self.running)
-
-    def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold `num_tokens`."""
-        return -(-num_tokens // self.budgets.block_size)
 
     def add(self, request: Request, *, is_ready: bool = True) -> None:
         """Queue a request; one that is not ready waits for `mark_ready`.
@@ -123,21 +131,26 @@ class Scheduler:
         self.tiles.unpin()
         self.cuts.keep({digest for sequence in self.running for digest in sequence.find_images_ahead()})
         step = StepDraft(self.budgets)
+        self.shares.begin_step(self.running, self.waiting)
+        self._make_way(step)
         for sequence in list(self.running):
             if sequence.is_decoding:  # one that was preempted meanwhile is not
                 self._schedule_decode(sequence, step)
         if step.has_streams and self.budgets.max_busy_work is not None:
             least = self.budgets.tokens_per_tile  # however many decode, prompts go on
             step.work_left = max(least, self.budgets.max_busy_work - len(step.decodes))
-        for sequence in self.running:
-            if not sequence.is_decoding:
+        turns = Turns(self.shares, self.running, self.waiting)
+        if turns.are_shared:
+            step.work_left = min(step.work_left, self.budgets.max_shared_work)
+        if step.has_preempted:
+            turns.close()
+        for sequence in turns:
+            if sequence.blocks or self._admit(sequence, step, turns):
                 self._schedule_prefill(sequence, step)
-        if not step.has_preempted:
-            self._admit(step)
         if not step.decodes and not step.prefills:
             return None
+        admitted, self._admitted = tuple(self._admitted), []
         released, self._released = tuple(self._released), []
-        admitted, self._admitted = self._admitted, []
         self.counters["steps"] += 1
         self.counters["tiles_encoded"] += len(step.tiles)
         self.counters["tokens_computed"] += sum(chunk.num_tokens for chunk in step.decodes + step.prefills)
@@ -146,7 +159,7 @@ class Scheduler:
             tuple(step.tiles),
             tuple(step.decodes),
             tuple(step.prefills),
-            tuple(new for new in admitted if new[0] not in released),
+            admitted,
             released,
         )
 
@@ -161,7 +174,7 @@ class Scheduler:
             if chunk.is_sampled:
                 sequence.num_pending -= 1
                 outputs.append(self._append(sequence, sampled[chunk.sequence_id]))
-            self._publish(sequence, min(chunk.end, sequence.num_scheduled))
+            self.kv.publish(sequence, min(chunk.end, sequence.num_scheduled))
         return outputs
 
     def fail(self, plan: StepPlan, error: str) -> list[StepOutput]:
@@ -180,15 +193,12 @@ class Scheduler:
         assert {s.id for s in here} == {s.id for s in self._by_request.values()}, "a request is lost"
         assert len(here) == len(self._by_request), "a request is in two places"
         assert len(self.running) <= self.budgets.max_sequences, "too many run"
-        self.pool.check_integrity([s.blocks for s in here])
-        self.prefix.check_integrity()
+        self.kv.check_integrity(here)
         self.tiles.check_integrity()
         self.cuts.check_integrity()
         opened, ended = self.counters["requests_opened"], self.counters["requests_ended"]
         assert opened == ended + len(here), "a request ended twice or never"
         assert all(not s.blocks for s in self.waiting), "a waiting request holds blocks"
-        computing = Counter(d for s in self.running for d in s.digests[s.num_published :])
-        assert dict(self._computing) == dict(computing), "a digest is computed by nobody"
 
     def _schedule_decode(self, sequence: Sequence, step: StepDraft) -> None:
         position = sequence.num_scheduled
@@ -199,11 +209,8 @@ class Scheduler:
         step.has_streams |= sequence.request.is_streamed
         if not known and sequence.request.generation.needs_known_tokens:
             return
-        while self.blocks_for(position + 1) > len(sequence.blocks):
-            if self.pool.can_allocate(1):
-                sequence.blocks += self.pool.allocate(1)
-                break
-            victim = self.running[-1]
+        while not self.kv.grow(sequence, position + 1):
+            victim = choose_loser(self.running, sequence)
             self._preempt(victim, step)
             if victim is sequence:
                 return
@@ -212,6 +219,7 @@ class Scheduler:
             Chunk(sequence.id, position, position + 1, token_ids, tuple(sequence.blocks), is_sampled=True)
         )
         step.tokens_left -= 1
+        self.shares.charge(sequence.request.namespace, 1)
         sequence.num_scheduled += 1
         sequence.num_pending += 1
 
@@ -223,10 +231,11 @@ class Scheduler:
             return
         is_last = end == len(sequence.token_ids)
         is_sampled = is_last and sequence.has_room
-        blocks = tuple(sequence.blocks[: self.blocks_for(end)])
+        blocks = tuple(sequence.blocks[: self.kv.count_for(end)])
         token_ids = tuple(sequence.token_ids[start:end])
         step.prefills.append(Chunk(sequence.id, start, end, token_ids, blocks, is_sampled, tuple(rows)))
         step.spend_tokens(end - start)
+        self.shares.charge(sequence.request.namespace, end - start)
         sequence.num_scheduled = end
         sequence.num_pending += int(is_sampled)
 
@@ -264,81 +273,55 @@ class Scheduler:
         row = self.tiles.reserve(key)
         if row is not None:
             step.add_tile(TileJob(namespace, image, tile, row), work)
+            self.shares.charge(namespace, work)
             if not is_large:
                 step.cut_inside(image)
         return row
 
-    def _admit(self, step: StepDraft) -> None:
-        """Move waiting requests to the running ones, in order, while sequences, tokens and blocks allow it."""
-        postponed: deque[Sequence] = deque()
-        while self.waiting and step.token_room > 0 and len(self.running) < self.budgets.max_sequences:
-            sequence = self.waiting[0]
-            if sequence.num_pending:  # preempted with a sample in flight: it cannot be computed again yet
-                break
-            hits = self._find_prefix(sequence)
-            if not sequence.is_ready or self._is_computing_next(sequence, len(hits)):
-                postponed.append(self.waiting.popleft())
+    def _admit(self, sequence: Sequence, step: StepDraft, turns: Turns) -> bool:
+        """Let a waiting request run, if sequences, tokens and blocks allow it."""
+        if step.token_room < 1 or len(self.running) >= self.budgets.max_sequences:
+            turns.close()
+            return False
+        if sequence.num_pending:  # preempted with a sample in flight: it cannot be computed again yet
+            turns.close(sequence.request.namespace)
+            return False
+        hits = self.kv.find_prefix(sequence)
+        if not sequence.is_ready or self.kv.is_computing_next(sequence, len(hits)):
+            return False
+        has_entered = self._enter(sequence, hits)
+        if not has_entered:  # what becomes free is kept for it, unless its namespace has most already
+            turns.close(sequence.request.namespace if holds_most(sequence, self.running) else None)
+        return has_entered
+
+    def _make_way(self, step: StepDraft) -> None:
+        """Preempt for the first in turn whose namespace has less than others; before these have a chunk in the step."""
+        for newcomer in self.shares.order_heads(self.running, self.waiting):
+            hits = self.kv.find_prefix(newcomer)
+            if self.kv.is_computing_next(newcomer, len(hits)):
                 continue
-            # One block beyond the prompt, so that it is not admitted only to be preempted at its first token.
-            wanted = self.blocks_for(len(sequence.token_ids) + 1) - len(hits)
-            for block in hits:
-                self.pool.retain(block)
-            if not self.pool.can_allocate(wanted):
-                self.pool.release(reversed(hits), self.prefix.is_identified)
-                break
-            self.waiting.popleft()
-            sequence.blocks = hits + self.pool.allocate(wanted)
-            sequence.num_scheduled = len(hits) * self.budgets.block_size
-            sequence.num_published = len(hits)
-            self._computing.update(sequence.digests[len(hits) :])
-            if not sequence.was_admitted:
-                sequence.was_admitted = True
-                sequence.cached_tokens = sequence.num_scheduled
-                self.counters["prefix_queries"] += len(sequence.token_ids)
-                self.counters["prefix_hits"] += sequence.cached_tokens
-                self._admitted.append((sequence.id, sequence.request))
-            insort(self.running, sequence, key=lambda running: running.id)
-            self._schedule_prefill(sequence, step)
-        self.waiting.extendleft(reversed(postponed))
+            room = self.budgets.max_sequences - len(self.running), self.kv.count_available(hits)
+            num_blocks = self.kv.count_for_entry(newcomer)
+            victims = choose_victims(newcomer, num_blocks, len(hits), self.running, room, self.kv.pool.count_sole)
+            for victim in victims:
+                self._preempt(victim, step)
+            if victims:
+                self._enter(newcomer, hits)
+                return
 
-    def _find_prefix(self, sequence: Sequence) -> list[int]:
-        """Return the cached blocks that open the sequence; at least its last token is left to compute."""
-        if not self.budgets.use_prefix_cache:
-            return []
-        size = self.budgets.block_size
-        extend_digests(sequence.digests, sequence.request, sequence.token_ids, size)
-        hits: list[int] = []
-        for digest in sequence.digests[: (len(sequence.token_ids) - 1) // size]:
-            block = self.prefix.find(digest)
-            if block is None:
-                break
-            hits.append(block)
-        return hits
-
-    def _is_computing_next(self, sequence: Sequence, num_hits: int) -> bool:
-        """Tell whether a running request computes the block after the hits: worth a wait, to share it."""
-        last = (len(sequence.token_ids) - 1) // self.budgets.block_size
-        return num_hits < min(last, len(sequence.digests)) and self._computing[sequence.digests[num_hits]] > 0
-
-    def _publish(self, sequence: Sequence, num_computed: int) -> None:
-        """Give every full and computed block its identity."""
-        if not self.budgets.use_prefix_cache or not sequence.blocks:
-            return
-        size = self.budgets.block_size
-        full = min(num_computed, len(sequence.token_ids)) // size
-        known = len(sequence.digests)
-        extend_digests(sequence.digests, sequence.request, sequence.token_ids, size)
-        self._computing.update(sequence.digests[known:])
-        for number in range(sequence.num_published, full):
-            self.prefix.publish(sequence.digests[number], sequence.blocks[number])
-        self._forget_computing(sequence.digests[sequence.num_published : full])
-        sequence.num_published = max(sequence.num_published, full)
-
-    def _forget_computing(self, digests: list[bytes]) -> None:
-        self._computing.subtract(digests)
-        for digest in digests:
-            if not self._computing[digest]:
-                del self._computing[digest]
+    def _enter(self, sequence: Sequence, hits: list[int]) -> bool:
+        """Move a waiting request, whose first blocks are cached, to the running ones; not where blocks are short."""
+        if not self.kv.enter(sequence, hits):
+            return False
+        self.waiting.remove(sequence)
+        if not sequence.was_admitted:
+            sequence.was_admitted = True
+            sequence.cached_tokens = sequence.num_scheduled
+            self.counters["prefix_queries"] += len(sequence.token_ids)
+            self.counters["prefix_hits"] += sequence.cached_tokens
+            self._admitted.append((sequence.id, sequence.request))
+        insort(self.running, sequence, key=lambda running: running.id)
+        return True
 
     def _append(self, sequence: Sequence, sampled: Sampled) -> StepOutput:
         if sampled.error is not None:
@@ -353,7 +336,7 @@ class Scheduler:
             reason = FinishReason.LENGTH
         if reason is not None:
             # A step in flight may yet compute the token that ended it, or fail to.
-            self._publish(sequence, min(sequence.num_scheduled, len(sequence.token_ids) - 1))
+            self.kv.publish(sequence, min(sequence.num_scheduled, len(sequence.token_ids) - 1))
             self._end(sequence)
         return StepOutput(
             sequence.request.request_id,
@@ -367,15 +350,10 @@ class Scheduler:
         step.has_preempted = True
         self.counters["preemptions"] += 1
         self.running.remove(sequence)
-        self._give_back(sequence)
+        self.kv.give_back(sequence)
+        sequence.num_pending -= step.withdraw(sequence.id)
         sequence.num_scheduled = 0
         self.waiting.appendleft(sequence)
-
-    def _give_back(self, sequence: Sequence) -> None:
-        self._forget_computing(sequence.digests[sequence.num_published :] if sequence.blocks else [])
-        self.pool.release(reversed(sequence.blocks), self.prefix.is_identified)
-        sequence.blocks, sequence.digests = [], []
-        sequence.num_published = 0
 
     def _end_all(self, sequences: list[Sequence], error: str) -> list[StepOutput]:
         for sequence in sequences:
@@ -385,9 +363,12 @@ class Scheduler:
     def _end(self, sequence: Sequence) -> None:
         if sequence.blocks:
             self.running.remove(sequence)
-            self._give_back(sequence)
+            self.kv.give_back(sequence)
         else:
             self.waiting.remove(sequence)
         del self._by_request[sequence.request.request_id]
+        self._admitted = [admitted for admitted in self._admitted if admitted[0] != sequence.id]
         self._released.append(sequence.id)
         self.counters["requests_ended"] += 1
+        if not self._by_request:
+            self.shares.clear()

@@ -13,8 +13,8 @@ class Budgets:
     A step in which an answer is decoded that somebody reads as it comes does at most `max_busy_work`, in prompt tokens,
     of which a tile to encode counts `tile_work`; one tile is always allowed.
 
-    A step cuts pictures of `max_step_pixels` source pixels together, if any. A larger one is cut before, and at most
-    `max_cut_tiles` tiles of such pictures are kept meanwhile, or one picture's.
+    A step cuts pictures of `max_step_pixels` source pixels together. A larger one is cut before, as many at a time as
+    have `max_cut_pixels`, and `max_cut_tiles` tiles of such pictures are kept; one picture is always allowed.
     """
 
     max_step_tokens: int
@@ -27,7 +27,14 @@ class Budgets:
     max_busy_work: int | None = None
     tile_work: int = 0
     max_step_pixels: int = 1 << 22
+    max_cut_pixels: int = 100_000_000
     max_cut_tiles: int = 64
+
+    @property
+    def max_shared_work(self) -> int:
+        """Work of a step that namespaces share, so that none waits long for another's pictures: that of a tile."""
+        busy_work = self.max_busy_work or self.tile_work + self.tokens_per_tile
+        return max(self.tokens_per_tile, busy_work)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,14 @@ class StepDraft:
         if image.digest not in self._cut:
             self._cut.add(image.digest)
             self.pixels_left -= image.num_pixels
+
+    def withdraw(self, sequence_id: int) -> int:
+        """Take back the decode of a sequence that is preempted, and count it."""
+        kept = [chunk for chunk in self.decodes if chunk.sequence_id != sequence_id]
+        num_withdrawn = len(self.decodes) - len(kept)
+        self.decodes = kept
+        self.tokens_left += num_withdrawn
+        return num_withdrawn
 
     def spend_tokens(self, number: int) -> None:
         """Count prompt tokens of a chunk."""

@@ -1,8 +1,10 @@
 """An engine for an event loop: from messages to streams of answers, with a bounded queue.
 
 Requests are built on threads, those with pictures on threads of their own: text waits for no picture's host. What is
-admitted is counted until its end, also when its client leaves: opened and ended become equal once all is quiet. What
-the engine says comes back through `stream`.
+admitted is counted until its end, also when its client leaves: opened and ended become equal once all is quiet. It
+counts as what it costs: answers at once; tokens, tiles and source pixels once it is built. Where several API keys share
+a server, each holds only a part of that room, and of the threads (`room`), so that one's flood refuses itself alone.
+What the engine says comes back through `stream`.
 """
 
 import asyncio
@@ -18,7 +20,9 @@ from tilewise.errors import CapacityError, InputError, QueueFullError
 from tilewise.inputs.conversation import Message
 from tilewise.inputs.media.fetch_context import use_fetch_context
 from tilewise.inputs.request_builder import RequestBuilder
+from tilewise.plan import count_tile_work
 from tilewise.serving.metrics import Metrics
+from tilewise.serving.room import SharedRoom
 from tilewise.serving.stream import Mailbox, Stream, StreamedChoice
 from tilewise.serving.threads import DaemonThreads
 from tilewise.types import GenerationConfig, Request
@@ -41,30 +45,41 @@ class AsyncEngine:
         *,
         max_queued: int = 256,
         max_pixel_bytes: int = _MAX_PIXEL_BYTES,
+        is_shared: bool = False,
         model_name: str = "tilewise",
     ) -> None:
         """`builder` is the model's; `max_queued` answers may wait beside those that the engine runs at once.
 
         The pictures of what is under way may take `max_pixel_bytes` together; one request may always bring its own.
+        `is_shared` is for several API keys: each holds a part of all that, and of the work of as many prompts with one
+        picture in as many tiles as the model takes.
         """
         self.engine: Engine | None = None
         self.builder = builder
         self.is_draining = False
-        self.num_open = 0
         self.metrics = Metrics(model_name, self.stats)
         self.mailbox = Mailbox()
-        self._max_open, self._max_pixel_bytes, self._num_pixel_bytes = max_queued, max_pixel_bytes, 0
+        self._answers = SharedRoom(max_queued, is_shared=is_shared)
+        self._pixel_bytes = SharedRoom(max_pixel_bytes, is_shared=is_shared)
+        self._tile_work = count_tile_work(builder.model)
+        self._work = SharedRoom(max_queued * self._count_ordinary_work(), is_shared=is_shared)
         self._lock = threading.Lock()
-        self._text_threads = DaemonThreads(_NUM_BUILDERS, "tilewise-build")
-        self._picture_threads = DaemonThreads(_NUM_PICTURE_BUILDERS, "tilewise-pictures")
+        self._text_threads = DaemonThreads(_NUM_BUILDERS, "tilewise-build", is_shared=is_shared)
+        self._picture_threads = DaemonThreads(_NUM_PICTURE_BUILDERS, "tilewise-pictures", is_shared=is_shared)
         self._preparing: set[asyncio.Future[Any]] = set()
 
     def attach(self, engine: Engine) -> None:
         """Take requests from now on; `close` ends the engine."""
         resolved = engine.resolved
         self.builder = replace(self.builder, model=resolved.model, session_len=resolved.session_len)
-        self._max_open += resolved.max_batch_size
+        self._answers.capacity += resolved.max_batch_size
+        self._work.capacity = self._answers.capacity * self._count_ordinary_work()
         self.engine = engine
+
+    @property
+    def num_open(self) -> int:
+        """Answers under way."""
+        return self._answers.total
 
     async def open(
         self,
@@ -84,11 +99,11 @@ class AsyncEngine:
             CapacityError: as `check_room`.
         """
         builder = self.builder
-        self.check_room(generation.n)
+        self.check_room(namespace, generation.n)
         if is_raw:
             bare = replace(builder.profile, meta_instruction="", system="", user="", assistant="", turn_end="")
             builder = replace(builder, profile=bare)
-        stream = Stream(self, generation.n)
+        stream = Stream(self, generation.n, namespace)
 
         def build_and_submit() -> None:
             if stream.is_closed:
@@ -100,22 +115,23 @@ class AsyncEngine:
         await self._run(stream, messages, build_and_submit)
         return stream
 
-    async def build(self, messages: tuple[Message, ...], generation: GenerationConfig) -> Request:
+    async def build(self, messages: tuple[Message, ...], generation: GenerationConfig, namespace: str = "") -> Request:
         """Build a request that nobody answers; it takes the room of an answer meanwhile.
 
         Raises:
             InputError: the request is refused.
             CapacityError: as `check_room`.
         """
-        self.check_room()
-        return await self._run(Stream(self, 1), messages, lambda: self.builder.build(messages, generation, ""))
+        self.check_room(namespace)
+        stream = Stream(self, 1, namespace)
+        return await self._run(stream, messages, lambda: self.builder.build(messages, generation, "", namespace))
 
     async def _run(self, stream: Stream, messages: tuple[Message, ...], work: Callable[[], T]) -> T:
         """Count a stream as open and do its work on a thread; whatever is not submitted there ends with it."""
         self.mailbox.bind(asyncio.get_running_loop())
         num_choices, limits = stream.num_open, self.builder.policy.limits
         with self._lock:
-            self.num_open += num_choices
+            self._answers.take(stream.namespace, num_choices)
         self.metrics.opened.inc(num_choices)
 
         def run() -> T:
@@ -126,7 +142,8 @@ class AsyncEngine:
                     self.end(stream, stream.num_unsubmitted)
 
         has_pictures = any(message.images for message in messages)
-        running = (self._picture_threads if has_pictures else self._text_threads).submit(run)
+        threads = self._picture_threads if has_pictures else self._text_threads
+        running = threads.submit(run, stream.namespace)
         # What is cancelled before a thread took it never runs.
         running.add_done_callback(lambda future: self.end(stream, num_choices) if future.cancelled() else None)
         try:
@@ -155,12 +172,12 @@ class AsyncEngine:
             self._preparing.discard(work)
             del work  # NOTE: an error's frames hold it in a ring otherwise, and with it a body, until Python collects
 
-    def check_room(self, num_choices: int = 1) -> None:
+    def check_room(self, namespace: str = "", num_choices: int = 1) -> None:
         """Refuse what cannot be taken now.
 
         Raises:
             InputError: it could never be taken.
-            QueueFullError: too many wait already.
+            QueueFullError: too many wait already, or too many of this API key's.
             CapacityError: the engine is loading, ending or gone.
         """
         if self.engine is None:
@@ -169,10 +186,11 @@ class AsyncEngine:
             raise CapacityError("The server is shutting down; send the request to another, or later.")
         if not self.engine.client.is_alive():
             raise CapacityError("The engine stopped; the server must be started again.")
-        if num_choices > self._max_open:
-            raise InputError(f"n is {num_choices}; this server takes {self._max_open} answers at once.", param="n")
-        if self.num_open + num_choices > self._max_open:
-            raise QueueFullError(f"{self.num_open} answers are under way, and no more may wait; try again later.")
+        most = self._answers.capacity
+        if num_choices > most:
+            raise InputError(f"n is {num_choices}; this server takes {most} answers at once.", param="n")
+        with self._lock:
+            self._check_fits(self._answers, namespace, num_choices, _show_answers)
 
     def stats(self) -> Mapping[str, float]:
         """The engine's counters, never waiting for it; nothing before there is one."""
@@ -215,17 +233,18 @@ class AsyncEngine:
     def end(self, stream: Stream, num_choices: int) -> None:
         """Count choices as ended, and the pictures that they share with the last of them; of any thread."""
         with self._lock:
-            self.num_open -= num_choices
+            self._answers.give_back(stream.namespace, num_choices)
             stream.num_open -= num_choices
             if not stream.num_open:
-                self._num_pixel_bytes -= stream.num_pixel_bytes
-                stream.num_pixel_bytes = 0
+                self._pixel_bytes.give_back(stream.namespace, stream.num_pixel_bytes)
+                self._work.give_back(stream.namespace, stream.work)
+                stream.num_pixel_bytes, stream.work = 0, 0
         self.metrics.ended.inc(num_choices)
 
     def _submit(self, stream: Stream, builder: RequestBuilder, request: Request) -> None:
         """Send the choices of a request to the engine, on the thread that built it."""
         assert self.engine is not None
-        self._hold_pixels(stream, request)
+        self._hold_cost(stream, request)
         jobs = create_jobs(request, builder)
         takers = [StreamedChoice(self, stream, index, answer).take for index, (_, answer) in enumerate(jobs)]
         (first, on_output), *more = [(own, take) for (own, _), take in zip(jobs, takers, strict=True)]
@@ -237,12 +256,48 @@ class AsyncEngine:
         if stream.is_closed:  # perhaps before it knew of these ids
             stream.close()
 
-    def _hold_pixels(self, stream: Stream, request: Request) -> None:
-        num_bytes = sum(len(image.pixels) for image in request.images)
+    def _hold_cost(self, stream: Stream, request: Request) -> None:
+        """Count what a prompt costs, once for all choices, which share it.
+
+        Raises:
+            QueueFullError: its pictures find no room, or its key holds its share already.
+        """
+        namespace = stream.namespace
+        num_pixel_bytes = sum(len(image.pixels) for image in request.images)
+        work = len(request.token_ids) + self._tile_work * sum(image.num_tiles for image in request.images)
         with self._lock:
-            others = self._num_pixel_bytes
-            if num_bytes and others and others + num_bytes > self._max_pixel_bytes:
-                text = f"Pictures of {others >> 20} MiB are under way, and no more may wait; try again later."
-                raise QueueFullError(text)
-            self._num_pixel_bytes += num_bytes
-            stream.num_pixel_bytes = num_bytes
+            if num_pixel_bytes:
+                self._check_fits(self._pixel_bytes, namespace, num_pixel_bytes, _show_pixel_bytes)
+            if not self._work.fits_share(namespace, work):
+                raise _refuse_share(
+                    f"Prompts of {self._work.held(namespace)} tokens (a tile is {self._tile_work} more)"
+                )
+            self._pixel_bytes.take(namespace, num_pixel_bytes)
+            self._work.take(namespace, work)
+            stream.num_pixel_bytes, stream.work = num_pixel_bytes, work
+
+    def _count_ordinary_work(self) -> int:
+        """Count what a prompt with one picture costs, in as many tiles as the model takes."""
+        model = self.builder.model
+        return (model.max_dynamic_patch + int(model.use_thumbnail)) * (model.tokens_per_tile + self._tile_work)
+
+    def _check_fits(self, room: SharedRoom, namespace: str, amount: int, show: Callable[[int], str]) -> None:
+        if not room.fits(amount):
+            raise QueueFullError(f"{show(room.total)} are under way, and no more may wait; try again later.")
+        if not room.fits_share(namespace, amount):
+            raise _refuse_share(show(room.held(namespace)))
+
+
+def _show_answers(number: int) -> str:
+    return f"{number} answers"
+
+
+def _show_pixel_bytes(number: int) -> str:
+    return f"Pictures of {number >> 20} MiB"
+
+
+def _refuse_share(held: str) -> QueueFullError:
+    return QueueFullError(
+        f"{held} of this API key are under way, and the room that is left is kept for other keys; try again once some "
+        "of its own have ended."
+    )

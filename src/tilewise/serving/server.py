@@ -64,7 +64,6 @@ def run_server(
     except ImportError as error:
         raise ConfigError(f"{error.name} is not installed; pip install 'tilewise[server]'.") from None
     from tilewise.config import read_log_level
-    from tilewise.inputs.media.policy import ImagePolicy
     from tilewise.inputs.request_builder import create_builder
     from tilewise.serving.service import Service
 
@@ -74,11 +73,11 @@ def run_server(
     protocol = create_protocol(server.max_connections, server.create_tls(), body_memory=body_memory)
     checkpoint = find_checkpoint(model, config)
     builder = create_builder(checkpoint.folder, checkpoint.model, chat_template, **pictures)
-    hosts = builder.policy.allowed_media_hosts
-    policy = ImagePolicy(allowed_media_hosts=hosts, allowed_local_media_path=server.allowed_local_media_path)
+    policy = replace(builder.policy, allowed_local_media_path=server.allowed_local_media_path)
     is_demo = checkpoint.folder.resolve() == model_folder().resolve()
     name = server.model_name or _name_model(model, checkpoint, is_demo=is_demo)
-    engine = AsyncEngine(replace(builder, policy=policy), max_queued=server.max_queued, model_name=name)
+    builder = replace(builder, policy=policy)
+    engine = AsyncEngine(builder, max_queued=server.max_queued, is_shared=len(keys) > 1, model_name=name)
     settings = uvicorn.Config(
         create_app(Service(engine, name, keys, server.allow_origins, is_demo)),
         # Pinned, so that limits and figures hold wherever other loops and parsers happen to be installed.

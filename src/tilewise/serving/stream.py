@@ -44,12 +44,14 @@ class Stream(AbstractContextManager["Stream"]):
     Pieces wait for their reader, or the reader for them, without asyncio's queue, which costs twice as much a piece.
     """
 
-    def __init__(self, owner: StreamOwner, num_choices: int) -> None:
-        """Made by `owner`, which opens it."""
+    def __init__(self, owner: StreamOwner, num_choices: int, namespace: str = "") -> None:
+        """Made by `owner`, which opens it for the API key of `namespace`."""
         self.opened_at = time.perf_counter()
         self.is_closed = False
         self.request_ids: list[str] = []
-        self.num_open, self.num_unsubmitted, self.num_pixel_bytes = num_choices, num_choices, 0
+        self.namespace = namespace
+        self.num_open, self.num_unsubmitted = num_choices, num_choices
+        self.num_pixel_bytes, self.work = 0, 0
         self._owner, self._num_left = owner, num_choices
         self._waiting: deque[Piece] = deque()
         self._reader: asyncio.Future[None] | None = None

@@ -1,14 +1,17 @@
 """Threads for work that may wait long, none of which holds up the end of the process.
 
-The standard library's pool is joined when Python ends, however long a picture's host takes.
+Owners of calls take turns, and where several share the threads some are always left for others (`room`): whose calls
+all wait for a slow host holds up nobody else's. The standard library's pool is joined when Python ends, however long a
+picture's host takes.
 """
 
-import queue
 import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Any, TypeVar
+
+from tilewise.serving.room import SharedRoom
 
 T = TypeVar("T")
 _Call = tuple[Future[Any], Callable[[], Any]]
@@ -17,46 +20,67 @@ _Call = tuple[Future[Any], Callable[[], Any]]
 class DaemonThreads:
     """At most so many threads, started when needed, that take calls in turn."""
 
-    def __init__(self, most: int, name: str) -> None:
-        """Start none yet."""
+    def __init__(self, most: int, name: str, *, is_shared: bool = False) -> None:
+        """Start none yet; `is_shared` is for calls of several owners."""
         self._most, self._name = most, name
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._idle = threading.Semaphore(0)
-        self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()
+        self._room = SharedRoom(most, is_shared=is_shared)
+        # Of each owner whose calls wait, in the order of their next turns.
+        self._calls: OrderedDict[str, deque[_Call]] = OrderedDict()
+        self._changed = threading.Condition()
+        self._num_threads = self._num_idle = 0
+        self._is_closed = False
 
-    def submit(self, call: Callable[[], T]) -> Future[T]:
+    def submit(self, call: Callable[[], T], owner: str = "") -> Future[T]:
         """Let a thread do it; the future may be cancelled until one has taken it."""
         future: Future[T] = Future()
-        self._calls.put((future, call))
-        with self._lock:
-            if not self._idle.acquire(blocking=False) and len(self._threads) < self._most:
-                self._threads.append(threading.Thread(target=self._work, name=self._name, daemon=True))
-                self._threads[-1].start()
+        with self._changed:
+            self._calls.setdefault(owner, deque()).append((future, call))
+            if self._num_idle:
+                self._changed.notify_all()
+            elif self._num_threads < self._most:
+                self._num_threads += 1
+                threading.Thread(target=self._work, name=self._name, daemon=True).start()
         return future
 
     def close(self) -> None:
         """Cancel what no thread has taken, and let the threads end once they can; none is waited for."""
-        with suppress(queue.Empty):
-            while True:
-                waiting = self._calls.get_nowait()
-                if waiting is not None:
-                    waiting[0].cancel()
-        for _ in self._threads:
-            self._calls.put(None)
+        with self._changed:
+            waiting = [future for calls in self._calls.values() for future, _ in calls]
+            self._calls.clear()
+            self._is_closed = True
+            self._changed.notify_all()
+        for future in waiting:
+            future.cancel()
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:
-            future, call = taken
+            owner, (future, call) = taken
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(call())
                 except BaseException as error:
                     future.set_exception(error)
             del taken, future, call  # an idle thread must not hold a request's pictures
+            with self._changed:
+                self._room.give_back(owner, 1)
+                if self._calls and self._num_idle:  # others' shares have grown, too
+                    self._changed.notify_all()
 
-    def _take(self) -> _Call | None:
-        with suppress(queue.Empty):
-            return self._calls.get_nowait()
-        self._idle.release()
-        return self._calls.get()
+    def _take(self) -> tuple[str, _Call] | None:
+        """Wait for a call that may run; None once the threads are closed."""
+        with self._changed:
+            while True:
+                for owner, calls in self._calls.items():
+                    if not self._room.fits_share(owner, 1):
+                        continue
+                    call = calls.popleft()
+                    self._calls.move_to_end(owner)
+                    if not calls:
+                        del self._calls[owner]
+                    self._room.take(owner, 1)
+                    return owner, call
+                if self._is_closed:
+                    return None
+                self._num_idle += 1
+                self._changed.wait()
+                self._num_idle -= 1

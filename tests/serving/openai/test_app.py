@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,12 +13,14 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from tests.processes import PATIENCE_S
 from tests.scripted import HookedBuilder, Script, ScriptedClient, TokenizerDouble, say
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import DeviceConfig, EngineConfig, resolve
 from tilewise.demo import model_folder
 from tilewise.engine.launch import Checkpoint, Engine
 from tilewise.errors import EngineError, InputError
+from tilewise.inputs.conversation import parse_prompt
 from tilewise.inputs.request_builder import create_builder
 from tilewise.inputs.text.tokenizer import SPECIAL_NAMES, Tokenizer
 from tilewise.serving.async_engine import AsyncEngine
@@ -30,7 +33,7 @@ from tilewise.serving.openai.schema.responses import ResponsesRequest
 from tilewise.serving.openai.schema.tokens import DetokenizeRequest
 from tilewise.serving.service import Service
 from tilewise.serving.stream import Stream
-from tilewise.types import FinishReason, Request, StepOutput, TokenLogprob
+from tilewise.types import FinishReason, GenerationConfig, Request, StepOutput, TokenLogprob
 
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
@@ -424,13 +427,25 @@ def test_what_is_being_built_when_the_server_ends_gets_an_error_and_the_time_to_
 
 
 def test_ids_of_a_conversation_are_asked_for_in_the_queue_of_answers(make_app: MakeApp) -> None:
-    app = make_app(lambda _: say([5]))
-    assert app.send("/tokenize", {"messages": ASK["messages"]}).json()["count"] > 0
-    app.engine.num_open += 1000
-    try:
-        assert app.send("/tokenize", {"messages": ASK["messages"]}).status_code == 429
-    finally:
-        app.engine.num_open -= 1000
+    held = threading.Event()
+
+    def wait(_: Request) -> list[StepOutput]:
+        held.wait(PATIENCE_S)
+        return say([5])
+
+    app = make_app(wait)
+    ask = {"messages": ASK["messages"]}
+    assert app.send("/tokenize", ask).json()["count"] > 0
+
+    async def fill() -> None:
+        for _ in range((EngineConfig().max_batch_size + 8) // 8):
+            await app.engine.open(parse_prompt("hello"), GenerationConfig(n=8))
+
+    asyncio.run(fill())
+    assert app.send("/tokenize", ask).status_code == 429
+    held.set()
+    while app.engine.num_open:
+        time.sleep(0.01)
 
 
 def test_a_whole_answer_with_logprobs_is_put_together_off_the_loop(make_app: MakeApp) -> None:

@@ -44,7 +44,7 @@ class BodyRoute(APIRoute):
         async def handle(request: Request) -> Response:
             engine = service_of(request).engine
             if kind.asks_for_answer:
-                engine.check_room()
+                engine.check_room(request.state.namespace)
             with held_body_of(request) as held:
                 try:
                     body = await engine.until_drained(asyncio.ensure_future(read_json(request, kind.read, held)))

@@ -123,7 +123,8 @@ async def tokenize(request: Request, body: TokenizeRequest) -> Response:
     service.check_model(body.model)
     builder = service.engine.builder
     if body.prompt is None:
-        ids = list((await service.engine.build(body.conversation, GenerationConfig())).token_ids)
+        built = await service.engine.build(body.conversation, GenerationConfig(), request.state.namespace)
+        ids = list(built.token_ids)
     else:
         # Nobody can use more ids than a session holds, and encoding takes 0.3 s a megabyte.
         if builder.tokenizer.count_at_least(body.prompt) > builder.session_len:
