@@ -1,5 +1,6 @@
 """What every test shares: data, order, Ctrl-C, what a session leaves behind, a pipeline over a scripted engine."""
 
+import logging
 import os
 import random
 import signal
@@ -40,6 +41,15 @@ def _sigint_is_heard() -> None:
     Commands that tests start inherit an ignored signal, but no handler; tests that press Ctrl-C need it to be heard.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _log_level_is_kept() -> Iterator[None]:
+    """Give the package's logger its level back: a pipeline sets it, and tests of other files listen."""
+    logger = logging.getLogger("tilewise")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
