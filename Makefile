@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-shuffled test-browser test-latest test-oldest coverage check format eval bench clean
+.PHONY: help demo test test-all test-shuffled test-browser test-latest test-oldest coverage check format eval bench chaos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ bench: .venv/.runtime ## time MODEL if it is given and there is a GPU, else the 
 	@if [ "$(origin MODEL)" != file ] && $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
 	then set -x; $(BIN)/python benchmarks/serving.py $(MODEL) $(OPTIONS); \
 	else set -x; $(BIN)/python benchmarks/demo.py; fi
+
+chaos: .venv/.dev ## attack a server and a page of this machine, and print what others suffered beside what is asked
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/chaos.py $(OPTIONS)
 
 clean: ## remove the environment and the caches
 	rm -rf .venv .venv-latest .venv-oldest .coverage-data .hypothesis .pytest_cache .ruff_cache

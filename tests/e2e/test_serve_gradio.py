@@ -17,6 +17,7 @@ pytest.importorskip("gradio", reason="gradio (the extra `ui`) is not installed")
 import httpx
 
 from tests.processes import PATIENCE_S, run_command, start_process
+from tilewise.demo import picture_path
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -65,9 +66,8 @@ def test_it_serves_the_embedded_model_on_loopback_alone_and_leaves_nothing_behin
     family = [process.pid, *children(process.pid)]
     assert len(family) >= 2
     assert listening(family) == {"0100007F"}
-    upload = httpx.post(
-        f"{address}gradio_api/upload", files={"files": ("a.png", b"x")}, trust_env=False, timeout=PATIENCE_S
-    )
+    files = {"files": ("a.png", picture_path().read_bytes())}
+    upload = httpx.post(f"{address}gradio_api/upload", files=files, trust_env=False, timeout=PATIENCE_S)
     assert Path(upload.json()[0]).is_relative_to(tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE_S) == 0
@@ -109,9 +109,8 @@ def test_a_page_that_is_killed_takes_its_server_and_engine_along(
     page: tuple["subprocess.Popen[str]", str], tmp_path: Path
 ) -> None:
     process, address = page
-    upload = httpx.post(
-        f"{address}gradio_api/upload", files={"files": ("a.png", b"x")}, trust_env=False, timeout=PATIENCE_S
-    )
+    files = {"files": ("a.png", picture_path().read_bytes())}
+    upload = httpx.post(f"{address}gradio_api/upload", files=files, trust_env=False, timeout=PATIENCE_S)
     assert Path(upload.json()[0]).exists()
     family = children(process.pid)
     assert len(family) >= 2

@@ -1,29 +1,20 @@
-"""What hostile bodies cost others: memory while and after they are there, a newcomer's wait, a refusal that is read.
-
-    OMP_NUM_THREADS=1 python benchmarks/hostile_bodies.py
-
-Servers of the embedded model are started as users start them, on free ports, one for each function below. Each returns
-rows of what was measured beside what is asked. Ends in one JSON line. Takes less than a minute on two cores.
-"""
+"""Rows 40, 41 and 46: what hostile bodies cost in memory, how long a newcomer waits, whether a refusal is read."""
 
 import contextlib
 import json
-import os
+import math
 import socket
 import statistics
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+
+from chaos_parts.row import Row
+from chaos_parts.server import MODEL_NAME, Server, start_server
 
 MIB = 1 << 20
 NUM_BODIES, BODY_BYTES = 12, 64 * MIB
 NUM_DRIPS, MAX_CONNECTIONS = 60, 16
-MODEL_NAME = "benchmark"
 HEAD = (
     "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     "Content-Length: {}\r\n\r\n"
@@ -32,41 +23,7 @@ CHAT = json.dumps(
     {"model": MODEL_NAME, "messages": [{"role": "user", "content": "Describe a picture."}], "max_tokens": 8}
 ).encode()
 HEALTH = "GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-PATIENCE_S, MOST_SENDING_S = 60.0, 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One figure beside what is asked of it."""
-
-    name: str
-    measured: str
-    asked: str
-    is_met: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A process that answers on a port of this machine."""
-
-    pid: int
-    port: int
-
-    def connect(self) -> socket.socket:
-        """Open a connection."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
-
-    def resident_mib(self) -> float:
-        """Memory of the HTTP process, without the engine's."""
-        with open(f"/proc/{self.pid}/status", encoding="ascii") as status:
-            line = next(line for line in status if line.startswith("VmRSS:"))
-        return int(line.split()[1]) / 1024
-
-    def ask(self, head: str = "", body: bytes = CHAT) -> int:
-        """The status of an answer; of a chat, unless `head` says otherwise."""
-        with self.connect() as connection:
-            connection.sendall((head or HEAD.format(len(body))).encode() + body)
-            return read_status(connection)
+MOST_SENDING_S = 15.0
 
 
 def read_status(connection: socket.socket) -> int:
@@ -78,29 +35,11 @@ def read_status(connection: socket.socket) -> int:
     return int(answer[9:12]) if answer.startswith(b"HTTP/1.1 ") else 0
 
 
-@contextmanager
-def start_server(*flags: str) -> Iterator[Server]:
-    """A server of the embedded model that is ready."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-P", "-m", "tilewise", "serve", "api_server", "--server-port", str(port)]
-    command += ["--model-name", MODEL_NAME, "--log-level", "ERROR", *flags]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    try:
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=1).close()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit("the server did not start") from None
-                time.sleep(0.1)
-        yield Server(process.pid, port)
-    finally:
-        process.terminate()
-        process.wait()
+def ask(server: Server, head: str = "", body: bytes = CHAT) -> int:
+    """The status of an answer; of a chat, unless `head` says otherwise."""
+    with server.connect() as connection:
+        connection.sendall((head or HEAD.format(len(body))).encode() + body)
+        return read_status(connection)
 
 
 class Watch:
@@ -117,7 +56,7 @@ class Watch:
     def _ask(self, server: Server, head: str, body: bytes, interval_s: float) -> None:
         while not self._ended.wait(interval_s):
             started_at = time.perf_counter()
-            self.statuses.add(server.ask(head, body))
+            self.statuses.add(ask(server, head, body))
             self.times_ms.append(1e3 * (time.perf_counter() - started_at))
 
     def stop(self) -> None:
@@ -138,7 +77,7 @@ def measure_memory() -> list[Row]:
     """Row 40: twelve unfinished bodies of 64 MiB, and who is there beside them."""
     with start_server() as server, ExitStack() as stack:
         for _ in range(4):
-            server.ask()
+            ask(server)
         alone, health_alone = Watch(server, "", CHAT, 0.02), Watch(server, HEALTH, b"", 0.005)
         time.sleep(2.0)
         for watch in (alone, health_alone):
@@ -164,43 +103,39 @@ def measure_memory() -> list[Row]:
             time.sleep(0.1)
     health_p99, alone_p99 = (statistics.quantiles(watch.times_ms, n=100)[98] for watch in (health, health_alone))
     p50, p50_alone = statistics.median(beside.times_ms), statistics.median(alone.times_ms)
-    worst = max(beside.times_ms)
-    shown = f"p50 {p50:.0f} ms, max {worst:.0f} ms, statuses {sorted(beside.statuses)}"
+    num_refused = sum(status != 200 for status in beside.statuses)
     return [
-        Row("12 x 64 MiB unfinished: memory", f"+{during - before:.0f} MiB", "+600 MiB", during - before <= 600),
-        Row("after they left", f"+{after - before:.0f} MiB", "+50 MiB", after - before <= 50),
-        Row("a chat beside them", shown, f"all 200 ({p50_alone:.0f} ms alone)", beside.statuses == {200}),
-        Row("/health beside them, p99", f"{health_p99:.1f} ms", f"50 ms ({alone_p99:.1f} alone)", health_p99 < 50),
+        Row(40, f"{NUM_BODIES} unfinished bodies of 64 MiB: memory", during - before, "MiB more", most=600),
+        Row(40, "after they left", after - before, "MiB more", most=50),
+        Row(40, "a chat beside them, statuses that are not 200", num_refused, "", most=0),
+        Row(40, "a chat alone, p50", p50_alone, "ms"),
+        Row(40, "a chat beside them, p50", p50, "ms"),
+        Row(40, "a chat beside them, longest", max(beside.times_ms), "ms"),
+        Row(40, "/health alone, p99", alone_p99, "ms"),
+        Row(40, "/health beside them, p99", health_p99, "ms", most=50),
     ]
 
 
 def measure_newcomer() -> list[Row]:
     """Row 41: sixty bodies of one byte each at sixteen connections, and one who comes then."""
     with start_server("--max-connections", str(MAX_CONNECTIONS)) as server, ExitStack() as stack:
-        server.ask()
+        ask(server)
         for _ in range(NUM_DRIPS):
             drip = stack.enter_context(server.connect())
             drip.sendall(HEAD.format(1000).encode() + b"{")
         started_at = time.perf_counter()
-        status = server.ask()
-        wait_ms = 1e3 * (time.perf_counter() - started_at)
-    return [Row("60 bodies of one byte: a newcomer", f"{status} in {wait_ms:.0f} ms", "200 in 1 s", status == 200)]
+        status = ask(server)
+        wait_ms = 1e3 * (time.perf_counter() - started_at) if status == 200 else math.inf
+    return [Row(41, f"{NUM_DRIPS} bodies of one byte: a newcomer's answer", wait_ms, "ms", most=1000)]
 
 
 def measure_refusal() -> list[Row]:
     """Row 46: a body of 70 MB, whose sender reads once it has sent all of it."""
     with start_server() as server:
-        statuses = {server.ask(body=b" " * 70_000_000) for _ in range(3)}
-    return [Row("70 MB: status read", ", ".join(map(str, statuses)), "413", statuses == {413})]
+        statuses = [ask(server, body=b" " * 70_000_000) for _ in range(3)]
+    return [Row(46, "3 bodies of 70 MB: refusals that are read", statuses.count(413), "", least=3)]
 
 
-def main() -> None:
-    """Measure, print, end in a JSON line."""
-    rows = [*measure_memory(), *measure_newcomer(), *measure_refusal()]
-    for row in rows:
-        print(f"{'' if row.is_met else 'NOT MET ':8}{row.name:36} {row.measured:48} asked: {row.asked}")
-    print(json.dumps([asdict(row) for row in rows]))
-
-
-if __name__ == "__main__":
-    main()
+def measure() -> list[Row]:
+    """All of it, each on a server of its own."""
+    return [*measure_memory(), *measure_newcomer(), *measure_refusal()]

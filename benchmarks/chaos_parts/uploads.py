@@ -1,12 +1,8 @@
-"""What one stranger can leave on the chat page's disk: pictures until refused, with the page open and without.
+"""Row 43: what one stranger can leave on the chat page's disk: pictures until refused, with the page open and without.
 
-    python benchmarks/hostile_uploads.py
-
-The page runs in this process with its default limits, over no server. Rows are (name, measured, asked): a measured
-value is good where it is at most what is asked. Units: MiB on disk, and seconds. Prints a table, and one JSON line.
+The page runs in this process with its default limits, over no server.
 """
 
-import json
 import os
 import socket
 import tempfile
@@ -18,6 +14,7 @@ from pathlib import Path
 
 import httpx
 
+from chaos_parts.row import Row
 from tilewise.client import APIClient
 
 MIB = 1 << 20
@@ -26,7 +23,6 @@ NO_PICTURE = bytes(16 * MIB)
 MOST_UPLOADS = 14  # of 16 MiB: what one stranger had kept before there were limits
 GRACE_S, GUEST_S = 0.5, 2.0  # shorter than the page's own, so that their end is seen
 PATIENCE_S = 60.0
-Row = tuple[str, float, float]
 
 
 class Disk:
@@ -93,11 +89,11 @@ def attack_within_session(http: httpx.Client, disk: Disk) -> list[Row]:
     peak_mib = disk.peak_mib
     ended_s = wait_s(lambda: disk.now_mib() == 0)
     return [
-        ("kept within a session, MiB", peak_mib, 64),
-        ("pictures taken within a session", statuses.count(200), 4),
-        ("files taken that are no pictures", junk.count(200), 0),
-        ("kept after the session, MiB", disk.now_mib(), 0),
-        (f"until then, with a grace of {GRACE_S} s, s", ended_s, GRACE_S + 5),
+        Row(43, "kept within a session, MiB", peak_mib, "", most=64),
+        Row(43, "pictures taken within a session", statuses.count(200), "", most=4),
+        Row(43, "files taken that are no pictures", junk.count(200), "", most=0),
+        Row(43, "kept after the session, MiB", disk.now_mib(), "", most=0),
+        Row(43, f"until then, with a grace of {GRACE_S} s, s", ended_s, "", most=GRACE_S + 5),
     ]
 
 
@@ -109,9 +105,9 @@ def attack_without_session(http: httpx.Client, disk: Disk) -> list[Row]:
     peak_mib = disk.peak_mib
     ended_s = wait_s(lambda: disk.now_mib() == 0)
     return [
-        ("kept without a session, MiB", peak_mib, 64),
-        ("kept minutes later, MiB", disk.now_mib(), 0),
-        (f"until then, with {GUEST_S} s for guests, s", ended_s, GUEST_S + 5),
+        Row(43, "kept without a session, MiB", peak_mib, "", most=64),
+        Row(43, "kept minutes later, MiB", disk.now_mib(), "", most=0),
+        Row(43, f"until then, with {GUEST_S} s for guests, s", ended_s, "", most=GUEST_S + 5),
     ]
 
 
@@ -145,13 +141,6 @@ def _measure_in(folder: Path) -> list[Row]:
                 rows += attack_without_session(http, disk)
                 upload(http, PICTURE)
             blocks.close(verbose=False)
-            return [*rows, ("kept after the page's end, MiB", disk.now_mib(), 0)]
+            return [*rows, Row(43, "kept after the page's end, MiB", disk.now_mib(), "", most=0)]
     finally:
         blocks.close(verbose=False)
-
-
-if __name__ == "__main__":
-    measured = measure()
-    for name, value, asked in measured:
-        print(f"{name:45} {value:8.2f}  (at most {asked:g})")
-    print(json.dumps([{"name": name, "measured": value, "asked": asked} for name, value, asked in measured]))

@@ -1,52 +1,26 @@
-"""How long an innocent picture waits beside clients that send pictures which are slow to decode, again and again.
+"""Row 36: how long an innocent picture waits beside clients that send pictures which are slow to decode.
 
-    python benchmarks/hostile_pictures.py [--seconds 4] [--clients 4]
-
-The innocent one is a PNG of 640x480 pixels, asked for ten times a second. Prints what was measured beside what is
-asked, and one JSON line at the end; the status is 1 where an innocent one waited longer than that, or was refused.
+The innocent one is a PNG of 640x480 pixels, asked for ten times a second.
 """
 
-import argparse
 import io
-import json
-import os
-import platform
 import statistics
 import struct
 import threading
 import time
 import zlib
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 
 import numpy as np
 from PIL import Image
 
+from chaos_parts.row import Row
 from tilewise.errors import TilewiseError
 from tilewise.inputs.media.sources import load_image
 
-ASKED_S = 0.5
-INTERVAL_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What was measured of one kind of hostile picture; seconds. `ends` counts what became of the hostile ones."""
-
-    name: str
-    p50_s: float
-    max_s: float
-    asked_s: float
-    num_innocent: int
-    num_refused: int
-    ends: dict[str, int]
-
-    @property
-    def is_met(self) -> bool:
-        """Whether no innocent picture waited longer than asked, or was refused."""
-        return self.max_s <= self.asked_s and not self.num_refused
+MOST_MS = 500.0
+NUM_CLIENTS, PHASE_S, INTERVAL_S = 4, 4.0, 0.1
 
 
 def encode(image: Image.Image, format_name: str, **options: object) -> bytes:
@@ -102,27 +76,24 @@ KINDS: dict[str, Callable[[], bytes]] = {
 }
 
 
-def measure_kind(name: str, hostile: bytes, *, num_clients: int, seconds: float) -> Row:
+def measure_kind(name: str, hostile: bytes) -> list[Row]:
     """Let so many clients send `hostile` without a pause, and ask for an innocent picture at regular times."""
     innocent = draw_innocent()
     with suppress(TilewiseError):
         load_image(innocent)
-    ends, is_over = Counter[str](), threading.Event()
+    is_over = threading.Event()
     waits: list[float] = []
     num_refused = 0
 
     def send_hostile() -> None:
         while not is_over.is_set():
-            try:
+            with suppress(TilewiseError):
                 load_image(hostile)
-                ends["200"] += 1
-            except TilewiseError as error:
-                ends[f"{error.status} {error.code}"] += 1
 
-    clients = [threading.Thread(target=send_hostile) for _ in range(num_clients)]
+    clients = [threading.Thread(target=send_hostile) for _ in range(NUM_CLIENTS)]
     for client in clients:
         client.start()
-    ends_at = time.perf_counter() + seconds
+    ends_at = time.perf_counter() + PHASE_S
     while (started_at := time.perf_counter()) < ends_at:
         try:
             load_image(innocent)
@@ -133,34 +104,13 @@ def measure_kind(name: str, hostile: bytes, *, num_clients: int, seconds: float)
     is_over.set()
     for client in clients:
         client.join()
-    return Row(name, statistics.median(waits), max(waits), ASKED_S, len(waits), num_refused, dict(ends))
+    return [
+        Row(36, f"a small picture beside {name}: p50", 1e3 * statistics.median(waits), "ms"),
+        Row(36, f"a small picture beside {name}: longest", 1e3 * max(waits), "ms", most=MOST_MS),
+        Row(36, f"a small picture beside {name}: refused", num_refused, "", most=0),
+    ]
 
 
-def measure_hostile_pictures(*, num_clients: int = 4, seconds: float = 4.0) -> list[Row]:
-    """A row for each kind, measured for so many seconds each."""
-    rows: list[Row] = []
-    for name, build in KINDS.items():
-        rows.append(measure_kind(name, build(), num_clients=num_clients, seconds=seconds))
-    return rows
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each kind")
-    parser.add_argument("--clients", type=int, default=4, help="how many send hostile pictures")
-    arguments = parser.parse_args()
-    rows = measure_hostile_pictures(num_clients=arguments.clients, seconds=arguments.seconds)
-    print(f"{arguments.clients} clients send it; an innocent PNG of 640x480 meanwhile ({os.cpu_count()} cores):")
-    for row in rows:
-        verdict = "" if row.is_met else "  NOT MET"
-        print(
-            f"{row.name:26} p50 {1000 * row.p50_s:6.0f} ms   longest {1000 * row.max_s:6.0f} ms"
-            f"   asked <= {1000 * row.asked_s:.0f} ms   {row.num_refused} of {row.num_innocent} refused"
-            f"   hostile: {row.ends}{verdict}"
-        )
-    print(json.dumps({"machine": platform.processor() or platform.machine(), "rows": [asdict(row) for row in rows]}))
-    return 0 if all(row.is_met for row in rows) else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def measure() -> list[Row]:
+    """Rows for each kind of hostile picture."""
+    return [row for name, build in KINDS.items() for row in measure_kind(name, build())]
