@@ -1,7 +1,9 @@
 """What is prepared for one request holds up no other: the loop goes on while a thread cuts or compiles."""
 
 import logging
+import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,7 +15,7 @@ from torch import Tensor
 from tests.engine.tiny import GREEDY, TILE_SIZE, answer, make_core, make_picture, make_request
 from tests.processes import PATIENCE_S
 from tilewise.engine.core import EngineCore
-from tilewise.engine.messages import Abort, Submit
+from tilewise.engine.messages import Abort, Inbox, Shutdown, Submit
 from tilewise.engine.preparations import Preparations
 from tilewise.errors import EngineError
 from tilewise.inputs.text.grammar import Guide
@@ -84,9 +86,10 @@ def submit(core: EngineCore, *requests: Request) -> None:
 
 
 def step_until(core: EngineCore, is_done: Callable[[list[StepOutput]], bool]) -> list[StepOutput]:
-    """Step until what was heard says so; the loop's own short waits bound how often."""
+    """Step until what was heard says so."""
     heard: list[StepOutput] = []
-    for _ in range(int(PATIENCE_S / 0.005)):
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
         heard += core.step()
         if is_done(heard):
             return heard
@@ -176,7 +179,7 @@ def test_a_request_waits_outside_the_batch_until_its_form_is_compiled(
     submit(core, ask_for_form("form"), make_request("text", [[1, 2]]))
     step_until(core, has_ended("text"))
     assert gates[1].begun == [FORM]
-    assert [sequence.request.request_id for sequence in core.scheduler.waiting] == ["form"]
+    assert list(core.scheduler.unready) == ["form"]
     gates[1].open()
     heard = step_until(core, has_ended("form"))
     assert heard[-1].finish_reason is FinishReason.LENGTH
@@ -213,9 +216,56 @@ def test_a_form_that_does_not_compile_ends_its_request_with_the_reason(error: Ex
     assert last["text"].finish_reason is FinishReason.LENGTH
 
 
+def test_prompts_that_come_back_to_each_others_pictures_never_wait_for_one_another(
+    core: EngineCore, gates: tuple[Gate, Gate]
+) -> None:
+    core.scheduler.cuts.max_tiles = 4
+    first, second = LARGE, make_picture(4, 2, 2)
+    requests = [
+        make_request("a", [[1], first, [2], second, [3], first]),
+        make_request("b", [[2], second, [2], first, [3], second]),
+    ]
+    gates[0].open()
+    assert answer(core, requests) == answer(make_core(), requests)
+
+
+def test_an_engine_that_has_nothing_left_to_do_keeps_nothing_that_was_cut(
+    core: EngineCore, gates: tuple[Gate, Gate]
+) -> None:
+    submit(core, *(make_request(f"r{n}", [[1, n], make_picture(10 + n, 2, 2)]) for n in range(5)))
+    step_until(core, begun(gates[0]))
+    for number in range(5):
+        core.receive(Abort(f"r{number}"))
+    assert not core.has_work
+    gates[0].open()
+    answer(core, [make_request("one", [[1], LARGE], replace(GREEDY, max_new_tokens=1))])
+    assert len(gates[0].begun) == 2, "what had begun when they left, and the last one's"
+    assert core.runner.cut_images == {}
+
+
+def test_the_loop_sleeps_until_something_is_prepared_and_then_goes_on(
+    core: EngineCore, gates: tuple[Gate, Gate]
+) -> None:
+    inbox: Inbox = queue.SimpleQueue()
+    heard: queue.SimpleQueue[StepOutput] = queue.SimpleQueue()
+    loop = threading.Thread(target=core.run_forever, args=(inbox, lambda outputs: [heard.put(o) for o in outputs]))
+    loop.start()
+    inbox.put(Submit((ask_for_form("form"),)))
+    assert gates[1].has_begun.wait(PATIENCE_S)
+    inbox.put(Submit((make_request("text", [[1, 2]]),)))
+    while heard.get(timeout=PATIENCE_S).finish_reason is None:
+        pass
+    gates[1].open()
+    reasons = [output.finish_reason for output in (heard.get(timeout=PATIENCE_S) for _ in range(8))]
+    assert reasons[-1] is FinishReason.LENGTH
+    inbox.put(Shutdown())
+    loop.join(PATIENCE_S)
+    assert not loop.is_alive()
+
+
 def test_what_has_ended_is_taken_once_and_what_was_cancelled_never() -> None:
     ended = threading.Event()
-    preparations: Preparations[str, int] = Preparations("test", ended)
+    preparations: Preparations[str, int] = Preparations("test", ended.set)
     gate = Gate(lambda number: number)
     for number, key in enumerate(("a", "b", "c")):
         preparations.start(key, lambda number=number: gate(number))
@@ -235,7 +285,7 @@ def test_what_has_ended_is_taken_once_and_what_was_cancelled_never() -> None:
 
 def test_a_key_may_be_begun_again_while_its_cancelled_work_still_runs() -> None:
     ended = threading.Event()
-    preparations: Preparations[str, int] = Preparations("test", ended)
+    preparations: Preparations[str, int] = Preparations("test", ended.set)
     gate = Gate(lambda number: number)
     preparations.start("a", lambda: gate(1))
     assert gate.has_begun.wait(PATIENCE_S)

@@ -39,7 +39,7 @@ class Row:
 
 TORCH = ("torch", "triton")
 EVERYTHING = "*"
-GROUND = ("errors", "files", "config", "types", "child_process", "terminal", "demo")
+GROUND = ("errors", "files", "config", "types", "child_process", "terminal", "demo", "threads", "room")
 TEXT_AND_MEDIA_MAY = (*GROUND, "inputs.conversation")
 TRANSPORT = (
     *("gateway", "errors", "body", "body_memory", "events", "hosts"),

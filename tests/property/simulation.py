@@ -124,7 +124,8 @@ class Simulation:
     def mark_ready(self) -> None:
         """The oldest request that is not ready becomes so, if it is still here."""
         request_id = self.unready.pop(0)
-        assert self.scheduler.mark_ready(request_id) == (self.told[request_id].reason is None)
+        is_here = self.told[request_id].reason is None
+        assert self.scheduler.mark_ready(request_id) == is_here
         self.check()
 
     def cut(self) -> None:
@@ -141,7 +142,6 @@ class Simulation:
 
     def schedule(self) -> StepPlan | None:
         """Plan a step and run it at once: a device runs steps in the order of their planning."""
-        before = {s.id: list(s.blocks) for s in self.scheduler.running}
         plan = self.scheduler.schedule()
         for digest in self.scheduler.cuts.take_dropped():
             self._cut.discard(digest)
@@ -160,7 +160,7 @@ class Simulation:
                 self._next.pop(sequence_id, None)
             self.flying.append((plan, self._run(plan)))
         else:
-            waits = self.flying or before or self.unready or self.cutting
+            waits = self.flying or self.unready or self.cutting
             assert not self.scheduler.has_work or waits, "requests wait and nothing is done"
         self.check()
         return plan

@@ -20,6 +20,8 @@ OPENINGS: tuple[tuple[int | PreparedImage, ...], ...] = (
     (1, 2, PICTURES[2], 3, 4),
     (PICTURES[0], PICTURES[1], 5),
     (1, PICTURES[1], PICTURES[0]),
+    (PICTURES[1], PICTURES[2], PICTURES[1]),
+    (PICTURES[2], PICTURES[1]),
 )
 openings = st.sampled_from(OPENINGS)
 endings = st.lists(st.integers(1, 3), max_size=6)
@@ -34,7 +36,7 @@ budgets = st.builds(
     use_prefix_cache=st.booleans(),
     max_busy_work=st.none() | st.integers(1, 20),
     tile_work=st.integers(0, 9),
-    max_step_pixels=st.sampled_from((1 << 22, 28 * 28, 2 * 28 * 28)),  # the smallest picture's, and the next one's
+    max_step_pixels=st.sampled_from((1 << 22, 1, 28 * 28, 2 * 28 * 28)),  # of all, of none, of the two smallest
     max_cut_pixels=st.integers(1, 4).map(lambda number: number * 28 * 28),
     max_cut_tiles=st.integers(1, 6),
 )

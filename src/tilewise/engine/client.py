@@ -2,14 +2,13 @@
 
 import contextlib
 import logging
-import queue
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tilewise.engine import messages
-from tilewise.engine.messages import Message
+from tilewise.engine.messages import Inbox, Message
 from tilewise.errors import EngineError
 from tilewise.types import FinishReason, Request, StepOutput
 
@@ -21,7 +20,7 @@ OnOutput = Callable[[StepOutput], None]
 class Core(Protocol):
     """What this module needs to know of `engine.core.EngineCore`, which imports torch."""
 
-    def run_forever(self, inbox: "queue.SimpleQueue[Message]", emit: Callable[[Sequence[StepOutput]], None]) -> None:
+    def run_forever(self, inbox: Inbox, emit: Callable[[Sequence[StepOutput]], None]) -> None:
         """Work until told to shut down."""
 
     def stats(self) -> dict[str, float]:

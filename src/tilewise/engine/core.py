@@ -7,7 +7,6 @@ exactly one output with a finish reason.
 
 import logging
 import os
-import queue
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ from torch import Tensor
 from tilewise.cache.tensors import create_caches
 from tilewise.checkpoint.weights import load_weights
 from tilewise.config import DeviceConfig, EngineConfig, ModelConfig, ResolvedConfig, resolve
-from tilewise.engine.messages import Abort, Message, Shutdown, Submit
+from tilewise.engine.messages import Abort, Inbox, Shutdown, Submit
 from tilewise.engine.preparations import Preparations
 from tilewise.errors import CapacityError, ConfigError, InputError, TilewiseError
 from tilewise.inputs.text.grammar import Guide
@@ -38,8 +37,6 @@ from tilewise.types import FinishReason, PreparedImage, Request, StepOutput
 logger = logging.getLogger(__name__)
 
 _GIB = 1 << 30
-# How long a loop that waits for a picture or a form alone does not hear of anything else.
-_LOOK_S = 0.005
 # Of the pictures that one step cuts itself: Pillow takes 5 ms a megapixel (one core, 2026-11-30).
 _MAX_STEP_PIXELS = 4_000_000
 T = TypeVar("T")
@@ -62,9 +59,10 @@ class EngineCore:
         self.runner = runner
         self.looks_ahead = looks_ahead
         self._cut, self._compile_form = cut, compile_form
-        self._has_prepared = threading.Event()
-        self._cuts = Preparations[bytes, Tensor]("tilewise-cut", self._has_prepared)
-        self._forms = Preparations[str, Guide]("tilewise-form", self._has_prepared)
+        self._cuts = Preparations[bytes, Tensor]("tilewise-cut", self._wake)
+        self._forms = Preparations[str, Guide]("tilewise-form", self._wake)
+        self._inbox: Inbox | None = None
+        self._is_idle = False
         self._in_flight: tuple[StepPlan, Launch] | None = None
 
     @property
@@ -72,16 +70,22 @@ class EngineCore:
         """Something waits or runs, or a step is on its way."""
         return self.scheduler.has_work or self._in_flight is not None
 
-    def run_forever(self, inbox: "queue.SimpleQueue[Message]", emit: Callable[[Sequence[StepOutput]], None]) -> None:
-        """Work until told to shut down; sleep while there is nothing to do. A step's outputs are emitted at once."""
+    def run_forever(self, inbox: Inbox, emit: Callable[[Sequence[StepOutput]], None]) -> None:
+        """Work until told to shut down; sleep while there is nothing to do. A step's outputs are emitted at once.
+
+        None in the inbox says that something was prepared.
+        """
+        self._inbox = inbox
         while True:
             if not self.has_work:
                 self.scheduler.check_integrity()
-            while not self.has_work or not inbox.empty():
+            while self._is_idle or not self.has_work or not inbox.empty():
                 message = inbox.get()
+                self._is_idle = False
                 if isinstance(message, Shutdown):
                     return
-                if outputs := self.receive(message):
+                outputs = [] if message is None else self.receive(message)
+                if outputs:
                     emit(outputs)
             if outputs := self.step():
                 emit(outputs)
@@ -90,9 +94,8 @@ class EngineCore:
         """Take one message; what it ends at once is returned."""
         if isinstance(message, Abort):
             self._forms.cancel(message.request_id)
-            self.runner.guides.pop(message.request_id, None)
             ended = self.scheduler.abort(message.request_id)
-            return [ended] if ended else []
+            return self._forget([ended] if ended else [])
         refused: list[StepOutput] = []
         for request in message.requests:
             try:
@@ -100,7 +103,7 @@ class EngineCore:
                 form = request.generation.response_format
                 self.scheduler.add(request, is_ready=form is None)
                 if form is not None:
-                    self._forms.start(request.request_id, partial(self._compile_form, form))
+                    self._forms.start(request.request_id, partial(self._compile_form, form), request.namespace)
             except TilewiseError as error:
                 refused.append(StepOutput(request.request_id, finish_reason=FinishReason.ERROR, error=str(error)))
         return refused
@@ -110,9 +113,9 @@ class EngineCore:
         outputs = self._take_prepared()
         plan = self.scheduler.schedule()
         self._start_cuts()
-        if plan is None and self._in_flight is None and (self._cuts.is_busy or self._forms.is_busy):
-            self._has_prepared.wait(_LOOK_S)
-            return outputs
+        if plan is None and self._in_flight is None:
+            self._is_idle = self._cuts.is_busy or self._forms.is_busy
+            return self._forget(outputs if self._is_idle else outputs + self._end_stuck())
         launch = None if plan is None else self._try(plan, lambda: self.runner.launch(plan))
         outputs += self._collect()
         if plan is not None:
@@ -120,11 +123,32 @@ class EngineCore:
                 outputs += self._fail(plan)
             else:
                 self._in_flight = plan, launch
-        return outputs if self.looks_ahead else outputs + self._collect()
+        return self._forget(outputs if self.looks_ahead else outputs + self._collect())
+
+    def _wake(self) -> None:
+        if self._inbox is not None:
+            self._inbox.put(None)
+
+    def _end_stuck(self) -> list[StepOutput]:
+        """Nothing can be computed, and nothing is awaited: that must not be. End one request, so that others go on."""
+        request_id = self.scheduler.find_oldest()
+        if request_id is None:
+            return []
+        logger.error("requests wait and nothing can be done; the oldest one is given up")
+        return self.scheduler.refuse(request_id, "The engine could not go on with this request; its log says why.")
+
+    def _forget(self, outputs: list[StepOutput]) -> list[StepOutput]:
+        """Drop what was prepared for those that have ended."""
+        for output in outputs:
+            if output.finish_reason is not None:
+                self.runner.guides.pop(output.request_id, None)
+        if not self.has_work:
+            self.scheduler.cuts.keep(frozenset())
+            self._start_cuts()
+        return outputs
 
     def _take_prepared(self) -> list[StepOutput]:
-        """Hand what was prepared to scheduler and runner; whoever waited for what failed hears of it."""
-        self._has_prepared.clear()
+        """Hand what was prepared to scheduler and runner; who waited for what failed hears of it."""
         outputs: list[StepOutput] = []
         for digest, tiles in self._cuts.take_ended():
             if isinstance(tiles, Exception):
@@ -172,6 +196,7 @@ class EngineCore:
         """Give back the device's memory."""
         self._cuts.close()
         self._forms.close()
+        del self._cut
         is_cuda = self.runner.device.type == "cuda"
         del self.runner
         if is_cuda:
@@ -197,7 +222,7 @@ class EngineCore:
             **scheduler.counters,
             **{f"{stage}_s": seconds for stage, seconds in self.runner.seconds.items()},
             "requests_running": len(scheduler.running),
-            "requests_waiting": len(scheduler.waiting),
+            "requests_waiting": len(scheduler.waiting) + len(scheduler.unready),
             "blocks": scheduler.pool.num_blocks,
             "blocks_held": scheduler.pool.num_held,
         }

@@ -5,7 +5,7 @@ import queue
 import threading
 
 from tilewise.engine.client import Core, EngineClient
-from tilewise.engine.messages import Message
+from tilewise.engine.messages import Inbox, Message
 from tilewise.types import FinishReason
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ class InProcessClient(EngineClient):
         """Start the thread."""
         super().__init__()
         self._core = core
-        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._inbox: Inbox = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._last_stats: dict[str, float] | None = None
         self._thread.start()

@@ -5,6 +5,7 @@ requests. Whatever does not decode to exactly these types is refused. Within one
 they are.
 """
 
+import queue
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -77,6 +78,8 @@ class Log(msgspec.Struct, frozen=True, tag=True):
 
 
 Message = Submit | Abort | Shutdown
+# What an engine's loop listens to; None says that something was prepared for it.
+Inbox = queue.SimpleQueue[Message | None]
 Report = Ready | Failed | Outputs | Heartbeat | Log
 Kind = TypeVar("Kind")
 

@@ -2,43 +2,49 @@
 
 import logging
 import queue
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from typing import Generic, TypeVar
 
 import torch
 
 from tilewise.errors import TilewiseError
+from tilewise.threads import DaemonThreads
 
 logger = logging.getLogger(__name__)
 
+_END_S = 5.0
 K = TypeVar("K")
 T = TypeVar("T")
 
 
 class Preparations(Generic[K, T]):
-    """Work in the order in which it was begun, one piece at a time; the loop takes what has ended.
+    """Pieces of work, one at a time; their owners take turns. The loop takes what has ended.
 
     `start`, `cancel` and `take_ended` are the loop's alone.
     """
 
-    def __init__(self, name: str, ended: threading.Event) -> None:
-        """`ended` is set whenever something has."""
-        self._thread = ThreadPoolExecutor(1, name)
+    def __init__(self, name: str, on_end: Callable[[], None]) -> None:
+        """`on_end` is called, on any thread, whenever something has ended."""
+        self._thread = DaemonThreads(1, name)
         self._running: dict[K, Future[T]] = {}
         self._ended: queue.SimpleQueue[tuple[K, Future[T]]] = queue.SimpleQueue()
-        self._has_ended = ended
+        self._on_end = on_end
 
     @property
     def is_busy(self) -> bool:
         """Something is begun that was not taken yet."""
         return bool(self._running)
 
-    def start(self, key: K, work: Callable[[], T]) -> None:
+    def start(self, key: K, work: Callable[[], T], owner: str = "") -> None:
         """Begin a piece of work; its key is in use until it is taken or cancelled."""
         assert key not in self._running, "it is begun already"
-        future = self._running[key] = self._thread.submit(work)
+        try:
+            future = self._thread.submit(work, owner)
+        except RuntimeError as error:  # the system has no thread for it
+            future = Future[T]()
+            future.set_exception(error)
+        self._running[key] = future
         future.add_done_callback(lambda done: self._tell(key, done))
 
     def cancel(self, key: K) -> None:
@@ -59,20 +65,31 @@ class Preparations(Generic[K, T]):
             if self._running.get(key) is not future:  # it was cancelled meanwhile
                 continue
             del self._running[key]
-            try:
-                ended.append((key, future.result()))
-            except torch.AcceleratorError:
-                raise
-            except Exception as error:
-                if not isinstance(error, TilewiseError):
-                    logger.exception("a preparation failed")
-                ended.append((key, error))
+            ended.append((key, _read(future)))
         return ended
 
     def close(self) -> None:
-        """Do nothing more that is not begun by a thread."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Do nothing more that no thread has taken; what a thread does is waited for, but not long."""
+        running = list(self._running.values())
+        for key in list(self._running):
+            self.cancel(key)
+        self._thread.close()
+        wait(running, _END_S)
+        self.take_ended()
 
     def _tell(self, key: K, future: Future[T]) -> None:
-        self._ended.put((key, future))
-        self._has_ended.set()
+        if not future.cancelled():
+            self._ended.put((key, future))
+            self._on_end()
+
+
+def _read(future: Future[T]) -> T | Exception:
+    try:
+        return future.result()
+    except torch.AcceleratorError:
+        raise
+    except TilewiseError as error:
+        return error
+    except Exception as error:
+        logger.exception("a preparation failed")
+        return error

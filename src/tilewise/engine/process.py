@@ -22,7 +22,19 @@ from types import CodeType
 
 from tilewise.config import EngineConfig, ResolvedConfig
 from tilewise.engine.client import Core
-from tilewise.engine.messages import MESSAGE, START, Failed, Heartbeat, Log, Message, Outputs, Ready, Start, decode
+from tilewise.engine.messages import (
+    MESSAGE,
+    START,
+    Failed,
+    Heartbeat,
+    Inbox,
+    Log,
+    Message,
+    Outputs,
+    Ready,
+    Start,
+    decode,
+)
 from tilewise.engine.wire import Wire
 from tilewise.errors import TilewiseError
 
@@ -58,7 +70,7 @@ def _read_start() -> Start | None:
     return decode(START, [data]) if 0 < size == len(data) else None
 
 
-def _listen(wire: Wire[Message], inbox: "queue.SimpleQueue[Message]", folder: Path, ended: threading.Event) -> None:
+def _listen(wire: Wire[Message], inbox: Inbox, folder: Path, ended: threading.Event) -> None:
     parent = os.getppid()
     while not ended.is_set():
         message = wire.receive(_POLL_S)
@@ -73,7 +85,7 @@ def _listen(wire: Wire[Message], inbox: "queue.SimpleQueue[Message]", folder: Pa
 def beat(
     wire: Wire[Message],
     core: Core,
-    inbox: "queue.SimpleQueue[Message]",
+    inbox: Inbox,
     loop_id: int,
     ended: threading.Event,
     period_s: float = HEARTBEAT_S,
@@ -121,7 +133,7 @@ def serve(folder: Path, build: Build) -> int:
     root.setLevel(start.log_level)
     root.propagate = False
     root.addHandler(_Forward(wire))
-    inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    inbox: Inbox = queue.SimpleQueue()
     ended = threading.Event()
     args = wire, inbox, folder, ended
     listener = threading.Thread(target=_listen, args=args, name="tilewise-listener", daemon=True)
@@ -134,7 +146,7 @@ def serve(folder: Path, build: Build) -> int:
     return status
 
 
-def _work(wire: Wire[Message], start: Start, inbox: "queue.SimpleQueue[Message]", build: Build) -> int:
+def _work(wire: Wire[Message], start: Start, inbox: Inbox, build: Build) -> int:
     try:
         core, resolved = build(start)
     except Exception as error:

@@ -58,6 +58,7 @@ class Scheduler:
             )
         self.tiles = TileCache(num_tile_rows)
         self.cuts = ImageCuts(budgets.max_cut_pixels, budgets.max_cut_tiles)
+        self.unready: dict[str, Sequence] = {}
         self.waiting = Waiting()
         self.running: list[Sequence] = []
         self.shares = Shares()
@@ -80,7 +81,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Something waits or runs."""
-        return bool(self.waiting or self.running)
+        return bool(self._by_request)
 
     def add(self, request: Request, *, is_ready: bool = True) -> None:
         """Queue a request; one that is not ready waits for `mark_ready`.
@@ -96,17 +97,20 @@ class Scheduler:
             )
         if request.request_id in self._by_request:
             raise InputError(f"Request {request.request_id!r} is already running.", param="request_id")
-        sequence = Sequence(self._next_id, request, min(request.generation.max_new_tokens, room), is_ready)
+        sequence = Sequence(self._next_id, request, min(request.generation.max_new_tokens, room))
         self._next_id += 1
         self._by_request[request.request_id] = sequence
-        self.waiting.append(sequence)
+        if is_ready:
+            self.waiting.append(sequence)
+        else:
+            self.unready[request.request_id] = sequence
         self.counters["requests_opened"] += 1
 
     def mark_ready(self, request_id: str) -> bool:
-        """Let a request into the batch from now on; False if it is not here any more."""
-        sequence = self._by_request.get(request_id)
+        """Let a request that was not ready wait for its turn; False if it is not here any more."""
+        sequence = self.unready.pop(request_id, None)
         if sequence is not None:
-            sequence.is_ready = True
+            self.waiting.append(sequence)
         return sequence is not None
 
     def refuse(self, request_id: str, error: str) -> list[StepOutput]:
@@ -114,9 +118,13 @@ class Scheduler:
         sequence = self._by_request.get(request_id)
         return [] if sequence is None else self._end_all([sequence], error)
 
+    def find_oldest(self) -> str | None:
+        """The id of the request that is here longest."""
+        return next(iter(self._by_request), None)
+
     def refuse_image(self, digest: bytes, error: str) -> list[StepOutput]:
         """End all requests that still need a picture which could not be cut."""
-        return self._end_all([s for s in self.running if digest in s.find_images_ahead()], error)
+        return self._end_all([s for s in self.running if s.needs_image(digest)], error)
 
     def abort(self, request_id: str) -> StepOutput | None:
         """End a request now; None if it is not here. A step in flight may still compute for it, unheard."""
@@ -129,24 +137,22 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Fill the next step; None if nothing can be computed now."""
         self.tiles.unpin()
-        self.cuts.keep({digest for sequence in self.running for digest in sequence.find_images_ahead()})
         step = StepDraft(self.budgets)
-        self.shares.begin_step(self.running, self.waiting)
-        self._make_way(step)
+        has_prompts = bool(self.waiting) or not all(sequence.is_decoding for sequence in self.running)
+        self._keep_cuts(has_prompts)
+        if has_prompts:
+            self.shares.begin_step(self.running, self.waiting)
+            self._make_way(step)
+        else:
+            self.shares.clear()
         for sequence in list(self.running):
             if sequence.is_decoding:  # one that was preempted meanwhile is not
                 self._schedule_decode(sequence, step)
         if step.has_streams and self.budgets.max_busy_work is not None:
             least = self.budgets.tokens_per_tile  # however many decode, prompts go on
             step.work_left = max(least, self.budgets.max_busy_work - len(step.decodes))
-        turns = Turns(self.shares, self.running, self.waiting)
-        if turns.are_shared:
-            step.work_left = min(step.work_left, self.budgets.max_shared_work)
-        if step.has_preempted:
-            turns.close()
-        for sequence in turns:
-            if sequence.blocks or self._admit(sequence, step, turns):
-                self._schedule_prefill(sequence, step)
+        if has_prompts or step.has_preempted:
+            self._schedule_prompts(step)
         if not step.decodes and not step.prefills:
             return None
         admitted, self._admitted = tuple(self._admitted), []
@@ -189,7 +195,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raise unless every request, block, digest and tile row is accounted for."""
-        here = [*self.waiting, *self.running]
+        here = [*self.unready.values(), *self.waiting, *self.running]
         assert {s.id for s in here} == {s.id for s in self._by_request.values()}, "a request is lost"
         assert len(here) == len(self._by_request), "a request is in two places"
         assert len(self.running) <= self.budgets.max_sequences, "too many run"
@@ -198,7 +204,7 @@ class Scheduler:
         self.cuts.check_integrity()
         opened, ended = self.counters["requests_opened"], self.counters["requests_ended"]
         assert opened == ended + len(here), "a request ended twice or never"
-        assert all(not s.blocks for s in self.waiting), "a waiting request holds blocks"
+        assert all(bool(s.blocks) == (s in self.running) for s in here), "a waiting request holds blocks"
 
     def _schedule_decode(self, sequence: Sequence, step: StepDraft) -> None:
         position = sequence.num_scheduled
@@ -222,6 +228,16 @@ class Scheduler:
         self.shares.charge(sequence.request.namespace, 1)
         sequence.num_scheduled += 1
         sequence.num_pending += 1
+
+    def _schedule_prompts(self, step: StepDraft) -> None:
+        turns = Turns(self.shares, self.running, self.waiting)
+        if turns.are_shared:
+            step.work_left = min(step.work_left, self.budgets.max_shared_work)
+        if step.has_preempted:
+            turns.close()
+        for sequence in turns:
+            if sequence.blocks or self._admit(sequence, step, turns):
+                self._schedule_prefill(sequence, step)
 
     def _schedule_prefill(self, sequence: Sequence, step: StepDraft) -> None:
         start = sequence.num_scheduled
@@ -287,12 +303,20 @@ class Scheduler:
             turns.close(sequence.request.namespace)
             return False
         hits = self.kv.find_prefix(sequence)
-        if not sequence.is_ready or self.kv.is_computing_next(sequence, len(hits)):
+        if self.kv.is_computing_next(sequence, len(hits)):
             return False
         has_entered = self._enter(sequence, hits)
         if not has_entered:  # what becomes free is kept for it, unless its namespace has most already
             turns.close(sequence.request.namespace if holds_most(sequence, self.running) else None)
         return has_entered
+
+    def _keep_cuts(self, has_prompts: bool) -> None:
+        """Keep the tiles of the picture that each running prompt has come to.
+
+        Of no later one: a prompt could wait for room that another keeps, and that one for room of the first.
+        """
+        images = (sequence.find_image() for sequence in self.running) if has_prompts else ()
+        self.cuts.keep({image.digest for image in images if image is not None})
 
     def _make_way(self, step: StepDraft) -> None:
         """Preempt for the first in turn whose namespace has less than others; before these have a chunk in the step."""
@@ -364,7 +388,7 @@ class Scheduler:
         if sequence.blocks:
             self.running.remove(sequence)
             self.kv.give_back(sequence)
-        else:
+        elif self.unready.pop(sequence.request.request_id, None) is None:
             self.waiting.remove(sequence)
         del self._by_request[sequence.request.request_id]
         self._admitted = [admitted for admitted in self._admitted if admitted[0] != sequence.id]

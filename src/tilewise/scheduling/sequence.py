@@ -1,12 +1,12 @@
 """The mutable state of one request inside the engine."""
 
-from tilewise.types import Request
+from tilewise.types import PreparedImage, Request
 
 
 class Sequence:
     """The mutable state of one request: what is computed, what is known, which blocks it holds."""
 
-    def __init__(self, sequence_id: int, request: Request, max_new_tokens: int, is_ready: bool = True) -> None:
+    def __init__(self, sequence_id: int, request: Request, max_new_tokens: int) -> None:
         """Start with nothing computed."""
         self.id = sequence_id
         self.request = request
@@ -19,14 +19,18 @@ class Sequence:
         self.num_published = 0
         self.cached_tokens = 0
         self.was_admitted = False
-        self.is_ready = is_ready
 
-    def find_images_ahead(self) -> set[bytes]:
-        """The digests of pictures of which positions are still to be scheduled."""
-        spans = self.request.spans
-        if not spans or spans[-1].end <= self.num_scheduled:
-            return set()
-        return {self.request.images[span.image].digest for span in spans if span.end > self.num_scheduled}
+    def find_image(self) -> PreparedImage | None:
+        """The picture that has the next position, or comes first after it."""
+        for span in self.request.spans:
+            if span.end > self.num_scheduled:
+                return self.request.images[span.image]
+        return None
+
+    def needs_image(self, digest: bytes) -> bool:
+        """Whether positions of this picture are still to be scheduled."""
+        spans = (span for span in self.request.spans if span.end > self.num_scheduled)
+        return any(self.request.images[span.image].digest == digest for span in spans)
 
     @property
     def num_generated(self) -> int:

@@ -90,10 +90,12 @@ class Shares:
 
     def order_heads(self, running: Iterable[Sequence], waiting: Waiting) -> list[Sequence]:
         """Sort the first of every line that may be admitted by whose turn it is; none where there is one namespace."""
-        num_slots = Counter(sequence.request.namespace for sequence in running)
-        if not waiting.lines or len(num_slots.keys() | waiting.lines.keys()) < 2:
+        if not waiting.lines:
             return []
-        heads = [line[0] for line in waiting.lines.values() if line[0].is_ready and not line[0].num_pending]
+        num_slots = Counter(sequence.request.namespace for sequence in running)
+        if len(num_slots.keys() | waiting.lines.keys()) < 2:
+            return []
+        heads = [line[0] for line in waiting.lines.values() if not line[0].num_pending]
         return sorted(heads, key=lambda head: rank(self, head, num_slots))
 
     def clear(self) -> None:
@@ -127,7 +129,7 @@ class Turns:
         """Several namespaces have prompts to compute, and somebody reads an answer of theirs as it comes."""
         lines = *self._prefills.values(), *self._waiting.lines.values()
         names = {*self._prefills, *self._waiting.lines}
-        return len(names) > 1 and any(line[0].request.is_streamed for line in lines if line)
+        return len(names) > 1 and any(sequence.request.is_streamed for line in lines for sequence in line)
 
     def close(self, namespace: str | None = None) -> None:
         """Admit no more of this namespace, or of any, in this step; what runs still has its turns."""

@@ -21,10 +21,10 @@ from tilewise.inputs.conversation import Message
 from tilewise.inputs.media.fetch_context import use_fetch_context
 from tilewise.inputs.request_builder import RequestBuilder
 from tilewise.plan import count_tile_work
+from tilewise.room import SharedRoom
 from tilewise.serving.metrics import Metrics
-from tilewise.serving.room import SharedRoom
 from tilewise.serving.stream import Mailbox, Stream, StreamedChoice
-from tilewise.serving.threads import DaemonThreads
+from tilewise.threads import DaemonThreads
 from tilewise.types import GenerationConfig, Request
 
 # Most of a build's time goes to waiting: for a schema's compiler, a picture's host or decoder. Each of the latter may

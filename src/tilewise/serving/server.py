@@ -23,7 +23,7 @@ from tilewise.errors import ConfigError, EngineError
 from tilewise.serving.config import ServerConfig
 from tilewise.serving.log import set_up_logging
 from tilewise.serving.memory import give_back_large_blocks
-from tilewise.serving.threads import DaemonThreads
+from tilewise.threads import DaemonThreads
 
 if TYPE_CHECKING:
     import uvicorn

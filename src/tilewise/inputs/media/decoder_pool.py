@@ -138,14 +138,23 @@ class DecoderPool:
             result = decoder.decode(job.data, job.limits)
         except Exception as error:
             result = error
-        if decoder.process_id is None and num_closes == self._num_closes:
+        if decoder.process_id is None:
             job.results.put(result)
-            with suppress(CapacityError):
-                decoder.start()
+            self._restart(decoder, num_closes)
             self._put_back(decoder)
         else:  # back first: who asks for one picture after another needs one decoder
-            self._put_back(decoder)
-            job.results.put(result)
+            try:
+                self._put_back(decoder)
+            finally:
+                job.results.put(result)
+
+    def _restart(self, decoder: ImageDecoder, num_closes: int) -> None:
+        """Replace a process that a picture has killed, unless the pool was closed since."""
+        if num_closes == self._num_closes:
+            with suppress(CapacityError):
+                decoder.start()
+        if num_closes != self._num_closes:  # meanwhile
+            decoder.close()
 
     def _take(self, job: _Job) -> ImageDecoder | None:
         """Wait for a decoder; None once nobody waits for the picture any more."""
@@ -172,9 +181,10 @@ class DecoderPool:
     def _plan_sweep(self) -> None:
         num_running = sum(decoder.process_id is not None for decoder in self._free_since)
         if self._sweeper is None and num_running > 1:
-            self._sweeper = threading.Timer(self._idle_s, self._sweep)
-            self._sweeper.daemon = True
-            self._sweeper.start()
+            sweeper = threading.Timer(self._idle_s, self._sweep)
+            sweeper.daemon = True
+            sweeper.start()
+            self._sweeper = sweeper
 
     def _sweep(self) -> None:
         """End the processes that have been idle long, but for the one that was used last."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from tilewise.serving.room import SharedRoom
+from tilewise.room import SharedRoom
 
 T = TypeVar("T")
 _Call = tuple[Future[Any], Callable[[], Any]]
@@ -31,15 +31,19 @@ class DaemonThreads:
         self._is_closed = False
 
     def submit(self, call: Callable[[], T], owner: str = "") -> Future[T]:
-        """Let a thread do it; the future may be cancelled until one has taken it."""
+        """Let a thread do it; the future may be cancelled until one has taken it.
+
+        Raises:
+            RuntimeError: the system has no thread for it.
+        """
         future: Future[T] = Future()
         with self._changed:
             self._calls.setdefault(owner, deque()).append((future, call))
-            if self._num_idle:
-                self._changed.notify_all()
-            elif self._num_threads < self._most:
-                self._num_threads += 1
-                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            self._changed.notify_all()
+            # One that is idle is counted until it has woken: several calls may have come by then.
+            if sum(map(len, self._calls.values())) > self._num_idle and self._num_threads < self._most:
+                self._start_thread()
+        future.add_done_callback(lambda done: self._drop(owner, done))
         return future
 
     def close(self) -> None:
@@ -51,6 +55,27 @@ class DaemonThreads:
             self._changed.notify_all()
         for future in waiting:
             future.cancel()
+
+    def _start_thread(self) -> None:
+        try:
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        except RuntimeError:  # the system has none left
+            if not self._num_threads:
+                self._calls.clear()
+                raise
+        else:
+            self._num_threads += 1
+
+    def _drop(self, owner: str, future: Future[Any]) -> None:
+        """Let go of a call that was cancelled while it waited, and of all that it would have used."""
+        if not future.cancelled():
+            return
+        with self._changed:
+            calls = [call for call in self._calls.get(owner, ()) if call[0] is not future]
+            if calls:
+                self._calls[owner] = deque(calls)
+            else:
+                self._calls.pop(owner, None)
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilewise.serving.room import SharedRoom
+from tilewise.room import SharedRoom
 
 
 def fill(room: SharedRoom, owner: str) -> int:

@@ -1,13 +1,15 @@
 """Threads that wait long and hold nothing up."""
 
+import gc
 import sys
 import threading
+import weakref
 
 import pytest
 
 from tests.conftest import REPOSITORY
 from tests.processes import PATIENCE_S, run_command
-from tilewise.serving.threads import DaemonThreads
+from tilewise.threads import DaemonThreads
 
 
 def test_calls_run_at_once_up_to_the_bound_and_then_in_turn() -> None:
@@ -66,6 +68,42 @@ def test_owners_take_turns() -> None:
     threads.close()
 
 
+def test_a_call_waits_for_no_other_one_while_a_thread_may_be_started() -> None:
+    threads, go_on, ran = DaemonThreads(2, "t"), threading.Event(), threading.Event()
+    for _ in range(50):  # the first of two that come together finds an idle thread, which has not woken yet
+        threads.submit(lambda: None).result(PATIENCE_S)
+        held = threads.submit(lambda: go_on.wait(PATIENCE_S))
+        threads.submit(ran.set)
+        assert ran.wait(PATIENCE_S)
+        assert not held.done()
+        go_on.set()
+        held.result(PATIENCE_S)
+        go_on.clear()
+        ran.clear()
+    threads.close()
+
+
+def test_a_call_that_is_cancelled_while_it_waits_is_let_go_of() -> None:
+    class Held:
+        pass
+
+    threads, begun, go_on = DaemonThreads(1, "t"), threading.Event(), threading.Event()
+    running = threads.submit(lambda: begun.set() or go_on.wait(PATIENCE_S))
+    assert begun.wait(PATIENCE_S)
+    held = Held()
+    gone = weakref.ref(held)
+    waiting = threads.submit(lambda held=held: held)
+    other = threads.submit(lambda: 2)
+    del held
+    assert waiting.cancel()
+    gc.collect()
+    assert gone() is None
+    go_on.set()
+    assert running.result(PATIENCE_S)
+    assert other.result(PATIENCE_S) == 2
+    threads.close()
+
+
 def test_an_error_is_the_callers() -> None:
     threads = DaemonThreads(1, "t")
     with pytest.raises(ZeroDivisionError):
@@ -97,7 +135,7 @@ def test_closing_cancels_what_waits_and_ends_the_threads() -> None:
 
 def test_the_process_ends_though_a_call_waits_for_ever() -> None:
     program = (
-        "import threading; from tilewise.serving.threads import DaemonThreads; begun = threading.Event();"
+        "import threading; from tilewise.threads import DaemonThreads; begun = threading.Event();"
         "DaemonThreads(1, 't').submit(lambda: (begun.set(), threading.Event().wait())); begun.wait()"
     )
     environment = {"PYTHONPATH": str(REPOSITORY / "src")}
