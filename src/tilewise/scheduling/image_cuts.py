@@ -1,8 +1,7 @@
 """Which large pictures are cut, or are to be, for steps to come: they would hold up everybody in the step itself.
 
-Only bookkeeping. Whoever runs the steps takes what shall be cut from `take_wanted`, says so with `mark_ready` once it
-is, and gives up or forgets what `take_dropped` names. Who goes first is the step's own order, which is fair: pictures
-are asked for anew in every step until they are begun.
+Only bookkeeping. The engine cuts what `take_wanted` names, says so with `mark_ready`, and forgets what `take_dropped`
+names. The order is that of the step, which is fair: every step asks anew for the pictures that are not begun.
 """
 
 from collections.abc import Set

@@ -1,8 +1,8 @@
 """Several decoder processes, so that one client's pictures do not stop another's. First come, first served.
 
 How a picture is decoded is `image_decoder`'s. Each picture has a thread of its own, which waits for a decoder, uses it
-and hands it back. So Ctrl-C, which reaches the main thread alone, can never interrupt what the pool counts; and
-whoever asked may leave at any time: the thread finishes without.
+and hands it back. So Ctrl-C, which reaches the main thread alone, can never interrupt what the pool counts, and a
+caller may leave at any time: the thread finishes without it.
 """
 
 import atexit
