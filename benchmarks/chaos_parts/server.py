@@ -88,24 +88,30 @@ class Chat:
         self._connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
 
     def read(self) -> list[float]:
-        """The moments at which its tokens came; ends the connection.
+        """The moments at which its tokens came.
 
         Raises:
             OSError: the server refused it, or ended the connection.
         """
-        moments: list[float] = []
+        return list(self.follow())
+
+    def follow(self) -> Iterator[float]:
+        """The moment of each token as it comes; ends the connection.
+
+        Raises:
+            OSError: the server refused it, or ended the connection.
+        """
         try:
             response = self._connection.getresponse()
             if response.status != 200:
                 raise OSError(f"{response.status}: {response.read(300)!r}")
             for line in response:
                 if line.startswith(b"data: {") and b'"logprobs":{' in line:
-                    moments.append(time.perf_counter())
+                    yield time.perf_counter()
         except HTTPException as error:
             raise OSError(str(error)) from error
         finally:
             self.leave()
-        return moments
 
     def leave(self) -> None:
         """Hang up."""
@@ -129,7 +135,10 @@ class Bystander:
             number += 1
             question = f"Tell me a long story, number {number}."
             chat = Chat(self._server, question, ANSWER_TOKENS, ignore_eos=True, **self._fields)
-            self._moments += chat.read()
+            for moment in chat.follow():
+                self._moments.append(moment)
+                if self._ended.is_set():
+                    return
 
     def longest_gap_ms(self, since: float, until: float) -> float:
         """The longest time in a span without a token."""
