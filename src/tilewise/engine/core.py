@@ -109,7 +109,12 @@ class EngineCore:
         return refused
 
     def step(self) -> list[StepOutput]:
-        """Launch the next step, then commit the one before it; or this one, where nothing is to be gained."""
+        """Launch the next step, then commit the one before it; or this one, where nothing is to be gained.
+
+        Of a step that is awaited only the results are taken, so that messages are received before the next one.
+        """
+        if self._in_flight is not None and self._in_flight[0].is_awaited:
+            return self._forget(self._collect())
         outputs = self._take_prepared()
         plan = self.scheduler.schedule()
         self._start_cuts()

@@ -167,6 +167,7 @@ class Scheduler:
             tuple(step.prefills),
             admitted,
             released,
+            is_awaited=step.has_streams and bool(step.prefills) and any(s.request.namespace for s in self.running),
         )
 
     def commit(self, plan: StepPlan, sampled: Mapping[int, Sampled]) -> list[StepOutput]:
@@ -231,13 +232,20 @@ class Scheduler:
 
     def _schedule_prompts(self, step: StepDraft) -> None:
         turns = Turns(self.shares, self.running, self.waiting)
-        if turns.are_shared:
+        are_shared = turns.are_shared
+        if are_shared:
             step.work_left = min(step.work_left, self.budgets.max_shared_work)
         if step.has_preempted:
             turns.close()
+        served: str | None = None
         for sequence in turns:
+            namespace = sequence.request.namespace
+            if are_shared and served not in (None, namespace):
+                break  # a short question is answered in a step without another's pictures
             if sequence.blocks or self._admit(sequence, step, turns):
                 self._schedule_prefill(sequence, step)
+            if step.prefills:
+                served = namespace
 
     def _schedule_prefill(self, sequence: Sequence, step: StepDraft) -> None:
         start = sequence.num_scheduled

@@ -76,7 +76,11 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: tiles first, then decodes (one token each), then prefill chunks."""
+    """One step: tiles first, then decodes (one token each), then prefill chunks.
+
+    Where it `is_awaited`, nothing is to be launched ahead of its end: it is long, and other API keys' newcomers should
+    only wait for the rest of it.
+    """
 
     number: int
     tiles: tuple[TileJob, ...]
@@ -84,6 +88,7 @@ class StepPlan:
     prefills: tuple[Chunk, ...]
     admitted: tuple[tuple[int, Request], ...]
     released: tuple[int, ...]
+    is_awaited: bool = False
 
     @property
     def chunks(self) -> tuple[Chunk, ...]:
