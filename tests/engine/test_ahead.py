@@ -80,3 +80,19 @@ def test_an_abort_while_a_step_is_on_its_way_leaves_nothing_behind() -> None:
     assert not core.has_work
     core.scheduler.check_integrity()
     assert core.scheduler.pool.num_held == 0
+
+
+def test_a_request_that_comes_while_an_awaited_step_runs_is_in_the_next_one() -> None:
+    core = make_core()
+    core.looks_ahead = True
+    streamed = [replace(make_request(f"r{n}", [[1, n] * 8], GREEDY), namespace="key") for n in range(3)]
+    core.receive(Submit((streamed[0],)))
+    core.step()
+    core.receive(Submit((streamed[1],)))
+    core.step()  # launches the second prompt beside the first answer
+    launched = core.stats()["tokens_computed"]
+    core.step()
+    assert core.stats()["tokens_computed"] == launched, "its results are taken before anything is launched"
+    core.receive(Submit((streamed[2],)))
+    core.step()
+    assert core.stats()["tokens_computed"] == launched + 2 + 16

@@ -188,6 +188,27 @@ def test_a_step_that_answers_a_question_encodes_no_picture_of_another_key() -> N
     assert len(step(simulation).tiles) == 1
 
 
+def test_a_step_holds_the_prompts_of_one_key_where_somebody_reads_along() -> None:
+    simulation = make()
+    simulation.add(ask("a0", *[1] * 6))
+    simulation.add(ask("b0", *[2] * 6))
+    assert name_chunks(simulation, step(simulation)) == [("a", 6)]
+    assert ("b", 6) in name_chunks(simulation, step(simulation))
+
+
+def test_nothing_is_to_be_launched_ahead_of_prompts_beside_a_keys_readers() -> None:
+    def plans(namespace: str, is_streamed: bool) -> list[bool]:
+        simulation = make()
+        for number in range(2):
+            request = ask(f"x{number}", *[number] * 6, is_streamed=is_streamed)
+            simulation.add(replace(request, namespace=namespace))
+            planned = [step(simulation) for _ in range(2)]
+        return [plan.is_awaited for plan in planned]
+
+    assert plans("key", True) == [True, False], "the second prompt beside the first answer, then answers alone"
+    assert plans("key", False) == plans("", True) == [False, False]
+
+
 def test_where_all_slots_are_one_keys_its_youngest_makes_way_and_repeats_no_token() -> None:
     simulation = make()
     add_flood(simulation, 6, 3, max_new_tokens=30)
