@@ -79,7 +79,7 @@ def test_an_abort_while_a_step_is_on_its_way_leaves_nothing_behind() -> None:
     assert core.step() == []
     assert not core.has_work
     core.scheduler.check_integrity()
-    assert core.scheduler.pool.num_held == 0
+    assert core.scheduler.kv.pool.num_held == 0
 
 
 def test_a_request_that_comes_while_an_awaited_step_runs_is_in_the_next_one() -> None:

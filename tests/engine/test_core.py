@@ -57,7 +57,7 @@ def test_a_step_that_raises_fails_its_requests_only_and_the_next_one_is_answered
         assert (error is None) == (outputs[-1].finish_reason is FinishReason.LENGTH)
         assert "0x" not in (error or "")
     core.scheduler.check_integrity()
-    assert core.scheduler.pool.num_held == 0
+    assert core.scheduler.kv.pool.num_held == 0
     assert answer(core, requests) == expected, "nothing that the broken step left behind is used"
 
 
@@ -84,12 +84,12 @@ def test_an_abort_frees_everything_at_once_and_unknown_ids_mean_nothing() -> Non
     core.receive(Submit((make_request("r", [[1, 2], make_picture(1, 2, 2)]),)))
     core.receive(Submit((make_request("waiting", [[1, 2]]),)))
     core.step()
-    assert core.scheduler.pool.num_held > 0
+    assert core.scheduler.kv.pool.num_held > 0
     (output,) = core.receive(Abort("r"))
     assert output.finish_reason is FinishReason.ABORT
     core.receive(Abort("waiting"))
     assert core.receive(Abort("r")) == core.receive(Abort("nobody")) == []
-    assert core.scheduler.pool.num_held == 0
+    assert core.scheduler.kv.pool.num_held == 0
     assert not core.has_work
     assert core.step() == []
     assert core.runner.states.keys() == {0, 1}

@@ -95,7 +95,7 @@ def test_64_requests_in_room_for_two_are_preempted_and_answer_as_alone() -> None
     core = make_core(num_blocks=2 * 10, session_len=10 * BLOCK_SIZE, max_batch_size=16)
     assert answer(core, requests) == answer_alone(requests)
     assert core.scheduler.counters["preemptions"] > 0
-    assert core.scheduler.pool.num_available == 20
+    assert core.scheduler.kv.pool.num_available == 20
 
 
 def test_a_warm_cache_answers_as_a_cold_one(alone: dict[str, list[int]]) -> None:
@@ -190,7 +190,7 @@ def test_caching_off_computes_everything_again() -> None:
     core = make_core(enable_prefix_caching=False)
     parts = (make_text(1, 40), make_picture(1, 3, 1), [1, 2])
     assert ask(core, *parts)[2] == ask(core, *parts)[2] == 0
-    assert len(core.scheduler.prefix) == 0
+    assert len(core.scheduler.kv.prefix) == 0
 
 
 def test_a_seed_repeats_in_any_company() -> None:

@@ -54,7 +54,7 @@ def make_core(*, num_blocks: int = 256, num_tile_rows: int = 256, **options: obj
     }
     torch.set_num_threads(1)  # threads that wait for each other take sixty times as long over matrices this small
     core, _ = build_core(Path(), MODEL, EngineConfig.from_options(given))
-    assert core.scheduler.pool.num_blocks == num_blocks
+    assert core.scheduler.kv.pool.num_blocks == num_blocks
     with torch.no_grad():
         for parameter in core.runner.model.parameters():
             if parameter.dim() > 1:
@@ -108,7 +108,7 @@ def run(core: EngineCore, requests: Iterable[Request]) -> dict[str, list[StepOut
             said.append(output)
         core.scheduler.check_integrity()
         outputs = core.step() if core.has_work else []
-    assert core.scheduler.pool.num_held == 0
+    assert core.scheduler.kv.pool.num_held == 0
     return heard
 
 

@@ -206,8 +206,8 @@ class Simulation:
                 self.mark_ready()
             assert self.num_steps <= bound, "somebody starves"
         assert not self.open_ids
-        assert self.scheduler.pool.num_held == 0
-        assert self.scheduler.pool.num_available == self.scheduler.pool.num_blocks
+        assert self.scheduler.kv.pool.num_held == 0
+        assert self.scheduler.kv.pool.num_available == self.scheduler.kv.pool.num_blocks
         self.scheduler.check_integrity()  # with nobody left it also finds a digest that is kept
 
     def check(self) -> None:
@@ -258,7 +258,7 @@ class Simulation:
         holders = [block for sequence in self.scheduler.running for block in sequence.blocks]
         for block in {slot // self.budgets.block_size for slot in written}:
             assert holders.count(block) == 1, "a shared block is written"
-            assert not self.scheduler.prefix.is_identified(block), "a block with an identity is written"
+            assert not self.scheduler.kv.prefix.is_identified(block), "a block with an identity is written"
         return {
             chunk.sequence_id: Sampled(token)
             for chunk in plan.chunks

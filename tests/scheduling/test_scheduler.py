@@ -150,7 +150,7 @@ def test_a_step_ahead_never_samples_beyond_the_bound_and_an_early_stop_wastes_on
     simulation.schedule()
     simulation.commit()
     assert simulation.told["stopped"].reason is FinishReason.STOP
-    assert simulation.scheduler.pool.num_held == 0, "its blocks are free while the device still works for it"
+    assert simulation.scheduler.kv.pool.num_held == 0, "its blocks are free while the device still works for it"
     simulation.commit()
     assert simulation.told["stopped"].token_ids == [stop]
 
@@ -179,7 +179,7 @@ def test_a_failed_step_ends_its_own_requests_and_forgets_its_tiles() -> None:
     simulation.fail()
     assert simulation.told["broken"].reason is FinishReason.ERROR
     assert simulation.open_ids == ["waiting"]
-    assert len(simulation.scheduler.prefix) == 0
+    assert len(simulation.scheduler.kv.prefix) == 0
     assert step(simulation).tiles[0].tile == 0, "the tile is encoded again"
     simulation.drain()
 
@@ -191,7 +191,7 @@ def test_what_a_failed_step_should_have_written_is_never_found() -> None:
     simulation.schedule()
     simulation.schedule()
     simulation.commit()
-    assert len(simulation.scheduler.prefix) == 1, "only the block that a committed step filled"
+    assert len(simulation.scheduler.kv.prefix) == 1, "only the block that a committed step filled"
     simulation.fail()
     simulation.add(ask("again", *prompt))
     simulation.drain()
@@ -220,7 +220,7 @@ def test_an_aborted_request_frees_its_blocks_at_once_wherever_it_is() -> None:
         assert simulation.told[request_id].reason is FinishReason.ABORT
     assert simulation.scheduler.abort("runs") is None
     assert simulation.scheduler.abort("never") is None
-    assert simulation.scheduler.pool.num_held == 0
+    assert simulation.scheduler.kv.pool.num_held == 0
     assert not simulation.scheduler.has_work
 
 

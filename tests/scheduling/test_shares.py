@@ -250,7 +250,7 @@ def test_where_all_blocks_are_one_keys_its_youngest_makes_way() -> None:
     add_flood(simulation, 8, 14, max_new_tokens=40)
     for _ in range(5):
         step(simulation)
-    assert simulation.scheduler.pool.num_available < 4
+    assert simulation.scheduler.kv.pool.num_available < 4
     simulation.add(ask("b", *[1] * 15))
     assert steps_until_heard(simulation, "b") == 1
     simulation.drain()

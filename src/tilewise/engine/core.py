@@ -228,8 +228,8 @@ class EngineCore:
             **{f"{stage}_s": seconds for stage, seconds in self.runner.seconds.items()},
             "requests_running": len(scheduler.running),
             "requests_waiting": len(scheduler.waiting) + len(scheduler.unready),
-            "blocks": scheduler.pool.num_blocks,
-            "blocks_held": scheduler.pool.num_held,
+            "blocks": scheduler.kv.pool.num_blocks,
+            "blocks_held": scheduler.kv.pool.num_held,
         }
 
 

@@ -22,8 +22,6 @@ pass.
 from bisect import insort
 from collections.abc import Mapping
 
-from tilewise.cache.blocks import BlockPool
-from tilewise.cache.prefix import PrefixCache
 from tilewise.cache.tiles import TileCache
 from tilewise.errors import ConfigError, InputError, PromptTooLongError
 from tilewise.scheduling.image_cuts import ImageCuts
@@ -67,16 +65,6 @@ class Scheduler:
         self._next_id = 0
         self._admitted: list[tuple[int, Request]] = []
         self._released: list[int] = []
-
-    @property
-    def pool(self) -> BlockPool:
-        """The blocks, and who holds them."""
-        return self.kv.pool
-
-    @property
-    def prefix(self) -> PrefixCache:
-        """What the blocks hold."""
-        return self.kv.prefix
 
     @property
     def has_work(self) -> bool:
