@@ -173,38 +173,6 @@ def test_refused_connections_take_nobodys_place(open_house: Callable[..., House]
             assert read_status(newcomer) == 200
 
 
-QUICK = ConnectionLimits(probe_interval_s=0.05)
-
-
-def test_a_client_that_ends_its_side_after_its_request_gets_its_answer(open_house: Callable[..., House]) -> None:
-    house = open_house(limits=QUICK)
-    with house.ask("/slow") as connection:
-        connection.shutdown(socket.SHUT_WR)
-        # An interim response comes because the end was noticed.
-        assert connection.recv(100, socket.MSG_PEEK).startswith(b"HTTP/1.1 100 ")
-        house.release.set()
-        assert read_statuses(connection) == [200]
-
-
-def test_a_client_that_ends_its_side_after_several_requests_gets_all_answers(open_house: Callable[..., House]) -> None:
-    house = open_house(limits=QUICK)
-    with house.send(GET.format("/slow").encode() + POST.format("/body", 1).encode() + b"1") as connection:
-        connection.shutdown(socket.SHUT_WR)
-        wait_until(lambda: house.num_slow == 1)
-        house.release.set()
-        assert read_statuses(connection) == [200, 200]
-
-
-@pytest.mark.parametrize("begin", [GET.format("/slow"), GET.format("/events"), POST.format("/kept", 1) + "1"])
-def test_a_client_that_leaves_while_it_waits_is_noticed(open_house: Callable[..., House], begin: str) -> None:
-    house = open_house(limits=QUICK)
-    with house.send(begin.encode()):
-        wait_until(lambda: house.num_asked == 1)
-    wait_until(lambda: not house.num_connections)
-    if "/events" in begin:
-        wait_until(lambda: house.num_left == 1)
-
-
 def test_a_client_that_ends_amid_its_body_is_gone(open_house: Callable[..., House]) -> None:
     house = open_house()
     with house.post("/body", b"[", 100) as connection:

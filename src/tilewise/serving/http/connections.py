@@ -24,6 +24,7 @@ from tilewise.errors import ConfigError
 from tilewise.serving.http.body_memory import BodyMemory, HeldBody
 from tilewise.serving.http.errors import RequestError, error_bytes
 from tilewise.serving.http.framing import check_head
+from tilewise.serving.http.half_close import HalfClosedClient, PresenceLimits
 from tilewise.serving.http.linger import LingeringTransport, LingerLimits
 
 logger = logging.getLogger(__name__)
@@ -40,13 +41,12 @@ class ConnectionLimits:
     """How long the server waits for a client, in seconds.
 
     `headers_timeout_s` covers the TLS handshake and the headers; bytes that arrive one by one do not prolong it.
-    `stalled_timeout_s` starts when the client stops reading an answer. A client that has ended its side is asked every
-    `probe_interval_s` whether it is still there.
+    `stalled_timeout_s` starts when the client stops reading an answer.
     """
 
     headers_timeout_s: float = 10.0
     stalled_timeout_s: float = 60.0
-    probe_interval_s: float = 1.0
+    presence: PresenceLimits = field(default_factory=PresenceLimits)
     linger: LingerLimits = field(default_factory=LingerLimits)
 
 
@@ -150,8 +150,8 @@ class BoundedProtocol(H11Protocol):
         self._lingering: LingeringTransport | None = None  # above TLS; None before there is any
         self._deadline: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
-        self._probe: asyncio.TimerHandle | None = None
-        self._is_malformed = self._has_ended = False
+        self._half_closed: HalfClosedClient | None = None
+        self._is_malformed = False
         self._body: HeldBody | None = None  # of the request under way, or of the last one
 
     def drop(self) -> None:
@@ -184,11 +184,16 @@ class BoundedProtocol(H11Protocol):
             super().data_received(data)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Keep a connection whose client has sent all it wants to send, until it has its answer."""
-        self._has_ended = self._is_answering and not self.cycle.more_body
-        if self._has_ended and self._probe is None:
-            self._probe = self.loop.call_later(self._limits.probe_interval_s, self._ask_whether_there)
-        return self._has_ended and self._tls is None  # QUIRK: with TLS asyncio closes, and warns of any other wish
+        """Keep a connection whose client has sent all it wants to send, until it has its answer.
+
+        A client of HTTP/1.0 takes no interim response, so that nothing would tell whether it has left: it is taken to
+        have left. Over TLS asyncio closes the connection, and warns where the protocol wants to keep it.
+        """
+        if self._tls is not None or not self._can_be_half_closed():
+            return False
+        if self._half_closed is None:
+            self._half_closed = HalfClosedClient(self, self._limits.presence, on_left=self.drop)
+        return True
 
     def handle_events(self) -> None:
         """Parse what has come; a request ends the wait for it."""
@@ -220,7 +225,7 @@ class BoundedProtocol(H11Protocol):
         super().on_response_complete()
         if not self.cycle.response_complete or self.transport.is_closing():
             return
-        if self.cycle.more_body or self._has_ended:
+        if self.cycle.more_body or self._half_closed is not None:
             self.transport.close()
         else:
             self._connections.rest(self)
@@ -267,21 +272,11 @@ class BoundedProtocol(H11Protocol):
             self.cycle.message_event.set()
         self.transport.close()
 
-    def _ask_whether_there(self) -> None:
-        """Write what means nothing to a client that has ended its side; if it has left, its system refuses that.
-
-        Before an answer that is an interim response, which HTTP/1.0 lacks; amid one, the filler that its route names.
-        """
-        if not self._is_answering:
-            return
-        if self.cycle.response_started:
-            filler = self.cycle.scope.get("state", {}).get("filler")
-            probe = None if filler is None else self.conn.send(h11.Data(data=filler))
-        else:
-            probe = b"HTTP/1.1 100 Continue\r\n\r\n" if self.cycle.scope["http_version"] == "1.1" else None
-        if probe is not None:
-            self.transport.write(probe)
-        self._probe = self.loop.call_later(self._limits.probe_interval_s, self._ask_whether_there)
+    def _can_be_half_closed(self) -> bool:
+        """Tell whether a request is whole and its answer can be probed."""
+        if not self._is_answering or self.cycle.more_body:
+            return False
+        return self.cycle.response_started or self.cycle.scope["http_version"] == "1.1"
 
     async def _start_tls(self, tls: ssl.SSLContext) -> None:
         shake = _Handshake()
@@ -308,9 +303,10 @@ class BoundedProtocol(H11Protocol):
 
     def _forget(self) -> None:
         self._wait(None)
-        for timer in (self._stall, self._probe):
-            if timer is not None:
-                timer.cancel()
+        if self._stall is not None:
+            self._stall.cancel()
+        if self._half_closed is not None:
+            self._half_closed.stop()
         if self._lingering is not None:
             self._lingering.forget()
         if self._body is not None:

@@ -1,0 +1,90 @@
+"""Clients that end their sending side over real sockets: some wait for their answer, and some have left."""
+
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+
+from tests.serving.http.house import GET, POST, House, read_statuses, wait_until
+from tilewise.serving.http.connections import ConnectionLimits
+from tilewise.serving.http.half_close import PresenceLimits
+
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+OLD_GET = GET.replace("HTTP/1.1", "HTTP/1.0")
+
+
+def count_interim(connection: socket.socket, num_wanted: int) -> int:
+    """Read interim responses until there are so many, or the connection ends."""
+    data = b""
+    while len(data) < num_wanted * len(INTERIM):
+        piece = connection.recv(1)
+        if not piece:
+            break
+        data += piece
+    return data.count(INTERIM)
+
+
+def test_a_client_that_ends_its_side_after_its_request_gets_its_answer(open_house: Callable[..., House]) -> None:
+    house = open_house()
+    with house.ask("/slow") as connection:
+        connection.shutdown(socket.SHUT_WR)
+        # An interim response comes because the end was noticed.
+        assert connection.recv(100, socket.MSG_PEEK).startswith(b"HTTP/1.1 100 ")
+        house.release.set()
+        assert read_statuses(connection) == [200]
+
+
+def test_a_client_that_ends_its_side_after_several_requests_gets_all_answers(open_house: Callable[..., House]) -> None:
+    house = open_house()
+    with house.send(GET.format("/slow").encode() + POST.format("/body", 1).encode() + b"1") as connection:
+        connection.shutdown(socket.SHUT_WR)
+        wait_until(lambda: house.num_slow == 1)
+        house.release.set()
+        assert read_statuses(connection) == [200, 200]
+
+
+def test_a_client_that_waits_gets_two_interim_responses_and_no_more(open_house: Callable[..., House]) -> None:
+    house = open_house(limits=ConnectionLimits(presence=PresenceLimits(0.01, 0.01, 0.05)))
+    with house.ask("/slow") as connection, house.ask("/events") as clock:
+        clock.shutdown(socket.SHUT_WR)
+        connection.shutdown(socket.SHUT_WR)
+        fillers = b""
+        while fillers.count(b":\n\n") < 40:  # looks that have passed since
+            fillers += clock.recv(4096)
+        house.release.set()
+        with connection.makefile("rb") as answer:
+            assert answer.read().count(INTERIM) == 2
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [GET.format("/slow"), GET.format("/events"), POST.format("/kept", 1) + "1", OLD_GET.format("/slow")],
+    ids=["not streamed", "streamed", "with a body", "HTTP/1.0"],
+)
+def test_a_client_that_leaves_while_it_waits_is_noticed_before_the_second_interim_response_of_one_that_stays(
+    open_house: Callable[..., House], begin: str
+) -> None:
+    house = open_house()
+    with house.ask("/slow") as stays:
+        stays.shutdown(socket.SHUT_WR)
+        assert count_interim(stays, 1) == 1
+        with house.send(begin.encode()):
+            wait_until(lambda: house.num_asked == 2)
+        assert count_interim(stays, 1) == 1
+        assert house.num_connections == 1
+        if "/events" in begin:
+            assert house.num_left == 1
+        house.release.set()
+        assert read_statuses(stays) == [200]
+
+
+def test_a_client_that_resets_after_it_ended_its_side_is_noticed(open_house: Callable[..., House]) -> None:
+    house = open_house()
+    with ExitStack() as stack:
+        connection = stack.enter_context(house.ask("/slow"))
+        connection.shutdown(socket.SHUT_WR)
+        assert count_interim(connection, 2) == 2  # nothing is written any more
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wait_until(lambda: not house.num_connections)
