@@ -7,11 +7,12 @@ import pytest
 
 from tests.serving.http.house import GET, POST, House, has_ended, read, read_status, read_statuses, wait_until
 from tilewise.serving.http.errors import RequestError
-from tilewise.serving.http.framing import MAX_HEAD_BYTES, check_head
+from tilewise.serving.http.request_stream import MAX_HEAD_BYTES, RequestStream
 
 GOOD = (
     b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
     b"GET /a?b=%20 HTTP/1.0\r\n\r\n",
+    b"\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost:x\r\nContent-Length: \t5 \r\nX-Empty:\r\nX-Latin: caf\xe9\t!\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: x\r\ntransfer-encoding: Chunked\r\n\r\n",
 )
@@ -33,7 +34,7 @@ BAD = {
     "a bell": b"GET / HTTP/1.1\r\nHost: x\r\nX-A: \x07\r\n\r\n",
     "a bare CR": b"GET / HTTP/1.1\r\nHost: x\r\nX-A: a\rX-B: b\r\n\r\n",
     "a control character in a name": b"GET / HTTP/1.1\r\nHost: x\r\nX\x01A: b\r\n\r\n",
-    "an empty line first": b"\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "two empty lines first": b"\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
     "two spaces": b"GET  / HTTP/1.1\r\nHost: x\r\n\r\n",
     "gzip, chunked": BODY + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     "chunked twice": BODY + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -43,18 +44,44 @@ BAD = {
 }
 
 
+def read_all(*pieces: bytes) -> list[bytes]:
+    """What h11 would get of the first request, piece by piece of what came."""
+    stream = RequestStream()
+    read = list[bytes]()
+    for piece in pieces:
+        stream.add(piece)
+        while got := stream.read():
+            read.append(got)
+    return read
+
+
 @pytest.mark.parametrize("head", GOOD)
 def test_a_head_is_whole_with_its_empty_line_and_never_before(head: bytes) -> None:
-    assert not any(check_head(head[:end]) for end in range(len(head)))
-    assert check_head(head)
-    assert check_head(head + b"\n not looked at \0")
+    for end in range(len(head)):
+        assert not read_all(head[:end])
+        assert read_all(head[:end], head[end:]) == [head.removeprefix(b"\r\n")]
+    assert read_all(*(bytes([byte]) for byte in head)) == [head.removeprefix(b"\r\n")]
+
+
+@pytest.mark.parametrize("head", BAD.values(), ids=BAD.keys())
+def test_how_a_head_is_split_into_packets_changes_nothing(head: bytes) -> None:
+    def is_refused(*pieces: bytes) -> bool:
+        try:
+            read_all(*pieces)
+        except RequestError:
+            return True
+        return False
+
+    whole = is_refused(head)  # all but the one that h11 refuses
+    assert all(is_refused(head[:end], head[end:]) == whole for end in range(len(head)))
+    assert is_refused(*(bytes([byte]) for byte in head)) == whole
 
 
 def test_a_head_without_end_is_refused_at_its_bound() -> None:
     start = b"GET / HTTP/1.1\r\nX-A: "
-    assert not check_head(start + b"a" * (MAX_HEAD_BYTES - len(start)))
+    assert not read_all(start + b"a" * (MAX_HEAD_BYTES - len(start)))
     with pytest.raises(RequestError) as refusal:
-        check_head(start + b"a" * MAX_HEAD_BYTES)
+        read_all(start + b"a" * (MAX_HEAD_BYTES - len(start)), b"a")
     assert refusal.value.status == 431
 
 
@@ -77,7 +104,7 @@ def test_bytes_of_a_body_are_no_head_and_what_follows_it_is_one(open_house: Call
     body = json.dumps(["GET / HTTP/9.9\n\nHost : x"], indent=1).encode()
     chunked = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     first = POST.format("/body", len(body)).encode() + body
-    second = chunked + b"%x;a=b\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    second = chunked + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
     third = GET.format("/").encode()
     for pieces in ([first + second + third + b"GET / HTTP/1.1\n"], [first, second, third, b"GET / HTTP/1.1\n"]):
         with house.connect() as connection:
@@ -102,15 +129,34 @@ def test_a_head_without_end_is_told_so(open_house: Callable[..., House]) -> None
     assert not house.num_asked
 
 
-@pytest.mark.parametrize(
-    "chunk", [b"zz\r\n", b"3\n[1]\r\n", b"-1\r\n", b"0x3\r\n[1]\r\n", b"3\r\n[1]X\r\n", b"1" * 21 + b"\r\n"]
-)
-def test_a_malformed_chunk_is_told_so_and_its_route_learns_that_no_more_comes(
-    open_house: Callable[..., House], chunk: bytes
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+@pytest.mark.parametrize("is_one_packet", [True, False])
+def test_what_comes_after_a_connections_last_request_does_not_replace_its_answer(
+    open_house: Callable[..., House], version: str, is_one_packet: bool
 ) -> None:
     house = open_house()
-    head = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with house.send(head + b"1\r\n[\r\n" + chunk) as connection:
-        assert read_status(connection) == 400
-        assert has_ended(connection)
-    wait_until(lambda: house.num_left == 1)
+    head = POST.replace("1.1", version).replace("Host", "Connection: close\r\nHost").format("/kept", 2).encode()
+    stray = b"\r\n" + GET.format("/").encode()
+    with house.send(head + b"[]" + (stray if is_one_packet else b"")) as connection:
+        wait_until(lambda: house.num_kept == 1)
+        if not is_one_packet:
+            connection.sendall(stray)
+        house.release.set()
+        assert read_statuses(connection) == [200]
+    assert house.num_asked == 1
+
+
+def test_a_body_may_be_followed_by_an_empty_line(open_house: Callable[..., House]) -> None:
+    house = open_house()
+    with house.send(POST.format("/body", 2).encode() + b"[]\r\n") as connection:
+        assert read_status(connection) == 200
+        connection.sendall(GET.format("/").encode())
+        assert read_status(connection) == 200
+    assert house.num_asked == 2
+
+
+def test_a_client_that_leaves_after_a_line_too_many_is_noticed(open_house: Callable[..., House]) -> None:
+    house = open_house()
+    with house.send(GET.format("/slow").encode() + b"\r\nGET"):
+        wait_until(lambda: house.num_slow == 1)
+    wait_until(lambda: not house.num_connections)

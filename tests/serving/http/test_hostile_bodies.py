@@ -19,7 +19,6 @@ from tests.serving.http.house import (
     has_ended,
     read,
     read_status,
-    read_statuses,
     wait_until,
 )
 from tilewise.serving.http.body_memory import BodyMemory

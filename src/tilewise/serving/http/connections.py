@@ -5,8 +5,8 @@ one connected for ever. Here the number of open connections is bounded, TLS hand
 newcomer takes the place of the one that has waited longest without a request, or of one whose body comes too slowly.
 The last places serve /health and /ready alone: `is_full` in a request's state tells the gateway so.
 
-What is no request by `framing` is answered here, and closed. A client that is answered while it still sends may read
-its answer (`linger`); one that has ended its own side gets its answer, too.
+What `request_stream` refuses is answered here, and closed. A client that is answered while it still sends may read its
+answer (`linger`); one that has ended its own side gets its answer, too (`half_close`).
 """
 
 import asyncio
@@ -23,15 +23,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from tilewise.errors import ConfigError
 from tilewise.serving.http.body_memory import BodyMemory, HeldBody
 from tilewise.serving.http.errors import RequestError, error_bytes
-from tilewise.serving.http.framing import check_head
 from tilewise.serving.http.half_close import HalfClosedClient, PresenceLimits
 from tilewise.serving.http.linger import LingeringTransport, LingerLimits
+from tilewise.serving.http.request_stream import RequestStream
 
 logger = logging.getLogger(__name__)
 
 _NUM_KEPT = 8
 # Connections that have their last answer, or are about to, beside those that count.
 _MOST_LEAVING = 64
+# Of requests that were sent before the answer to an earlier one.
+_MOST_UNREAD_BYTES = 64 << 10
 # Pictures' hosts, decoders, the engine's sockets, logs.
 _OTHER_DESCRIPTORS = 256
 
@@ -152,6 +154,7 @@ class BoundedProtocol(H11Protocol):
         self._stall: asyncio.TimerHandle | None = None
         self._half_closed: HalfClosedClient | None = None
         self._is_malformed = False
+        self._stream = RequestStream()
         self._body: HeldBody | None = None  # of the request under way, or of the last one
 
     def drop(self) -> None:
@@ -177,11 +180,13 @@ class BoundedProtocol(H11Protocol):
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come; after the last answer it is dropped."""
+        """Parse what has come; after the last request of a connection it is dropped."""
         if self._lingering is not None and self._lingering.is_lingering:
             self._lingering.discard(len(data))
-        else:
-            super().data_received(data)
+        elif self.conn.their_state is not h11.MUST_CLOSE:
+            self._unset_keepalive_if_required()
+            self._stream.add(data)
+            self.handle_events()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep a connection whose client has sent all it wants to send, until it has its answer.
@@ -196,23 +201,38 @@ class BoundedProtocol(H11Protocol):
         return True
 
     def handle_events(self) -> None:
-        """Parse what has come; a request ends the wait for it."""
-        if self.conn.their_state is h11.IDLE:
-            try:
-                if not check_head(self.conn.trailing_data[0]):
-                    return
-            except RequestError as error:
-                self._refuse(error)
-                return
+        """Give h11 what has come of one request; its head ends the wait for it."""
+        if self.conn.their_state is h11.IDLE and self._stream.is_whole:
+            self._stream.begin()
+        try:
+            piece = self._stream.read()
+            while piece and not self._is_malformed:
+                self._parse(piece)
+                piece = self._stream.read()
+        except RequestError as error:
+            self._refuse(error)
+            return
+        if self._body is not None and not self._is_sending:
+            self._body.end_arrival()
+        if self._stream.is_whole and not self._is_malformed:
+            self._bound_unread()
+
+    def _parse(self, piece: bytes) -> None:
         before = self.cycle
+        self.conn.receive_data(piece)
         super().handle_events()
         if self.cycle is not before:
             self._wait(None)
             is_full, self._body = self._connections.begin(self)
             facts = {"is_full": is_full, "body": self._body, "is_sending": lambda: self._is_sending}
             self.cycle.scope.setdefault("state", {}).update(facts)
-        if self._body is not None and not self._is_sending:
-            self._body.end_arrival()
+
+    def _bound_unread(self) -> None:
+        """Read on while a request is answered, since only who reads learns that a client has left."""
+        if self._stream.num_unread > _MOST_UNREAD_BYTES:
+            self.flow.pause_reading()
+        else:
+            self.flow.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what h11 refuses: a head without a Host, or a chunk that is none."""
