@@ -92,17 +92,53 @@ def test_a_body_that_keeps_the_minimum_rate_may_take_its_time(open_house: Callab
         assert read_status(drip) == 200
 
 
-def test_bodies_of_one_byte_make_no_newcomer_wait(open_house: Callable[..., House]) -> None:
-    house = open_house()
+def test_bodies_of_one_byte_keep_no_newcomer_out_once_they_are_slow(open_house: Callable[..., House]) -> None:
+    house = open_house(body_memory=BodyMemory(grace_s=0.5))
     with ExitStack() as stack:
         drips = [stack.enter_context(house.post("/body", b"[", 1000)) for _ in range(NUM_BUSY)]
         wait_until(lambda: house.num_asked == NUM_BUSY)
         drips += [stack.enter_context(house.post("/body", b"[", 1000)) for _ in range(60 - NUM_BUSY)]
+
+        def is_answered() -> bool:
+            with house.post("/body", WHOLE) as newcomer, suppress(ConnectionError):
+                return read_status(newcomer) == 200
+            return False  # all the places were taken by those that are being refused
+
+        wait_until(is_answered)
         for _ in range(NUM_BUSY):
-            with house.post("/body", WHOLE) as newcomer:
-                assert read_status(newcomer) == 200
+            assert is_answered()
         status, _, body = read(drips[0])
         assert (status, json.loads(body)["error"]["code"]) == (408, "timeout")
+
+
+def test_a_body_that_comes_after_its_head_makes_way_for_nobody_at_once(open_house: Callable[..., House]) -> None:
+    house = open_house(body_memory=BodyMemory(grace_s=3600))
+    with ExitStack() as stack:
+        for _ in range(NUM_BUSY - 1):
+            stack.enter_context(house.ask("/slow"))
+        wait_until(lambda: house.num_slow == NUM_BUSY - 1)
+        expecting = POST.replace("Host", "Expect: 100-continue\r\nHost").format("/body", 2)
+        late = stack.enter_context(house.send(expecting.encode()))
+        assert late.recv(4096).startswith(b"HTTP/1.1 100 ")
+        with house.post("/body", b"[]") as newcomer:
+            assert read_status(newcomer) == 503
+        late.sendall(b"[]")
+        assert read_status(late) == 200
+
+
+def test_for_health_nobody_gives_way(open_house: Callable[..., House]) -> None:
+    house = open_house(body_memory=BodyMemory(grace_s=0))
+    with ExitStack() as stack:
+        for _ in range(NUM_BUSY - 1):
+            stack.enter_context(house.ask("/slow"))
+        wait_until(lambda: house.num_slow == NUM_BUSY - 1)
+        slow = stack.enter_context(house.post("/body", b"[", 2))
+        wait_until(lambda: house.num_asked == NUM_BUSY)
+        for _ in range(3):
+            with house.ask("/health") as health:
+                assert read_status(health) == 200
+        slow.sendall(b"]")
+        assert read_status(slow) == 200
 
 
 def test_where_everybody_else_is_busy_a_slow_body_gives_its_place_to_a_newcomer() -> None:
@@ -112,19 +148,19 @@ def test_where_everybody_else_is_busy_a_slow_body_gives_its_place_to_a_newcomer(
         def drop(self) -> None:
             self.is_dropped = True
 
-    memory = BodyMemory()
+    memory = BodyMemory(grace_s=0)
     connections = Connections(MOST, memory)
     peers = [cast(Any, Peer()) for _ in range(MOST + 2)]
     for peer in peers[:MOST]:
         assert connections.add(peer)
-        _, body = connections.begin(peer)
+        _, body = connections.begin(peer, is_public=False)
         body.end_arrival()
     assert not connections.add(peers[MOST])
     slow = memory.hold(peers[3])
     assert connections.add(peers[MOST])
     assert slow.refusal is not None
     assert not peers[3].is_dropped, "it may read why"
-    _, body = connections.begin(peers[MOST])
+    _, body = connections.begin(peers[MOST], is_public=False)
     body.end_arrival()
     assert not connections.add(peers[MOST + 1])
 

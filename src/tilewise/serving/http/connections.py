@@ -23,6 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from tilewise.errors import ConfigError
 from tilewise.serving.http.body_memory import BodyMemory, HeldBody
 from tilewise.serving.http.errors import RequestError, error_bytes
+from tilewise.serving.http.gateway import PUBLIC_PATHS
 from tilewise.serving.http.half_close import HalfClosedClient, PresenceLimits
 from tilewise.serving.http.linger import LingeringTransport, LingerLimits
 from tilewise.serving.http.request_stream import RequestStream
@@ -79,11 +80,14 @@ class Connections:
         self._idle[newcomer] = None
         return True
 
-    def begin(self, protocol: "BoundedProtocol") -> tuple[bool, HeldBody]:
-        """A request has come; whether only /health and /ready may still be answered, and what counts its body."""
+    def begin(self, protocol: "BoundedProtocol", *, is_public: bool) -> tuple[bool, HeldBody]:
+        """A request has come; whether only /health and /ready may still be answered, and what counts its body.
+
+        For one of those, which have places of their own, nobody gives way.
+        """
         self._idle.pop(protocol, None)
         most_busy = self._most - _NUM_KEPT
-        if self._num_busy > most_busy:
+        if self._num_busy > most_busy and not is_public:
             self._give_way()
         num_busy = self._num_busy
         is_full = num_busy > most_busy
@@ -223,7 +227,7 @@ class BoundedProtocol(H11Protocol):
         super().handle_events()
         if self.cycle is not before:
             self._wait(None)
-            is_full, self._body = self._connections.begin(self)
+            is_full, self._body = self._connections.begin(self, is_public=self.cycle.scope["path"] in PUBLIC_PATHS)
             facts = {"is_full": is_full, "body": self._body, "is_sending": lambda: self._is_sending}
             self.cycle.scope.setdefault("state", {}).update(facts)
 
