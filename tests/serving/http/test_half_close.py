@@ -45,6 +45,19 @@ def test_a_client_that_ends_its_side_after_several_requests_gets_all_answers(ope
         assert read_statuses(connection) == [200, 200]
 
 
+@pytest.mark.parametrize("second", [POST.format("/body", 2) + "[", "GET / HT"])
+def test_a_client_that_ends_its_side_amid_a_second_request_gets_one_answer_and_is_closed(
+    open_house: Callable[..., House], second: str
+) -> None:
+    house = open_house()
+    with house.send((GET.format("/slow") + second).encode()) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        assert count_interim(connection, 1) == 1
+        house.release.set()
+        assert read_statuses(connection) == [200]
+    wait_until(lambda: not house.num_connections)
+
+
 def test_a_client_that_waits_gets_two_interim_responses_and_no_more(open_house: Callable[..., House]) -> None:
     house = open_house(limits=ConnectionLimits(presence=PresenceLimits(0.01, 0.01, 0.05)))
     with house.ask("/slow") as connection, house.ask("/events") as clock:

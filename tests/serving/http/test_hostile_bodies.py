@@ -19,6 +19,7 @@ from tests.serving.http.house import (
     has_ended,
     read,
     read_status,
+    read_statuses,
     wait_until,
 )
 from tilewise.serving.http.body_memory import BodyMemory
@@ -141,13 +142,19 @@ def test_for_health_nobody_gives_way(open_house: Callable[..., House]) -> None:
         assert read_status(slow) == 200
 
 
+class Peer:
+    """A connection that only notes what is done to it."""
+
+    is_lingering = is_ended = is_leaving = False
+
+    def finish(self) -> None:
+        self.is_ended = True
+
+    def mark_leaving(self) -> None:
+        self.is_leaving = True
+
+
 def test_where_everybody_else_is_busy_a_slow_body_gives_its_place_to_a_newcomer() -> None:
-    class Peer:
-        is_dropped = False
-
-        def drop(self) -> None:
-            self.is_dropped = True
-
     memory = BodyMemory(grace_s=0)
     connections = Connections(MOST, memory)
     peers = [cast(Any, Peer()) for _ in range(MOST + 2)]
@@ -159,10 +166,59 @@ def test_where_everybody_else_is_busy_a_slow_body_gives_its_place_to_a_newcomer(
     slow = memory.hold(peers[3])
     assert connections.add(peers[MOST])
     assert slow.refusal is not None
-    assert not peers[3].is_dropped, "it may read why"
+    assert not peers[3].is_ended, "it may read why"
+    assert peers[3].is_leaving
     _, body = connections.begin(peers[MOST], is_public=False)
     body.end_arrival()
     assert not connections.add(peers[MOST + 1])
+
+
+def test_of_too_many_that_linger_the_one_is_ended_that_has_been_silent_longest() -> None:
+    connections = Connections(MOST, BodyMemory())
+    peers = [cast(Any, Peer()) for _ in range(66)]
+    for peer in peers[1:]:
+        peer.is_lingering = True
+    for peer in peers[:64]:
+        connections.leave(peer)
+    connections.leave(peers[1])  # which sends again
+    connections.leave(peers[64])
+    assert [index for index, peer in enumerate(peers) if peer.is_ended] == [2], "the first has no answer yet"
+    connections.leave(peers[65])
+    assert [index for index, peer in enumerate(peers) if peer.is_ended] == [2, 3]
+
+
+def test_a_body_that_gave_way_and_comes_whole_before_its_refusal_ends_its_connection(
+    open_house: Callable[..., House],
+) -> None:
+    house = open_house(body_memory=BodyMemory(grace_s=0))
+    with ExitStack() as stack:
+        for _ in range(NUM_BUSY - 1):
+            stack.enter_context(house.ask("/slow"))
+        late = stack.enter_context(house.post("/late", b"[", 2))
+        wait_until(lambda: house.num_asked == NUM_BUSY)
+        with house.post("/body", b"[]") as newcomer:
+            assert read_status(newcomer) == 200
+        late.sendall(b"]")
+        with house.ask("/health") as health:
+            assert read_status(health) == 200
+        house.release.set()
+        assert b"\r\nconnection: close\r\n" in late.recv(4096, socket.MSG_PEEK)
+        assert read_statuses(late) == [408]
+
+
+def test_a_server_that_ends_waits_for_no_client_that_was_refused_and_stays(
+    open_house: Callable[..., House], caplog: pytest.LogCaptureFixture
+) -> None:
+    house = open_house()
+    chunked = POST.replace("Content-Length: {}", "Transfer-Encoding: chunked").format("/body")
+    with house.post("/body", b"[", HUGE) as large, house.send(chunked.encode() + b"zz\r\n") as malformed:
+        assert read_status(large) == 413
+        assert read_status(malformed) == 400
+        assert house.num_connections == 2
+        house.close()
+        assert has_ended(large)
+        assert has_ended(malformed)
+    assert "Cancel" not in caplog.text
 
 
 @pytest.mark.parametrize("head", [POST, POST.replace("Type: ", "Type: text/plain;"), POST + "X-Long: " + "a" * 40_000])

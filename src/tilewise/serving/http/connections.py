@@ -62,10 +62,10 @@ class Connections:
     def __init__(self, most: int, body_memory: BodyMemory) -> None:
         """Of at most `most`; `body_memory` knows whose body comes too slowly."""
         self._most, self._body_memory = most, body_memory
-        self._leaving: dict[BoundedProtocol, None] = {}  # the first to leave first
+        self._leaving: dict[BoundedProtocol, None] = {}  # the longest silent first
         self._open: set[BoundedProtocol] = set()
         self._idle: dict[BoundedProtocol, None] = {}  # the longest idle first
-        self._is_told = False
+        self._is_warned = False
 
     def add(self, newcomer: "BoundedProtocol") -> bool:
         """Let somebody in who has no request yet; False where everybody else is busy."""
@@ -91,24 +91,22 @@ class Connections:
             self._give_way()
         num_busy = self._num_busy
         is_full = num_busy > most_busy
-        if is_full and not self._is_told:
+        if is_full and not self._is_warned:
             logger.warning("%d of %d connections are busy; raise --max-connections", num_busy, self._most)
-        self._is_told = is_full or (self._is_told and num_busy > self._most // 2)
+        self._is_warned = is_full or (self._is_warned and num_busy > self._most // 2)
         return is_full, self._body_memory.hold(protocol)
 
-    def rest(self, protocol: "BoundedProtocol") -> None:
+    def mark_idle(self, protocol: "BoundedProtocol") -> None:
         """The answer has gone out."""
         if protocol in self._open:
             self._idle[protocol] = None
 
     def leave(self, protocol: "BoundedProtocol") -> None:
-        """It gets its last answer, and counts no longer; of many such, the first is ended."""
+        """It gets its last answer, or still sends after that, and counts no longer; of too many such one is ended."""
         self.remove(protocol)
         self._leaving[protocol] = None
         if len(self._leaving) > _MOST_LEAVING:
-            first = next(iter(self._leaving))
-            self.remove(first)
-            first.drop()
+            self._end_longest_silent()
 
     def remove(self, protocol: "BoundedProtocol") -> None:
         """It has gone, or is about to."""
@@ -125,8 +123,16 @@ class Connections:
         slowest = self._body_memory.refuse_slowest()
         if slowest is None:
             return False
+        slowest.mark_leaving()
         self.leave(slowest)
         return True
+
+    def _end_longest_silent(self) -> None:
+        """End who was answered, since it may have read that; if nobody was, who began to leave first."""
+        answered = [protocol for protocol in self._leaving if protocol.is_lingering]
+        ended = answered[0] if answered else next(iter(self._leaving))
+        self.remove(ended)
+        ended.finish()
 
 
 class _Handshake(asyncio.Protocol):
@@ -157,13 +163,36 @@ class BoundedProtocol(H11Protocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._half_closed: HalfClosedClient | None = None
-        self._is_malformed = False
+        self._is_malformed = self._is_leaving = False
         self._stream = RequestStream()
         self._body: HeldBody | None = None  # of the request under way, or of the last one
 
     def drop(self) -> None:
         """End the connection now; what is unsent is lost."""
         self._link.abort()
+
+    def finish(self) -> None:
+        """End the connection once what was written has gone out."""
+        if self._lingering is not None:
+            self._lingering.finish()
+
+    def mark_leaving(self) -> None:
+        """Let the answer under way be the last."""
+        self._is_leaving = True
+
+    @property
+    def is_lingering(self) -> bool:
+        """It has its last answer, and may still send."""
+        return self._lingering is not None and self._lingering.is_lingering
+
+    def shutdown(self) -> None:
+        """Let the answer under way be the last, and wait for no client after it; the server ends."""
+        if self._lingering is not None:
+            self._lingering.may_linger = False
+        if self.is_lingering:
+            self.finish()
+        else:
+            super().shutdown()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
@@ -187,6 +216,7 @@ class BoundedProtocol(H11Protocol):
         """Parse what has come; after the last request of a connection it is dropped."""
         if self._lingering is not None and self._lingering.is_lingering:
             self._lingering.discard(len(data))
+            self._connections.leave(self)
         elif self.conn.their_state is not h11.MUST_CLOSE:
             self._unset_keepalive_if_required()
             self._stream.add(data)
@@ -215,6 +245,9 @@ class BoundedProtocol(H11Protocol):
                 piece = self._stream.read()
         except RequestError as error:
             self._refuse(error)
+            return
+        if self._half_closed is not None and self.cycle.more_body:
+            self.transport.close()  # the rest of this request will not come
             return
         if self._body is not None and not self._is_sending:
             self._body.end_arrival()
@@ -249,10 +282,10 @@ class BoundedProtocol(H11Protocol):
         super().on_response_complete()
         if not self.cycle.response_complete or self.transport.is_closing():
             return
-        if self.cycle.more_body or self._half_closed is not None:
+        if self._is_sending or self._half_closed is not None:
             self.transport.close()
         else:
-            self._connections.rest(self)
+            self._connections.mark_idle(self)
             self._wait(self.timeout_keep_alive + self._limits.headers_timeout_s)
 
     def pause_writing(self) -> None:
@@ -272,8 +305,12 @@ class BoundedProtocol(H11Protocol):
 
     @property
     def _is_sending(self) -> bool:
-        """The client may be amid a body, or amid what is no request."""
-        return self._is_malformed or (self.cycle is not None and self.cycle.more_body)  # pyright: ignore[reportUnnecessaryComparison]
+        """The client may be amid a body, or amid what is no request, or was when it had to give way."""
+        if self._half_closed is not None:
+            return False
+        if self._is_malformed or self._is_leaving:
+            return True
+        return self.cycle is not None and self.cycle.more_body  # pyright: ignore[reportUnnecessaryComparison]
 
     def _begin(self, transport: asyncio.Transport) -> None:
         self._lingering = LingeringTransport(transport, self._limits.linger, lambda: self._is_sending, self._linger)
