@@ -160,3 +160,52 @@ def test_a_client_that_leaves_after_a_line_too_many_is_noticed(open_house: Calla
     with house.send(GET.format("/slow").encode() + b"\r\nGET"):
         wait_until(lambda: house.num_slow == 1)
     wait_until(lambda: not house.num_connections)
+
+
+ACCESS = "tilewise.access"
+
+
+@pytest.mark.parametrize(
+    ("sent", "method", "path", "status"),
+    [
+        (BAD["length and chunked"], "POST", "/body", 400),
+        (b"GET /a?key=secret HTTP/9.9\r\n\r\n", "GET", "/a", 400),
+        (b"\x16\x03\x01\r\n\r\n", "\x16\x03\x01", "", 400),
+        (BAD["no host"], "GET", "/", 400),
+        (b"GET /long HTTP/1.1\r\nX: " + b"a" * MAX_HEAD_BYTES, "GET", "/long", 431),
+    ],
+)
+def test_a_refused_head_is_logged_once_under_the_id_that_its_client_reads(
+    open_house: Callable[..., House], caplog: pytest.LogCaptureFixture, sent: bytes, method: str, path: str, status: int
+) -> None:
+    caplog.set_level("INFO", ACCESS)
+    house = open_house()
+    with house.send(sent) as connection, connection.makefile("rb") as answer:
+        head = answer.read().partition(b"\r\n\r\n")[0].lower()
+    facts = [record.args for record in caplog.records if record.name == ACCESS]
+    assert len(facts) == 1
+    logged = facts[0]
+    assert isinstance(logged, dict)
+    assert (logged["method"], logged["path"], logged["status"]) == (method, path, status)
+    assert logged["peer"] == "127.0.0.1"
+    assert f"x-request-id: {logged['request_id']}\r\n".encode() in head
+    assert "secret" not in caplog.text
+
+
+def test_a_request_whose_body_is_refused_is_logged_once_under_the_id_that_its_client_reads(
+    open_house: Callable[..., House], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", ACCESS)
+    house = open_house()
+    head = POST.replace("Content-Length: {}", "Transfer-Encoding: chunked").format("/body").encode()
+    with house.send(head) as connection, connection.makefile("rb") as answer:
+        wait_until(lambda: house.num_asked == 1)
+        connection.sendall(b"zz\r\n")
+        head = answer.read().partition(b"\r\n\r\n")[0].lower()
+    wait_until(lambda: any(record.name == ACCESS for record in caplog.records))
+    facts = [record.args for record in caplog.records if record.name == ACCESS]
+    assert len(facts) == 1
+    logged = facts[0]
+    assert isinstance(logged, dict)
+    assert (logged["method"], logged["path"], logged["status"]) == ("POST", "/body", 400)
+    assert f"x-request-id: {logged['request_id']}\r\n".encode() in head

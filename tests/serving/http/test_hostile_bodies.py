@@ -23,8 +23,9 @@ from tests.serving.http.house import (
     wait_until,
 )
 from tilewise.serving.http.body_memory import BodyMemory
-from tilewise.serving.http.connections import ConnectionLimits, Connections
+from tilewise.serving.http.connections import ConnectionLimits
 from tilewise.serving.http.linger import LingerLimits
+from tilewise.serving.http.places import Places
 
 MIB = 1 << 20
 WHOLE = b"[" + b" " * (MIB // 2) + b"]"
@@ -156,34 +157,34 @@ class Peer:
 
 def test_where_everybody_else_is_busy_a_slow_body_gives_its_place_to_a_newcomer() -> None:
     memory = BodyMemory(grace_s=0)
-    connections = Connections(MOST, memory)
+    places = Places(MOST, memory)
     peers = [cast(Any, Peer()) for _ in range(MOST + 2)]
     for peer in peers[:MOST]:
-        assert connections.add(peer)
-        _, body = connections.begin(peer, is_public=False)
+        assert places.add(peer)
+        _, body = places.begin(peer, is_public=False)
         body.end_arrival()
-    assert not connections.add(peers[MOST])
+    assert not places.add(peers[MOST])
     slow = memory.hold(peers[3])
-    assert connections.add(peers[MOST])
+    assert places.add(peers[MOST])
     assert slow.refusal is not None
     assert not peers[3].is_ended, "it may read why"
     assert peers[3].is_leaving
-    _, body = connections.begin(peers[MOST], is_public=False)
+    _, body = places.begin(peers[MOST], is_public=False)
     body.end_arrival()
-    assert not connections.add(peers[MOST + 1])
+    assert not places.add(peers[MOST + 1])
 
 
 def test_of_too_many_that_linger_the_one_is_ended_that_has_been_silent_longest() -> None:
-    connections = Connections(MOST, BodyMemory())
+    places = Places(MOST, BodyMemory())
     peers = [cast(Any, Peer()) for _ in range(66)]
     for peer in peers[1:]:
         peer.is_lingering = True
     for peer in peers[:64]:
-        connections.leave(peer)
-    connections.leave(peers[1])  # which sends again
-    connections.leave(peers[64])
+        places.leave(peer)
+    places.leave(peers[1])  # which sends again
+    places.leave(peers[64])
     assert [index for index, peer in enumerate(peers) if peer.is_ended] == [2], "the first has no answer yet"
-    connections.leave(peers[65])
+    places.leave(peers[65])
     assert [index for index, peer in enumerate(peers) if peer.is_ended] == [2, 3]
 
 

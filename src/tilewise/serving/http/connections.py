@@ -1,17 +1,12 @@
-"""What a connection may cost beside its answers: how many are open, and how long one may take, idle or linger.
-
-uvicorn's own `limit_concurrency` turns /health away too, counts nobody who has not sent a request, and leaves such a
-one connected for ever. Here the number of open connections is bounded, TLS handshakes included. Where all are taken, a
-newcomer takes the place of the one that has waited longest without a request, or of one whose body comes too slowly.
-The last places serve /health and /ready alone: `is_full` in a request's state tells the gateway so.
+"""One connection beside its answers: how long it may take, idle, send or linger, and what becomes of bytes refused.
 
 What `request_stream` refuses is answered here, and closed. A client that is answered while it still sends may read its
-answer (`linger`); one that has ended its own side gets its answer, too (`half_close`).
+answer (`linger`); one that has ended its own side gets its answer, too (`half_close`). How many connections there are,
+and which gives its place to another, is in `places`.
 """
 
 import asyncio
 import functools
-import logging
 import resource
 import ssl
 from dataclasses import dataclass, field
@@ -23,16 +18,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from tilewise.errors import ConfigError
 from tilewise.serving.http.body_memory import BodyMemory, HeldBody
 from tilewise.serving.http.errors import RequestError, error_bytes
-from tilewise.serving.http.gateway import PUBLIC_PATHS
+from tilewise.serving.http.gateway import PUBLIC_PATHS, create_request_id, log_refusal
 from tilewise.serving.http.half_close import HalfClosedClient, PresenceLimits
 from tilewise.serving.http.linger import LingeringTransport, LingerLimits
+from tilewise.serving.http.places import Places
 from tilewise.serving.http.request_stream import RequestStream
 
-logger = logging.getLogger(__name__)
-
-_NUM_KEPT = 8
-# Connections that have their last answer, or are about to, beside those that count.
-_MOST_LEAVING = 64
 # Of requests that were sent before the answer to an earlier one.
 _MOST_UNREAD_BYTES = 64 << 10
 # Pictures' hosts, decoders, the engine's sockets, logs.
@@ -56,85 +47,6 @@ class ConnectionLimits:
 _DEFAULT_LIMITS = ConnectionLimits()
 
 
-class Connections:
-    """Who is connected, and who of them waits for no answer."""
-
-    def __init__(self, most: int, body_memory: BodyMemory) -> None:
-        """Of at most `most`; `body_memory` knows whose body comes too slowly."""
-        self._most, self._body_memory = most, body_memory
-        self._leaving: dict[BoundedProtocol, None] = {}  # the longest silent first
-        self._open: set[BoundedProtocol] = set()
-        self._idle: dict[BoundedProtocol, None] = {}  # the longest idle first
-        self._is_warned = False
-
-    def add(self, newcomer: "BoundedProtocol") -> bool:
-        """Let somebody in who has no request yet; False where everybody else is busy."""
-        if len(self._open) >= self._most:
-            oldest = next(iter(self._idle), None)
-            if oldest is not None:
-                self.remove(oldest)
-                oldest.drop()
-            elif not self._give_way():
-                return False
-        self._open.add(newcomer)
-        self._idle[newcomer] = None
-        return True
-
-    def begin(self, protocol: "BoundedProtocol", *, is_public: bool) -> tuple[bool, HeldBody]:
-        """A request has come; whether only /health and /ready may still be answered, and what counts its body.
-
-        For one of those, which have places of their own, nobody gives way.
-        """
-        self._idle.pop(protocol, None)
-        most_busy = self._most - _NUM_KEPT
-        if self._num_busy > most_busy and not is_public:
-            self._give_way()
-        num_busy = self._num_busy
-        is_full = num_busy > most_busy
-        if is_full and not self._is_warned:
-            logger.warning("%d of %d connections are busy; raise --max-connections", num_busy, self._most)
-        self._is_warned = is_full or (self._is_warned and num_busy > self._most // 2)
-        return is_full, self._body_memory.hold(protocol)
-
-    def mark_idle(self, protocol: "BoundedProtocol") -> None:
-        """The answer has gone out."""
-        if protocol in self._open:
-            self._idle[protocol] = None
-
-    def leave(self, protocol: "BoundedProtocol") -> None:
-        """It gets its last answer, or still sends after that, and counts no longer; of too many such one is ended."""
-        self.remove(protocol)
-        self._leaving[protocol] = None
-        if len(self._leaving) > _MOST_LEAVING:
-            self._end_longest_silent()
-
-    def remove(self, protocol: "BoundedProtocol") -> None:
-        """It has gone, or is about to."""
-        self._open.discard(protocol)
-        self._idle.pop(protocol, None)
-        self._leaving.pop(protocol, None)
-
-    @property
-    def _num_busy(self) -> int:
-        return len(self._open) - len(self._idle)
-
-    def _give_way(self) -> bool:
-        """Take the place of the connection whose body is furthest below the minimum rate; False where none is."""
-        slowest = self._body_memory.refuse_slowest()
-        if slowest is None:
-            return False
-        slowest.mark_leaving()
-        self.leave(slowest)
-        return True
-
-    def _end_longest_silent(self) -> None:
-        """End who was answered, since it may have read that; if nobody was, who began to leave first."""
-        answered = [protocol for protocol in self._leaving if protocol.is_lingering]
-        ended = answered[0] if answered else next(iter(self._leaving))
-        self.remove(ended)
-        ended.finish()
-
-
 class _Handshake(asyncio.Protocol):
     """Stands in until TLS is agreed on; the first request may come with the last of it."""
 
@@ -153,11 +65,11 @@ class BoundedProtocol(H11Protocol):
     """uvicorn's HTTP on one connection, with an end to every wait for the client."""
 
     def __init__(
-        self, *, connections: Connections, tls: ssl.SSLContext | None, limits: ConnectionLimits, **of_uvicorn: Any
+        self, *, places: Places, tls: ssl.SSLContext | None, limits: ConnectionLimits, **of_uvicorn: Any
     ) -> None:
-        """One of `connections`; with `tls`, https."""
+        """In one of `places`; with `tls`, https."""
         super().__init__(**of_uvicorn)
-        self._connections, self._tls, self._limits = connections, tls, limits
+        self._places, self._tls, self._limits = places, tls, limits
         self._link: asyncio.Transport  # below TLS
         self._lingering: LingeringTransport | None = None  # above TLS; None before there is any
         self._deadline: asyncio.TimerHandle | None = None
@@ -197,7 +109,7 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
         self._link = transport
-        if not self._connections.add(self):
+        if not self._places.add(self):
             self.drop()
             return
         self._wait(self._limits.headers_timeout_s)
@@ -216,7 +128,7 @@ class BoundedProtocol(H11Protocol):
         """Parse what has come; after the last request of a connection it is dropped."""
         if self._lingering is not None and self._lingering.is_lingering:
             self._lingering.discard(len(data))
-            self._connections.leave(self)
+            self._places.leave(self)
         elif self.conn.their_state is not h11.MUST_CLOSE:
             self._unset_keepalive_if_required()
             self._stream.add(data)
@@ -260,7 +172,7 @@ class BoundedProtocol(H11Protocol):
         super().handle_events()
         if self.cycle is not before:
             self._wait(None)
-            is_full, self._body = self._connections.begin(self, is_public=self.cycle.scope["path"] in PUBLIC_PATHS)
+            is_full, self._body = self._places.begin(self, is_public=self.cycle.scope["path"] in PUBLIC_PATHS)
             facts = {"is_full": is_full, "body": self._body, "is_sending": lambda: self._is_sending}
             self.cycle.scope.setdefault("state", {}).update(facts)
 
@@ -285,7 +197,7 @@ class BoundedProtocol(H11Protocol):
         if self._is_sending or self._half_closed is not None:
             self.transport.close()
         else:
-            self._connections.mark_idle(self)
+            self._places.mark_idle(self)
             self._wait(self.timeout_keep_alive + self._limits.headers_timeout_s)
 
     def pause_writing(self) -> None:
@@ -318,20 +230,29 @@ class BoundedProtocol(H11Protocol):
 
     def _linger(self) -> None:
         self._wait(None)
-        self._connections.leave(self)
+        self._places.leave(self)
 
     def _refuse(self, error: RequestError) -> None:
         """Answer what never becomes a request, or not to its end, and close."""
         self._is_malformed = True
-        if not self._is_answering:
-            self.transport.write(error_bytes(error))
+        if self._is_answering:
+            self._refuse_rest(error)
         else:
-            if not self.cycle.response_started:
-                self.transport.write(error_bytes(error))
-            # As where a connection is lost: the route learns that its client is gone.
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+            request_id = create_request_id()
+            self.transport.write(error_bytes(error, request_id))
+            self.server_state.total_requests += 1
+            log_refusal(request_id, self._stream.first_line, error.status, self.client)
         self.transport.close()
+
+    def _refuse_rest(self, error: RequestError) -> None:
+        """Refuse a request amid its body, as where a connection is lost: its route learns that no more comes."""
+        state = self.cycle.scope.setdefault("state", {})
+        if not self.cycle.response_started:
+            request_id = state.setdefault("request_id", create_request_id())
+            state["refused_status"] = error.status
+            self.transport.write(error_bytes(error, request_id))
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
 
     def _can_be_half_closed(self) -> bool:
         """Tell whether a request is whole and its answer can be probed."""
@@ -372,7 +293,7 @@ class BoundedProtocol(H11Protocol):
             self._lingering.forget()
         if self._body is not None:
             self._body.end_arrival()
-        self._connections.remove(self)
+        self._places.remove(self)
 
 
 def create_protocol(
@@ -399,5 +320,5 @@ def create_protocol(
                 "--max-connections, or raise the limit (ulimit -n).",
                 param="max_connections",
             ) from None
-    connections = Connections(most, body_memory or BodyMemory())
-    return functools.partial(BoundedProtocol, connections=connections, tls=tls, limits=limits)
+    places = Places(most, body_memory or BodyMemory())
+    return functools.partial(BoundedProtocol, places=places, tls=tls, limits=limits)

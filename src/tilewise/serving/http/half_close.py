@@ -74,9 +74,7 @@ class HalfClosedClient:
         """Write what the route names as meaning nothing amid its answer, if it names anything."""
         if filler is None:
             return
-        data = self._protocol.conn.send(h11.Data(data=filler))
-        if data is not None:
-            self._protocol.transport.write(data)
+        self._protocol.transport.write(self._protocol.conn.send(h11.Data(data=filler)))
 
 
 def has_reset(socket: Any) -> bool:
