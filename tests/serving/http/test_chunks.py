@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.serving.http.house import House, has_ended, read, read_status, read_statuses, wait_until
+from tests.serving.http.http_server import HttpServer, has_ended, read, read_status, read_statuses, wait_until
 from tilewise.serving.http.chunks import MAX_TINY_CHUNKS, MIN_MEAN_BYTES, ChunkedBody
 from tilewise.serving.http.errors import RequestError
 
@@ -91,35 +91,37 @@ def test_many_tiny_chunks_are_refused_and_as_many_larger_ones_are_not() -> None:
 
 @pytest.mark.parametrize("chunk", BAD.values(), ids=BAD.keys())
 def test_a_malformed_chunk_is_refused_and_its_route_learns_that_no_more_comes(
-    open_house: Callable[..., House], chunk: bytes
+    open_server: Callable[..., HttpServer], chunk: bytes
 ) -> None:
-    house = open_house()
-    with house.send(HEAD + b"1\r\n \r\n") as connection:
-        wait_until(lambda: house.num_asked == 1)
+    server = open_server()
+    with server.send(HEAD + b"1\r\n \r\n") as connection:
+        wait_until(lambda: server.num_asked == 1)
         connection.sendall(chunk)
         assert read_status(connection) == 400
         assert has_ended(connection)
-    wait_until(lambda: house.num_left == 1)
+    wait_until(lambda: server.num_left == 1)
 
 
 @pytest.mark.parametrize("end", [b"\n", b"X: a\n\n", b"X: a\r\n\r\n"])
-def test_no_second_request_hides_behind_the_end_of_a_chunked_body(open_house: Callable[..., House], end: bytes) -> None:
-    house = open_house()
-    with house.send(HEAD + b"3\r\n[1]\r\n0\r\n" + end + SMUGGLED) as connection:
+def test_no_second_request_hides_behind_the_end_of_a_chunked_body(
+    open_server: Callable[..., HttpServer], end: bytes
+) -> None:
+    server = open_server()
+    with server.send(HEAD + b"3\r\n[1]\r\n0\r\n" + end + SMUGGLED) as connection:
         assert read_statuses(connection) == [400]
-    assert house.num_asked <= 1
+    assert server.num_asked <= 1
 
 
-def test_a_body_of_tiny_chunks_is_told_to_send_larger_ones(open_house: Callable[..., House]) -> None:
-    house = open_house()
-    with house.send(HEAD + b"1\r\n \r\n" * 100_000) as connection:
+def test_a_body_of_tiny_chunks_is_told_to_send_larger_ones(open_server: Callable[..., HttpServer]) -> None:
+    server = open_server()
+    with server.send(HEAD + b"1\r\n \r\n" * 100_000) as connection:
         status, _, body = read(connection)
         assert status == 400
         assert b"send larger ones" in body
 
 
-def test_a_chunked_body_may_come_byte_by_byte(open_house: Callable[..., House]) -> None:
-    with open_house().connect() as connection:
+def test_a_chunked_body_may_come_byte_by_byte(open_server: Callable[..., HttpServer]) -> None:
+    with open_server().connect() as connection:
         for byte in HEAD + encode(b"[1, ", b"2]"):
             connection.sendall(bytes([byte]))
         assert read_status(connection) == 200

@@ -5,7 +5,16 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.serving.http.house import GET, POST, House, has_ended, read, read_status, read_statuses, wait_until
+from tests.serving.http.http_server import (
+    GET,
+    POST,
+    HttpServer,
+    has_ended,
+    read,
+    read_status,
+    read_statuses,
+    wait_until,
+)
 from tilewise.serving.http.errors import RequestError
 from tilewise.serving.http.request_stream import MAX_HEAD_BYTES, RequestStream
 
@@ -87,79 +96,79 @@ def test_a_head_without_end_is_refused_at_its_bound() -> None:
 
 @pytest.mark.parametrize("head", BAD.values(), ids=BAD.keys())
 def test_what_two_parsers_could_read_in_two_ways_is_refused_and_reaches_no_route(
-    open_house: Callable[..., House], head: bytes
+    open_server: Callable[..., HttpServer], head: bytes
 ) -> None:
-    house = open_house()
-    with house.send(head) as connection:
+    server = open_server()
+    with server.send(head) as connection:
         status, _, body = read(connection)
         assert (status, json.loads(body)["error"]["code"]) == (400, "malformed_request")
         assert has_ended(connection)
-    with house.send(GET.format("/").encode() + head) as connection:  # a later one on a connection is no better
+    with server.send(GET.format("/").encode() + head) as connection:  # a later one on a connection is no better
         assert read_statuses(connection) == [200, 400]
-    assert house.num_asked == 1
+    assert server.num_asked == 1
 
 
-def test_bytes_of_a_body_are_no_head_and_what_follows_it_is_one(open_house: Callable[..., House]) -> None:
-    house = open_house()
+def test_bytes_of_a_body_are_no_head_and_what_follows_it_is_one(open_server: Callable[..., HttpServer]) -> None:
+    server = open_server()
     body = json.dumps(["GET / HTTP/9.9\n\nHost : x"], indent=1).encode()
     chunked = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     first = POST.format("/body", len(body)).encode() + body
     second = chunked + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
     third = GET.format("/").encode()
     for pieces in ([first + second + third + b"GET / HTTP/1.1\n"], [first, second, third, b"GET / HTTP/1.1\n"]):
-        with house.connect() as connection:
+        with server.connect() as connection:
             for piece in pieces:
                 connection.sendall(piece)
             assert read_statuses(connection) == [200, 200, 200, 400]
-    assert house.num_asked == 6
+    assert server.num_asked == 6
 
 
-def test_a_head_may_come_byte_by_byte(open_house: Callable[..., House]) -> None:
-    with open_house().connect() as connection:
+def test_a_head_may_come_byte_by_byte(open_server: Callable[..., HttpServer]) -> None:
+    with open_server().connect() as connection:
         for _ in range(2):
             for byte in GET.format("/").encode():
                 connection.sendall(bytes([byte]))
             assert read_status(connection) == 200
 
 
-def test_a_head_without_end_is_told_so(open_house: Callable[..., House]) -> None:
-    house = open_house()
-    with house.send(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * (8 << 20)) as connection:
+def test_a_head_without_end_is_told_so(open_server: Callable[..., HttpServer]) -> None:
+    server = open_server()
+    with server.send(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * (8 << 20)) as connection:
         assert read_status(connection) == 431
-    assert not house.num_asked
+    assert not server.num_asked
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 @pytest.mark.parametrize("is_one_packet", [True, False])
 def test_what_comes_after_a_connections_last_request_does_not_replace_its_answer(
-    open_house: Callable[..., House], version: str, is_one_packet: bool
+    open_server: Callable[..., HttpServer], version: str, is_one_packet: bool
 ) -> None:
-    house = open_house()
+    server = open_server()
     head = POST.replace("1.1", version).replace("Host", "Connection: close\r\nHost").format("/kept", 2).encode()
     stray = b"\r\n" + GET.format("/").encode()
-    with house.send(head + b"[]" + (stray if is_one_packet else b"")) as connection:
-        wait_until(lambda: house.num_kept == 1)
+    with server.send(head + b"[]" + (stray if is_one_packet else b"")) as connection:
+        wait_until(lambda: server.num_kept == 1)
         if not is_one_packet:
             connection.sendall(stray)
-        house.release.set()
+        server.release.set()
         assert read_statuses(connection) == [200]
-    assert house.num_asked == 1
+    assert server.num_asked == 1
 
 
-def test_a_body_may_be_followed_by_an_empty_line(open_house: Callable[..., House]) -> None:
-    house = open_house()
-    with house.send(POST.format("/body", 2).encode() + b"[]\r\n") as connection:
+def test_a_body_may_be_followed_by_an_empty_line(open_server: Callable[..., HttpServer]) -> None:
+    server = open_server()
+    with server.send(POST.format("/body", 2).encode() + b"[]\r\n") as connection:
         assert read_status(connection) == 200
         connection.sendall(GET.format("/").encode())
         assert read_status(connection) == 200
-    assert house.num_asked == 2
+    assert server.num_asked == 2
 
 
-def test_a_client_that_leaves_after_a_line_too_many_is_noticed(open_house: Callable[..., House]) -> None:
-    house = open_house()
-    with house.send(GET.format("/slow").encode() + b"\r\nGET"):
-        wait_until(lambda: house.num_slow == 1)
-    wait_until(lambda: not house.num_connections)
+def test_a_client_that_leaves_after_a_line_too_many_is_noticed(open_server: Callable[..., HttpServer]) -> None:
+    server = open_server()
+    with server.send(GET.format("/slow").encode() + b"\r\nGET"):
+        wait_until(lambda: server.num_slow == 1)
+    wait_until(lambda: not server.num_connections)
 
 
 ACCESS = "tilewise.access"
@@ -176,11 +185,16 @@ ACCESS = "tilewise.access"
     ],
 )
 def test_a_refused_head_is_logged_once_under_the_id_that_its_client_reads(
-    open_house: Callable[..., House], caplog: pytest.LogCaptureFixture, sent: bytes, method: str, path: str, status: int
+    open_server: Callable[..., HttpServer],
+    caplog: pytest.LogCaptureFixture,
+    sent: bytes,
+    method: str,
+    path: str,
+    status: int,
 ) -> None:
     caplog.set_level("INFO", ACCESS)
-    house = open_house()
-    with house.send(sent) as connection, connection.makefile("rb") as answer:
+    server = open_server()
+    with server.send(sent) as connection, connection.makefile("rb") as answer:
         head = answer.read().partition(b"\r\n\r\n")[0].lower()
     facts = [record.args for record in caplog.records if record.name == ACCESS]
     assert len(facts) == 1
@@ -193,13 +207,13 @@ def test_a_refused_head_is_logged_once_under_the_id_that_its_client_reads(
 
 
 def test_a_request_whose_body_is_refused_is_logged_once_under_the_id_that_its_client_reads(
-    open_house: Callable[..., House], caplog: pytest.LogCaptureFixture
+    open_server: Callable[..., HttpServer], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", ACCESS)
-    house = open_house()
+    server = open_server()
     head = POST.replace("Content-Length: {}", "Transfer-Encoding: chunked").format("/body").encode()
-    with house.send(head) as connection, connection.makefile("rb") as answer:
-        wait_until(lambda: house.num_asked == 1)
+    with server.send(head) as connection, connection.makefile("rb") as answer:
+        wait_until(lambda: server.num_asked == 1)
         connection.sendall(b"zz\r\n")
         head = answer.read().partition(b"\r\n\r\n")[0].lower()
     wait_until(lambda: any(record.name == ACCESS for record in caplog.records))

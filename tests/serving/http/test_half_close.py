@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.serving.http.house import GET, POST, House, read_statuses, wait_until
+from tests.serving.http.http_server import GET, POST, HttpServer, read_statuses, wait_until
 from tilewise.serving.http.connections import ConnectionLimits
 from tilewise.serving.http.half_close import PresenceLimits
 
@@ -26,47 +26,49 @@ def count_interim(connection: socket.socket, num_wanted: int) -> int:
     return data.count(INTERIM)
 
 
-def test_a_client_that_ends_its_side_after_its_request_gets_its_answer(open_house: Callable[..., House]) -> None:
-    house = open_house()
-    with house.ask("/slow") as connection:
+def test_a_client_that_ends_its_side_after_its_request_gets_its_answer(open_server: Callable[..., HttpServer]) -> None:
+    server = open_server()
+    with server.ask("/slow") as connection:
         connection.shutdown(socket.SHUT_WR)
         # An interim response comes because the end was noticed.
         assert connection.recv(100, socket.MSG_PEEK).startswith(b"HTTP/1.1 100 ")
-        house.release.set()
+        server.release.set()
         assert read_statuses(connection) == [200]
 
 
-def test_a_client_that_ends_its_side_after_several_requests_gets_all_answers(open_house: Callable[..., House]) -> None:
-    house = open_house()
-    with house.send(GET.format("/slow").encode() + POST.format("/body", 1).encode() + b"1") as connection:
+def test_a_client_that_ends_its_side_after_several_requests_gets_all_answers(
+    open_server: Callable[..., HttpServer],
+) -> None:
+    server = open_server()
+    with server.send(GET.format("/slow").encode() + POST.format("/body", 1).encode() + b"1") as connection:
         connection.shutdown(socket.SHUT_WR)
-        wait_until(lambda: house.num_slow == 1)
-        house.release.set()
+        wait_until(lambda: server.num_slow == 1)
+        server.release.set()
         assert read_statuses(connection) == [200, 200]
 
 
 @pytest.mark.parametrize("second", [POST.format("/body", 2) + "[", "GET / HT"])
 def test_a_client_that_ends_its_side_amid_a_second_request_gets_one_answer_and_is_closed(
-    open_house: Callable[..., House], second: str
+    open_server: Callable[..., HttpServer], second: str
 ) -> None:
-    house = open_house()
-    with house.send((GET.format("/slow") + second).encode()) as connection:
+    server = open_server()
+    with server.send((GET.format("/slow") + second).encode()) as connection:
         connection.shutdown(socket.SHUT_WR)
         assert count_interim(connection, 1) == 1
-        house.release.set()
+        server.release.set()
         assert read_statuses(connection) == [200]
-    wait_until(lambda: not house.num_connections)
+    wait_until(lambda: not server.num_connections)
 
 
-def test_a_client_that_waits_gets_two_interim_responses_and_no_more(open_house: Callable[..., House]) -> None:
-    house = open_house(limits=ConnectionLimits(presence=PresenceLimits(0.01, 0.01, 0.05)))
-    with house.ask("/slow") as connection, house.ask("/events") as clock:
+def test_a_client_that_waits_gets_two_interim_responses_and_no_more(open_server: Callable[..., HttpServer]) -> None:
+    server = open_server(limits=ConnectionLimits(presence=PresenceLimits(0.01, 0.01, 0.05)))
+    with server.ask("/slow") as connection, server.ask("/events") as clock:
         clock.shutdown(socket.SHUT_WR)
         connection.shutdown(socket.SHUT_WR)
         fillers = b""
         while fillers.count(b":\n\n") < 40:  # looks that have passed since
             fillers += clock.recv(4096)
-        house.release.set()
+        server.release.set()
         with connection.makefile("rb") as answer:
             assert answer.read().count(INTERIM) == 2
 
@@ -77,27 +79,27 @@ def test_a_client_that_waits_gets_two_interim_responses_and_no_more(open_house: 
     ids=["not streamed", "streamed", "with a body", "HTTP/1.0"],
 )
 def test_a_client_that_leaves_while_it_waits_is_noticed_before_the_second_interim_response_of_one_that_stays(
-    open_house: Callable[..., House], begin: str
+    open_server: Callable[..., HttpServer], begin: str
 ) -> None:
-    house = open_house()
-    with house.ask("/slow") as stays:
+    server = open_server()
+    with server.ask("/slow") as stays:
         stays.shutdown(socket.SHUT_WR)
         assert count_interim(stays, 1) == 1
-        with house.send(begin.encode()):
-            wait_until(lambda: house.num_asked == 2)
+        with server.send(begin.encode()):
+            wait_until(lambda: server.num_asked == 2)
         assert count_interim(stays, 1) == 1
-        assert house.num_connections == 1
+        assert server.num_connections == 1
         if "/events" in begin:
-            assert house.num_left == 1
-        house.release.set()
+            assert server.num_left == 1
+        server.release.set()
         assert read_statuses(stays) == [200]
 
 
-def test_a_client_that_resets_after_it_ended_its_side_is_noticed(open_house: Callable[..., House]) -> None:
-    house = open_house()
+def test_a_client_that_resets_after_it_ended_its_side_is_noticed(open_server: Callable[..., HttpServer]) -> None:
+    server = open_server()
     with ExitStack() as stack:
-        connection = stack.enter_context(house.ask("/slow"))
+        connection = stack.enter_context(server.ask("/slow"))
         connection.shutdown(socket.SHUT_WR)
         assert count_interim(connection, 2) == 2  # nothing is written any more
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    wait_until(lambda: not house.num_connections)
+    wait_until(lambda: not server.num_connections)

@@ -27,7 +27,8 @@ class _SizedBody:
         return not self._num_left
 
     def consume(self, buffer: bytearray) -> bytes:
-        data = bytes(buffer[: self._num_left])
+        with memoryview(buffer) as view:
+            data = bytes(view[: self._num_left])
         del buffer[: len(data)]
         self._num_left -= len(data)
         return data

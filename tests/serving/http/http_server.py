@@ -33,7 +33,7 @@ GET = "GET {} HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = "POST {} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
 
 
-class House:
+class HttpServer:
     """A server with a few paths.
 
     /slow answers once `release` is set, /flood with more than a client takes unread, and /events with one event and
@@ -136,8 +136,8 @@ class _Source:
 
     is_read = True
 
-    def __init__(self, house: House) -> None:
-        self._house = house
+    def __init__(self, server: HttpServer) -> None:
+        self._house = server
 
     def __enter__(self) -> Self:
         return self
