@@ -123,10 +123,14 @@ def measure_newcomer() -> list[Row]:
         for _ in range(NUM_DRIPS):
             drip = stack.enter_context(server.connect())
             drip.sendall(HEAD.format(1000).encode() + b"{")
-        started_at = time.perf_counter()
-        status = ask(server)
-        wait_ms = 1e3 * (time.perf_counter() - started_at) if status == 200 else math.inf
-    return [Row(41, f"{NUM_DRIPS} bodies of one byte: a newcomer's answer", wait_ms, "ms", most=1000)]
+        started_at, until = time.perf_counter(), time.perf_counter() + MOST_SENDING_S
+        wait_ms = math.inf
+        while wait_ms == math.inf and time.perf_counter() < until:
+            # 503 until the bodies are slow: one whose second packet is on its way looks the same.
+            if ask(server) == 200:
+                wait_ms = 1e3 * (time.perf_counter() - started_at)
+            time.sleep(0.05)
+    return [Row(41, f"{NUM_DRIPS} bodies of one byte: a newcomer's answer", wait_ms, "ms", most=3000)]
 
 
 def measure_refusal() -> list[Row]:

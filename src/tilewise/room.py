@@ -31,7 +31,10 @@ class SharedRoom:
     def fits_share(self, owner: str, amount: int) -> bool:
         """Tell whether an owner may have so much more of what is left; who has nothing may."""
         held = self._held[owner]
-        return not (self.is_shared and held) or held + amount <= self.capacity - self.total - amount
+        if not self.is_shared or not held:
+            return True
+        num_free_then = self.capacity - self.total - amount
+        return held + amount <= num_free_then
 
     def take(self, owner: str, amount: int) -> None:
         """Count it as held."""

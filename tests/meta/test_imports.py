@@ -43,7 +43,7 @@ GROUND = ("errors", "files", "config", "types", "child_process", "terminal", "de
 TEXT_AND_MEDIA_MAY = (*GROUND, "inputs.conversation")
 TRANSPORT = (
     *("gateway", "errors", "body", "body_memory", "events", "hosts"),
-    *("connections", "framing", "linger"),
+    *("connections", "places", "request_stream", "framing", "chunks", "half_close", "linger"),
 )
 ROWS = (
     Row(0, GROUND, beside=GROUND, never=(*TORCH, "PIL")),

@@ -69,7 +69,7 @@ def run_server(
 
     set_up_logging(read_log_level(log_level), server.log_format)
     keys = server.read_keys()
-    body_memory = BodyMemory(server.body_memory_bytes, server.min_body_bytes_per_s)
+    body_memory = BodyMemory(server.body_memory_bytes, server.min_body_bytes_per_s, is_shared=len(keys) > 1)
     protocol = create_protocol(server.max_connections, server.create_tls(), body_memory=body_memory)
     checkpoint = find_checkpoint(model, config)
     builder = create_builder(checkpoint.folder, checkpoint.model, chat_template, **pictures)

@@ -8,20 +8,20 @@ from typing import Any
 import pytest
 
 from tests.processes import run_command
-from tests.serving.http.house import House
+from tests.serving.http.http_server import HttpServer
 
 
 @pytest.fixture
-def open_house() -> Iterator[Callable[..., House]]:
-    houses: list[House] = []
+def open_server() -> Iterator[Callable[..., HttpServer]]:
+    servers: list[HttpServer] = []
 
-    def open_one(*args: Any, **options: Any) -> House:
-        houses.append(House(*args, **options))
-        return houses[-1]
+    def open_one(*args: Any, **options: Any) -> HttpServer:
+        servers.append(HttpServer(*args, **options))
+        return servers[-1]
 
     yield open_one
-    for house in houses:
-        house.close()
+    for server in servers:
+        server.close()
 
 
 @pytest.fixture

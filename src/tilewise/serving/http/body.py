@@ -47,13 +47,15 @@ def held_body_of(request: Request) -> HeldBody:
     state = request.scope["state"]
     if "body" not in state:
         state["body"] = BodyMemory().hold()
-    return state["body"]
+    held = cast(HeldBody, state["body"])
+    held.namespace = state.get("namespace", "")
+    return held
 
 
 async def read_json(request: Request, check: Callable[[Any], T], held: HeldBody) -> T:
     """Read a body within the limits, parse it and `check` it; what takes time is done off the loop.
 
-    `held` counts its bytes; who gives it in lets go of it once the result is dropped.
+    `held` counts its bytes; the caller releases it once the result is dropped.
 
     Raises:
         TilewiseError: the body is too large, too slow or no JSON, or `check` refuses it.

@@ -1,20 +1,26 @@
 """The bodies of all requests together: how much memory they take, and who sends too slowly.
 
 A body's bytes count from when they arrive until its parsed form is dropped; a Content-Length counts nothing. Where
-they do not fit, a body that is still arriving gives way: the one that is furthest behind, of those that hold no less
-than who asks for more, or that are below the minimum rate. So a few large bodies cannot keep small ones out, nor slow
-ones anybody. It knows no HTTP connection: `owner` is whatever its caller wants to find again.
+they do not fit, bodies that are still arriving give way, those that are furthest behind the minimum rate first: bodies
+that hold no less than who asks for more, or that are slow. Nobody gives way where that would not be enough. Large
+bodies leave a part of the memory to small ones, and where there are several API keys, none holds more than it leaves
+free. It knows no HTTP connection: `owner` is whatever its caller wants to find again.
 """
 
 import time
 from collections.abc import Callable
 from typing import Any, Self
 
+from tilewise.room import SharedRoom
 from tilewise.serving.http.errors import RequestError
 
 MAX_BODY_BYTES = 64 << 20
 # A body may fall so many seconds behind the minimum rate, and be at most so many ahead of it.
 _PATIENCE_S, _MAX_LEAD_S = 20.0, 1.0
+# A body that is behind by less is on its way: its head came in a packet of its own, or it waits for 100 Continue.
+_GRACE_S = 2.0
+# An eighth of the memory is left to bodies below a mebibyte.
+_RESERVE_SHARE, _SMALL_BYTES = 8, 1 << 20
 
 
 class BodyMemory:
@@ -26,13 +32,35 @@ class BodyMemory:
         min_bytes_per_s: float = 4096,
         *,
         patience_s: float = _PATIENCE_S,
+        grace_s: float = _GRACE_S,
+        is_shared: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Of at most `most_bytes`, each arriving at `min_bytes_per_s` or more, averaged over `patience_s`."""
-        self.most_bytes, self.min_bytes_per_s = most_bytes, min_bytes_per_s
-        self.patience_s, self.clock = patience_s, clock
-        self.num_bytes = 0
+        """Of at most `most_bytes`, each arriving at `min_bytes_per_s` or more, averaged over `patience_s`.
+
+        A body that is `grace_s` behind that rate is slow: it gives way to others. With `is_shared`, namespaces share
+        the memory.
+        """
+        self.room = SharedRoom(most_bytes, is_shared=is_shared)
+        self.min_bytes_per_s = min_bytes_per_s
+        self.patience_s, self.grace_s, self.clock = patience_s, grace_s, clock
         self.arriving: dict[HeldBody, None] = {}  # the oldest first
+        reserve = most_bytes // _RESERVE_SHARE
+        self._small_bytes = min(_SMALL_BYTES, reserve)
+        self._most_with_large = most_bytes - reserve
+
+    @property
+    def num_bytes(self) -> int:
+        """What all bodies hold."""
+        return self.room.total
+
+    @property
+    def largest_bytes(self) -> int:
+        """The largest body that ever fits."""
+        largest = self._most_with_large
+        if self.room.is_shared:
+            largest = min(largest, self.room.capacity // 2)
+        return min(MAX_BODY_BYTES, largest)
 
     def hold(self, owner: Any = None) -> "HeldBody":
         """Begin to count a body whose head has arrived; leaving it gives its bytes back."""
@@ -40,7 +68,7 @@ class BodyMemory:
 
     def refuse_slowest(self) -> Any | None:
         """Refuse the body that is furthest below the minimum rate, and return its owner; None where none is."""
-        slow = [body for body in self.arriving if body.owner is not None and body.lead_s < 0]
+        slow = [body for body in self.arriving if body.owner is not None and self._is_slow(body)]
         if not slow:
             return None
         slowest = min(slow, key=lambda body: body.lead_s)
@@ -51,17 +79,42 @@ class BodyMemory:
         """Let others give way until `num_bytes` more fit.
 
         Raises:
-            RequestError: 503, nobody else can give way.
+            RequestError: 503, all that can give way would not be enough.
         """
-        while self.num_bytes + num_bytes > self.most_bytes:
-            others = [
-                body
-                for body in self.arriving
-                if body is not asker and (body.num_bytes >= asker.num_bytes + num_bytes or body.lead_s < 0)
-            ]
-            if not others:
-                raise _no_memory()
-            min(others, key=lambda body: body.lead_s).refuse(_no_memory())
+        is_within_share = self.room.fits_share(asker.namespace, num_bytes)
+        candidates = [body for body in self.arriving if self._can_give_way(body, asker, num_bytes)]
+        if not is_within_share:
+            candidates = [body for body in candidates if body.namespace == asker.namespace]
+        candidates.sort(key=lambda body: body.lead_s)
+        giving_way = list[HeldBody]()
+        num_freed = 0
+        for body in candidates:
+            if self._fits(asker, num_bytes, num_freed, is_within_share=is_within_share):
+                break
+            giving_way.append(body)
+            num_freed += body.num_bytes
+        if not self._fits(asker, num_bytes, num_freed, is_within_share=is_within_share):
+            raise _no_memory()
+        for body in giving_way:
+            body.refuse(_no_memory())
+
+    def _can_give_way(self, body: "HeldBody", asker: "HeldBody", num_bytes: int) -> bool:
+        if body is asker or not body.num_bytes:
+            return False
+        return body.num_bytes >= asker.num_bytes + num_bytes or self._is_slow(body)
+
+    def _fits(self, asker: "HeldBody", num_bytes: int, num_freed: int, *, is_within_share: bool) -> bool:
+        """Tell whether so much more fits once so much is freed: by the asker's own namespace, if its share is full."""
+        is_small = asker.num_bytes + num_bytes < self._small_bytes
+        most = self.room.capacity if is_small else self._most_with_large
+        total = self.room.total - num_freed + num_bytes
+        if total > most:
+            return False
+        held = self.room.held(asker.namespace) - num_freed + num_bytes
+        return is_within_share or held <= self.room.capacity - total
+
+    def _is_slow(self, body: "HeldBody") -> bool:
+        return body.lead_s < -self.grace_s
 
 
 class HeldBody:
@@ -70,6 +123,7 @@ class HeldBody:
     def __init__(self, memory: BodyMemory, owner: Any) -> None:
         """Begin with nothing."""
         self.owner, self.num_bytes = owner, 0
+        self.namespace = ""  # whose share it counts in, which is known before its first byte counts
         self.refusal: RequestError | None = None
         self.on_refused: Callable[[], None] | None = None
         self._memory = memory
@@ -108,7 +162,7 @@ class HeldBody:
         self._counted_at = memory.clock()
         memory.make_room(self, num_bytes)
         self.num_bytes += num_bytes
-        memory.num_bytes += num_bytes
+        memory.room.take(self.namespace, num_bytes)
 
     def check_size(self, num_bytes: int) -> None:
         """Refuse a body of so many bytes if it never fits.
@@ -116,9 +170,9 @@ class HeldBody:
         Raises:
             RequestError: 413.
         """
-        most = min(MAX_BODY_BYTES, self._memory.most_bytes)
+        most = self._memory.largest_bytes
         if num_bytes > most:
-            text = f"The body is larger than {most >> 20} MiB; send fewer or smaller pictures, or their URLs."
+            text = f"The body has more than {most} bytes; send fewer or smaller pictures, or their URLs."
             raise RequestError(413, "body_too_large", text)
 
     def end_arrival(self) -> None:
@@ -136,7 +190,7 @@ class HeldBody:
     def release(self) -> None:
         """Give its bytes back: its parsed form is dropped, or about to be."""
         self.end_arrival()
-        self._memory.num_bytes -= self.num_bytes
+        self._memory.room.give_back(self.namespace, self.num_bytes)
         self.num_bytes = 0
 
 

@@ -1,17 +1,12 @@
-"""What a connection may cost beside its answers: how many are open, and how long one may take, idle or linger.
+"""One connection beside its answers: how long it may take, idle, send or linger, and what becomes of bytes refused.
 
-uvicorn's own `limit_concurrency` turns /health away too, counts nobody who has not sent a request, and leaves such a
-one connected for ever. Here the number of open connections is bounded, TLS handshakes included. Where all are taken, a
-newcomer takes the place of the one that has waited longest without a request, or of one whose body comes too slowly.
-The last places serve /health and /ready alone: `is_full` in a request's state tells the gateway so.
-
-What is no request by `framing` is answered here, and closed. A client that is answered while it still sends may read
-its answer (`linger`); one that has ended its own side gets its answer, too.
+What `request_stream` refuses is answered here, and closed. A client that is answered while it still sends may read its
+answer (`linger`); one that has ended its own side gets its answer, too (`half_close`). How many connections there are,
+and which gives its place to another, is in `places`.
 """
 
 import asyncio
 import functools
-import logging
 import resource
 import ssl
 from dataclasses import dataclass, field
@@ -23,14 +18,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from tilewise.errors import ConfigError
 from tilewise.serving.http.body_memory import BodyMemory, HeldBody
 from tilewise.serving.http.errors import RequestError, error_bytes
-from tilewise.serving.http.framing import check_head
+from tilewise.serving.http.gateway import PUBLIC_PATHS, create_request_id, log_refusal
+from tilewise.serving.http.half_close import HalfClosedClient, PresenceLimits
 from tilewise.serving.http.linger import LingeringTransport, LingerLimits
+from tilewise.serving.http.places import Places
+from tilewise.serving.http.request_stream import RequestStream
 
-logger = logging.getLogger(__name__)
-
-_NUM_KEPT = 8
-# Connections that have their last answer, or are about to, beside those that count.
-_MOST_LEAVING = 64
+# Of requests that were sent before the answer to an earlier one.
+_MOST_UNREAD_BYTES = 64 << 10
 # Pictures' hosts, decoders, the engine's sockets, logs.
 _OTHER_DESCRIPTORS = 256
 
@@ -40,87 +35,16 @@ class ConnectionLimits:
     """How long the server waits for a client, in seconds.
 
     `headers_timeout_s` covers the TLS handshake and the headers; bytes that arrive one by one do not prolong it.
-    `stalled_timeout_s` starts when the client stops reading an answer. A client that has ended its side is asked every
-    `probe_interval_s` whether it is still there.
+    `stalled_timeout_s` starts when the client stops reading an answer.
     """
 
     headers_timeout_s: float = 10.0
     stalled_timeout_s: float = 60.0
-    probe_interval_s: float = 1.0
+    presence: PresenceLimits = field(default_factory=PresenceLimits)
     linger: LingerLimits = field(default_factory=LingerLimits)
 
 
 _DEFAULT_LIMITS = ConnectionLimits()
-
-
-class Connections:
-    """Who is connected, and who of them waits for no answer."""
-
-    def __init__(self, most: int, body_memory: BodyMemory) -> None:
-        """Of at most `most`; `body_memory` knows whose body comes too slowly."""
-        self._most, self._body_memory = most, body_memory
-        self._leaving: dict[BoundedProtocol, None] = {}  # the first to leave first
-        self._open: set[BoundedProtocol] = set()
-        self._idle: dict[BoundedProtocol, None] = {}  # the longest idle first
-        self._is_told = False
-
-    def add(self, newcomer: "BoundedProtocol") -> bool:
-        """Let somebody in who has no request yet; False where everybody else is busy."""
-        if len(self._open) >= self._most:
-            oldest = next(iter(self._idle), None)
-            if oldest is not None:
-                self.remove(oldest)
-                oldest.drop()
-            elif not self._give_way():
-                return False
-        self._open.add(newcomer)
-        self._idle[newcomer] = None
-        return True
-
-    def begin(self, protocol: "BoundedProtocol") -> tuple[bool, HeldBody]:
-        """A request has come; whether only /health and /ready may still be answered, and what counts its body."""
-        self._idle.pop(protocol, None)
-        most_busy = self._most - _NUM_KEPT
-        if self._num_busy > most_busy:
-            self._give_way()
-        num_busy = self._num_busy
-        is_full = num_busy > most_busy
-        if is_full and not self._is_told:
-            logger.warning("%d of %d connections are busy; raise --max-connections", num_busy, self._most)
-        self._is_told = is_full or (self._is_told and num_busy > self._most // 2)
-        return is_full, self._body_memory.hold(protocol)
-
-    def rest(self, protocol: "BoundedProtocol") -> None:
-        """The answer has gone out."""
-        if protocol in self._open:
-            self._idle[protocol] = None
-
-    def leave(self, protocol: "BoundedProtocol") -> None:
-        """It gets its last answer, and counts no longer; of many such, the first is ended."""
-        self.remove(protocol)
-        self._leaving[protocol] = None
-        if len(self._leaving) > _MOST_LEAVING:
-            first = next(iter(self._leaving))
-            self.remove(first)
-            first.drop()
-
-    def remove(self, protocol: "BoundedProtocol") -> None:
-        """It has gone, or is about to."""
-        self._open.discard(protocol)
-        self._idle.pop(protocol, None)
-        self._leaving.pop(protocol, None)
-
-    @property
-    def _num_busy(self) -> int:
-        return len(self._open) - len(self._idle)
-
-    def _give_way(self) -> bool:
-        """Take the place of the connection whose body is furthest below the minimum rate; False where none is."""
-        slowest = self._body_memory.refuse_slowest()
-        if slowest is None:
-            return False
-        self.leave(slowest)
-        return True
 
 
 class _Handshake(asyncio.Protocol):
@@ -141,27 +65,51 @@ class BoundedProtocol(H11Protocol):
     """uvicorn's HTTP on one connection, with an end to every wait for the client."""
 
     def __init__(
-        self, *, connections: Connections, tls: ssl.SSLContext | None, limits: ConnectionLimits, **of_uvicorn: Any
+        self, *, places: Places, tls: ssl.SSLContext | None, limits: ConnectionLimits, **of_uvicorn: Any
     ) -> None:
-        """One of `connections`; with `tls`, https."""
+        """In one of `places`; with `tls`, https."""
         super().__init__(**of_uvicorn)
-        self._connections, self._tls, self._limits = connections, tls, limits
+        self._places, self._tls, self._limits = places, tls, limits
         self._link: asyncio.Transport  # below TLS
         self._lingering: LingeringTransport | None = None  # above TLS; None before there is any
         self._deadline: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
-        self._probe: asyncio.TimerHandle | None = None
-        self._is_malformed = self._has_ended = False
+        self._half_closed: HalfClosedClient | None = None
+        self._is_malformed = self._is_leaving = False
+        self._stream = RequestStream()
         self._body: HeldBody | None = None  # of the request under way, or of the last one
 
     def drop(self) -> None:
         """End the connection now; what is unsent is lost."""
         self._link.abort()
 
+    def finish(self) -> None:
+        """End the connection once what was written has gone out."""
+        if self._lingering is not None:
+            self._lingering.finish()
+
+    def mark_leaving(self) -> None:
+        """Let the answer under way be the last."""
+        self._is_leaving = True
+
+    @property
+    def is_lingering(self) -> bool:
+        """It has its last answer, and may still send."""
+        return self._lingering is not None and self._lingering.is_lingering
+
+    def shutdown(self) -> None:
+        """Let the answer under way be the last, and wait for no client after it; the server ends."""
+        if self._lingering is not None:
+            self._lingering.may_linger = False
+        if self.is_lingering:
+            self.finish()
+        else:
+            super().shutdown()
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
         self._link = transport
-        if not self._connections.add(self):
+        if not self._places.add(self):
             self.drop()
             return
         self._wait(self._limits.headers_timeout_s)
@@ -177,37 +125,63 @@ class BoundedProtocol(H11Protocol):
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come; after the last answer it is dropped."""
+        """Parse what has come; after the last request of a connection it is dropped."""
         if self._lingering is not None and self._lingering.is_lingering:
             self._lingering.discard(len(data))
-        else:
-            super().data_received(data)
+            self._places.leave(self)
+        elif self.conn.their_state is not h11.MUST_CLOSE:
+            self._unset_keepalive_if_required()
+            self._stream.add(data)
+            self.handle_events()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Keep a connection whose client has sent all it wants to send, until it has its answer."""
-        self._has_ended = self._is_answering and not self.cycle.more_body
-        if self._has_ended and self._probe is None:
-            self._probe = self.loop.call_later(self._limits.probe_interval_s, self._ask_whether_there)
-        return self._has_ended and self._tls is None  # QUIRK: with TLS asyncio closes, and warns of any other wish
+        """Keep a connection whose client has sent all it wants to send, until it has its answer.
+
+        A client of HTTP/1.0 takes no interim response, so that nothing would tell whether it has left: it is taken to
+        have left. Over TLS asyncio closes the connection, and warns where the protocol wants to keep it.
+        """
+        if self._tls is not None or not self._can_be_half_closed():
+            return False
+        if self._half_closed is None:
+            self._half_closed = HalfClosedClient(self, self._limits.presence, on_left=self.drop)
+        return True
 
     def handle_events(self) -> None:
-        """Parse what has come; a request ends the wait for it."""
-        if self.conn.their_state is h11.IDLE:
-            try:
-                if not check_head(self.conn.trailing_data[0]):
-                    return
-            except RequestError as error:
-                self._refuse(error)
-                return
+        """Give h11 what has come of one request; its head ends the wait for it."""
+        if self.conn.their_state is h11.IDLE and self._stream.is_whole:
+            self._stream.begin()
+        try:
+            piece = self._stream.read()
+            while piece and not self._is_malformed:
+                self._parse(piece)
+                piece = self._stream.read()
+        except RequestError as error:
+            self._refuse(error)
+            return
+        if self._half_closed is not None and self.cycle.more_body:
+            self.transport.close()  # the rest of this request will not come
+            return
+        if self._body is not None and not self._is_sending:
+            self._body.end_arrival()
+        if self._stream.is_whole and not self._is_malformed:
+            self._bound_unread()
+
+    def _parse(self, piece: bytes) -> None:
         before = self.cycle
+        self.conn.receive_data(piece)
         super().handle_events()
         if self.cycle is not before:
             self._wait(None)
-            is_full, self._body = self._connections.begin(self)
+            is_full, self._body = self._places.begin(self, is_public=self.cycle.scope["path"] in PUBLIC_PATHS)
             facts = {"is_full": is_full, "body": self._body, "is_sending": lambda: self._is_sending}
             self.cycle.scope.setdefault("state", {}).update(facts)
-        if self._body is not None and not self._is_sending:
-            self._body.end_arrival()
+
+    def _bound_unread(self) -> None:
+        """Read on while a request is answered, since only who reads learns that a client has left."""
+        if self._stream.num_unread > _MOST_UNREAD_BYTES:
+            self.flow.pause_reading()
+        else:
+            self.flow.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what h11 refuses: a head without a Host, or a chunk that is none."""
@@ -220,10 +194,10 @@ class BoundedProtocol(H11Protocol):
         super().on_response_complete()
         if not self.cycle.response_complete or self.transport.is_closing():
             return
-        if self.cycle.more_body or self._has_ended:
+        if self._is_sending or self._half_closed is not None:
             self.transport.close()
         else:
-            self._connections.rest(self)
+            self._places.mark_idle(self)
             self._wait(self.timeout_keep_alive + self._limits.headers_timeout_s)
 
     def pause_writing(self) -> None:
@@ -243,8 +217,12 @@ class BoundedProtocol(H11Protocol):
 
     @property
     def _is_sending(self) -> bool:
-        """The client may be amid a body, or amid what is no request."""
-        return self._is_malformed or (self.cycle is not None and self.cycle.more_body)  # pyright: ignore[reportUnnecessaryComparison]
+        """The client may be amid a body, or amid what is no request, or was when it had to give way."""
+        if self._half_closed is not None:
+            return False
+        if self._is_malformed or self._is_leaving:
+            return True
+        return self.cycle is not None and self.cycle.more_body  # pyright: ignore[reportUnnecessaryComparison]
 
     def _begin(self, transport: asyncio.Transport) -> None:
         self._lingering = LingeringTransport(transport, self._limits.linger, lambda: self._is_sending, self._linger)
@@ -252,36 +230,35 @@ class BoundedProtocol(H11Protocol):
 
     def _linger(self) -> None:
         self._wait(None)
-        self._connections.leave(self)
+        self._places.leave(self)
 
     def _refuse(self, error: RequestError) -> None:
         """Answer what never becomes a request, or not to its end, and close."""
         self._is_malformed = True
-        if not self._is_answering:
-            self.transport.write(error_bytes(error))
+        if self._is_answering:
+            self._refuse_rest(error)
         else:
-            if not self.cycle.response_started:
-                self.transport.write(error_bytes(error))
-            # As where a connection is lost: the route learns that its client is gone.
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+            request_id = create_request_id()
+            self.transport.write(error_bytes(error, request_id))
+            self.server_state.total_requests += 1
+            log_refusal(request_id, self._stream.first_line, error.status, self.client)
         self.transport.close()
 
-    def _ask_whether_there(self) -> None:
-        """Write what means nothing to a client that has ended its side; if it has left, its system refuses that.
+    def _refuse_rest(self, error: RequestError) -> None:
+        """Refuse a request amid its body, as where a connection is lost: its route learns that no more comes."""
+        state = self.cycle.scope.setdefault("state", {})
+        if not self.cycle.response_started:
+            request_id = state.setdefault("request_id", create_request_id())
+            state["refused_status"] = error.status
+            self.transport.write(error_bytes(error, request_id))
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
 
-        Before an answer that is an interim response, which HTTP/1.0 lacks; amid one, the filler that its route names.
-        """
-        if not self._is_answering:
-            return
-        if self.cycle.response_started:
-            filler = self.cycle.scope.get("state", {}).get("filler")
-            probe = None if filler is None else self.conn.send(h11.Data(data=filler))
-        else:
-            probe = b"HTTP/1.1 100 Continue\r\n\r\n" if self.cycle.scope["http_version"] == "1.1" else None
-        if probe is not None:
-            self.transport.write(probe)
-        self._probe = self.loop.call_later(self._limits.probe_interval_s, self._ask_whether_there)
+    def _can_be_half_closed(self) -> bool:
+        """Tell whether a request is whole and its answer can be probed."""
+        if not self._is_answering or self.cycle.more_body:
+            return False
+        return self.cycle.response_started or self.cycle.scope["http_version"] == "1.1"
 
     async def _start_tls(self, tls: ssl.SSLContext) -> None:
         shake = _Handshake()
@@ -308,14 +285,15 @@ class BoundedProtocol(H11Protocol):
 
     def _forget(self) -> None:
         self._wait(None)
-        for timer in (self._stall, self._probe):
-            if timer is not None:
-                timer.cancel()
+        if self._stall is not None:
+            self._stall.cancel()
+        if self._half_closed is not None:
+            self._half_closed.stop()
         if self._lingering is not None:
             self._lingering.forget()
         if self._body is not None:
             self._body.end_arrival()
-        self._connections.remove(self)
+        self._places.remove(self)
 
 
 def create_protocol(
@@ -342,5 +320,5 @@ def create_protocol(
                 "--max-connections, or raise the limit (ulimit -n).",
                 param="max_connections",
             ) from None
-    connections = Connections(most, body_memory or BodyMemory())
-    return functools.partial(BoundedProtocol, connections=connections, tls=tls, limits=limits)
+    places = Places(most, body_memory or BodyMemory())
+    return functools.partial(BoundedProtocol, places=places, tls=tls, limits=limits)

@@ -39,9 +39,9 @@ def error_response(error: TilewiseError, headers: dict[str, str] | None = None) 
     return json_response(error_facts(error), error.status, {**_HEADERS.get(error.status, {}), **(headers or {})})
 
 
-def error_bytes(error: TilewiseError) -> bytes:
+def error_bytes(error: TilewiseError, request_id: str) -> bytes:
     """An error's whole answer as it goes over a connection, which then ends: for what never became a request."""
-    response = error_response(error, {"Connection": "close"})
+    response = error_response(error, {"X-Request-Id": request_id, "Connection": "close"})
     lines = [b"HTTP/1.1 %d %b" % (response.status_code, HTTPStatus(response.status_code).phrase.encode())]
     lines += [b"%b: %b" % header for header in response.raw_headers]
     return b"\r\n".join((*lines, b"", bytes(response.body)))

@@ -25,12 +25,31 @@ logger = logging.getLogger(__name__)
 PUBLIC_PATHS = frozenset({"/health", "/ready"})
 _MAX_HEADERS, _MAX_HEADER_BYTES = 100, 32 << 10
 _CLIENT_LEFT = 499
+_MOST_LOGGED_BYTES = 1024
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 def _is_not_sending() -> bool:
     """Where no connection of ours says whether its client has sent all of its request."""
     return False
+
+
+def create_request_id() -> str:
+    """A name that no other request has."""
+    return uuid.uuid4().hex
+
+
+def log_refusal(request_id: str, first_line: bytes, status: int, peer: tuple[str, int] | None) -> None:
+    """Log what was refused before it became a request; of its first line, what can be read."""
+    method, _, rest = first_line[:_MOST_LOGGED_BYTES].decode("ascii", errors="replace").partition(" ")
+    facts = {
+        "request_id": request_id,
+        "method": method[:20],
+        "path": rest.partition(" ")[0].partition("?")[0][:200],
+        "status": status,
+        "peer": peer[0] if peer else "",
+    }
+    access_log.info("%(method)r %(path)r %(status)s, malformed, from %(peer)s, %(request_id)s", facts)
 
 
 class Gateway:
@@ -50,7 +69,9 @@ class Gateway:
         started_at, status = time.perf_counter(), 0
         given = [value for name, value in scope["headers"] if name == b"x-request-id"]
         is_sane = len(given) == 1 and _SANE_ID.fullmatch(given[0]) is not None
-        request_id = given[0].decode() if is_sane else uuid.uuid4().hex
+        request_id = given[0].decode() if is_sane else create_request_id()
+        # NOTE: where the bytes after the head were refused already, the client knows this id.
+        request_id = scope["state"].setdefault("request_id", request_id)
 
         async def send_named(message: Message) -> None:
             nonlocal status
@@ -65,17 +86,18 @@ class Gateway:
             refusal = self._refuse(scope)
             await (error_response(refusal) if refusal else self._app)(scope, receive, send_named)
         except (ClientDisconnect, OSError):
-            status = _CLIENT_LEFT
+            status = scope["state"].get("refused_status", _CLIENT_LEFT)
         except Exception:
             logger.exception("request %s failed", request_id)
             if not status:
                 await error_response(FAULT)(scope, receive, send_named)
         finally:
+            status = status or scope["state"].get("refused_status", _CLIENT_LEFT)
             facts = {
                 "request_id": request_id,
                 "method": scope["method"],
                 "path": scope["path"][:200],
-                "status": status or _CLIENT_LEFT,
+                "status": status,
                 "duration_s": round(time.perf_counter() - started_at, 4),
             }
             access_log.info("%(method)s %(path)r %(status)s in %(duration_s).3f s, %(request_id)s", facts)

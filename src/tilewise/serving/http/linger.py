@@ -41,10 +41,12 @@ class LingeringTransport(asyncio.Transport):
         self._timer: asyncio.TimerHandle | None = None
         self._ends_at, self._num_left = 0.0, limits.num_bytes
         self.is_lingering = False
+        self.may_linger = True  # until the server ends
 
     def close(self) -> None:
         """End the connection; where the client still sends, its own side stays open until it has read the answer."""
-        if self.is_lingering or self._transport.is_closing() or not self._is_sending():
+        has_closed = self.is_lingering or self._transport.is_closing()
+        if has_closed or not self.may_linger or not self._is_sending():
             self.finish()
             return
         self.is_lingering = True

@@ -33,11 +33,12 @@ GET = "GET {} HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = "POST {} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n"
 
 
-class House:
+class HttpServer:
     """A server with a few paths.
 
     /slow answers once `release` is set, /flood with more than a client takes unread, and /events with one event and
-    then nothing. /body reads a body; /kept holds it until `release` is set.
+    then nothing. /body reads a body; /kept holds it until `release` is set, and /late
+    begins to read it then.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class House:
             case "/events":
                 await EventStream(_Source(self), _one_event())(scope, receive, send)
                 return
-            case "/body" | "/kept":
+            case "/body" | "/kept" | "/late":
                 try:
                     await self._read(Request(scope, receive))
                 except TilewiseError as error:
@@ -94,6 +95,8 @@ class House:
 
     async def _read(self, request: Request) -> None:
         with held_body_of(request) as held:
+            if request.url.path == "/late":
+                await self._wait_for_release()
             await read_json(request, lambda value: value, held)
             if request.url.path == "/kept":
                 self.num_kept += 1
@@ -133,8 +136,8 @@ class _Source:
 
     is_read = True
 
-    def __init__(self, house: House) -> None:
-        self._house = house
+    def __init__(self, server: HttpServer) -> None:
+        self._house = server
 
     def __enter__(self) -> Self:
         return self
