@@ -76,6 +76,7 @@ class Visitor:
         """Until the answer is whole; gives its text."""
         self.tab.locator(".tw-facts").wait_for(timeout=PATIENCE_S * 1000)
         self.tab.locator(".submit-button").wait_for()
+        self.tab.evaluate("() => new Promise(requestAnimationFrame)")  # as it is painted
         return self.answers.last.inner_text()
 
     def press(self, name: str) -> None:
