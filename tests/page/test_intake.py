@@ -1,5 +1,6 @@
 """The page's disk as strangers meet it over HTTP: what is taken, refused, and left when they are gone."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -30,7 +31,16 @@ PNG = b"\x89PNG\r\n\x1a\n".ljust(1 << 20, b"x")
 FORM = "multipart/form-data; boundary=x"
 BEGUN = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
 LIMITS = UploadLimits(
-    session_bytes=4 << 20, session_files=6, total_bytes=10 << 20, grace_s=0.1, guest_s=0.5, json_bytes=2 << 20
+    session_bytes=4 << 20,
+    session_files=6,
+    total_bytes=10 << 20,
+    grace_s=0.1,
+    guest_s=0.5,
+    settled_s=0.0,
+    patience_s=2.0,
+    request_bytes=32 << 20,
+    json_bytes=2 << 20,
+    address_json_bytes=3 << 20,
 )
 
 
@@ -285,6 +295,67 @@ def test_a_request_larger_than_a_conversation_is_not_read(page: OpenPage) -> Non
             http.post(
                 "gradio_api/call/chat", content=pieces(), headers={"content-type": "application/json"}
             ).raise_for_status()
+
+
+def test_requests_of_one_address_are_bounded_together_and_slow_ones_end(page: OpenPage) -> None:
+    body = b'{"data": ["' + b"x" * (7 << 18)
+    head = b"POST /gradio_api/call/chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    statuses: list[int] = []
+    with page.visitor() as http, socket.create_connection(("127.0.0.1", http.base_url.port or 0)) as slow:
+        slow.settimeout(PATIENCE_S)
+        slow.sendall(head + b"Content-Length: %d\r\n\r\n" % (len(body) + 1) + body)
+
+        def ask() -> int:
+            statuses.append(http.post("gradio_api/call/chat", content=body + b'"]}').status_code)
+            return statuses[-1]
+
+        wait(lambda: ask() == 503)
+        assert slow.recv(1 << 16).startswith((b"HTTP/1.1 4", b"HTTP/1.1 5", b"")), "it does not come in time"
+        wait(lambda: ask() != 503)
+
+
+def test_an_upload_below_the_least_rate_ends_and_leaves_nothing(page: OpenPage) -> None:
+    head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: %b\r\n" % FORM.encode()
+    with page.visitor() as http, socket.create_connection(("127.0.0.1", http.base_url.port or 0)) as slow:
+        slow.settimeout(PATIENCE_S)
+        slow.sendall(head + b"Content-Length: 10000000\r\n\r\n" + BEGUN + PNG)
+        wait(lambda: bool(page.stored()))
+        answer = slow.recv(1 << 16)
+    assert b" 400 " in answer.splitlines()[0]
+    wait(lambda: not page.stored())
+
+
+def test_a_refused_upload_is_not_read_for_ever(page: OpenPage) -> None:
+    num_sent = 0
+
+    def body() -> Iterator[bytes]:
+        nonlocal num_sent
+        yield BEGUN
+        while num_sent < 200:
+            num_sent += 1
+            yield PNG
+
+    with page.visitor() as http, session(http), contextlib.suppress(httpx.TransportError):
+        refused = http.post("gradio_api/upload", content=body(), headers={"content-type": FORM})
+        assert refused.status_code == 413
+    assert num_sent < 100
+
+
+def test_a_refusal_names_the_picture_that_is_refused(page: OpenPage) -> None:
+    files = [("files", ("good.png", PNG)), ("files", ("b\nad.png", b"no picture at all"))]
+    with page.visitor() as http:
+        refused = http.post("gradio_api/upload", files=files)
+    assert refused.status_code == 415
+    assert refused.text.startswith("b")
+    assert "ad.png: This is no picture" in refused.text
+    assert not page.stored()
+
+
+def test_a_page_asks_whether_its_session_is_open(page: OpenPage) -> None:
+    with page.visitor() as http:
+        with session(http):
+            assert http.get("tilewise/session").text == "open"
+        wait(lambda: http.get("tilewise/session").text == "closed")
 
 
 def test_no_component_fetches_an_address_that_a_value_names(page: OpenPage) -> None:

@@ -1,8 +1,8 @@
 """Texts of models and visitors as Markdown in which no HTML, picture, check box or diagram can begin.
 
-`make_inert` puts a sign behind every character that could begin one. The sign stands in no other text: `restore` removes
-each one, here from all that comes in, and in page.js from all that a browser shows or copies. The text is not parsed, so
-nothing depends on what a Markdown parser takes for code or for a formula.
+`make_inert` puts a sign behind every character that could begin one. The sign stands in no other text: `restore`
+removes each one, here from all that comes in, and in page.js from all that a browser shows or copies. The text is not
+parsed, so nothing depends on what a Markdown parser takes for code or for a formula.
 """
 
 import re

@@ -86,3 +86,17 @@
     event.preventDefault();
   }, true);
 }
+// A page whose heartbeat broke, as after a nap of the laptop, opens another: its pictures go with the last one. It is not
+// opened before, since a browser has six connections to a host for all of its tabs.
+{
+  let heartbeat;
+  const holdSession = async () => {
+    const answer = await fetch("tilewise/session").catch(() => null);
+    if (!answer?.ok || (await answer.text()) !== "closed") return;
+    heartbeat?.close();
+    heartbeat = new EventSource(`gradio_api/heartbeat/${Math.random().toString(36).slice(2)}`);
+  };
+  setInterval(holdSession, 30_000);
+  addEventListener("online", holdSession);
+  document.addEventListener("visibilitychange", holdSession);
+}
