@@ -1,17 +1,21 @@
 """The page as a person with a browser meets it."""
 
 import base64
+import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
 
-from tests.browser.conftest import Visit
+from tests.browser.conftest import Relay, Visit
 from tests.serving.openai.openai_double import Double, Refusal
+from tilewise.client import APIClient
 from tilewise.demo import picture_path
+from tilewise.page.uploads import UploadLimits
 
 pytestmark = [
     pytest.mark.browser,
@@ -394,6 +398,45 @@ def test_a_copied_answer_is_the_answer(visit: Visit, doubled: tuple[str, Double]
     visitor.wait()
     visitor.press("Copy message")
     assert visitor.tab.evaluate("navigator.clipboard.readText()") == said
+
+
+def test_a_page_whose_connections_broke_keeps_its_pictures(visit: Visit, launch: Callable[..., str]) -> None:
+    limits = UploadLimits(grace_s=4.0)
+    with Double() as double, Relay(launch(APIClient(double.url), upload_limits=limits)) as relay:
+
+        def count_heartbeats() -> int:
+            return sum(head.startswith(b"GET /gradio_api/heartbeat/") for head in relay.heads)
+
+        visitor = visit(relay.address).open()
+        visitor.attach(picture_path())
+        assert count_heartbeats() == 1
+        relay.cut()
+        deadline = time.monotonic() + PATIENCE_S
+        while count_heartbeats() < 2:
+            assert time.monotonic() < deadline
+            visitor.tab.evaluate("dispatchEvent(new Event('online'))")  # as when a laptop wakes up
+            visitor.tab.wait_for_timeout(200)
+        visitor.tab.wait_for_timeout(2000 * limits.grace_s)
+        visitor.ask("what?")
+        assert "The answer is 42." in visitor.wait()
+        assert double.bodies[0]["messages"][0]["content"][0]["type"] == "image_url"
+
+
+def test_a_saved_chat_whose_pictures_are_gone_is_shown_without_them(visit: Visit, doubled: tuple[str, Double]) -> None:
+    address, _ = doubled
+    visitor = visit(address).open()
+    visitor.attach(picture_path())
+    visitor.ask("look at this")
+    visitor.wait()
+    visitor.tab.locator(".tw-history").get_by_text("look at this").wait_for()
+    for picture in Path(os.environ["GRADIO_TEMP_DIR"]).glob(f"*/{picture_path().name}"):
+        picture.unlink()
+    visitor.open()
+    visitor.tab.locator(".tw-history").get_by_text("look at this").click()
+    visitor.tab.get_by_text("Attach it again").wait_for()
+    assert visitor.tab.locator(".message img").count() == 0
+    visitor.ask("and?")
+    assert "The answer is 42." in visitor.wait()
 
 
 @pytest.mark.parametrize(("locale", "words"), [("en-US", "This is no picture"), ("zh-CN", "无法识别为图片")])

@@ -106,7 +106,7 @@ class Page:
         Leaving the generator closes the connection, which aborts the answer in the engine.
         """
         text, look, code = "", "", ("",) * len(_CODE)
-        unchanged = (gr.skip(),) * len(_CODE)
+        unchanged = (cast(Any, gr).skip(),) * len(_CODE)
         try:
             facts = await asyncio.to_thread(self.describe)
             cut = facts.get("tilewise", {})

@@ -19,6 +19,7 @@ from tilewise.page.words import in_both
 # Of a question, and of a whole chat: more than a session of the model holds.
 MAX_TEXT_CHARACTERS = 100_000
 _MAX_CHAT_CHARACTERS = 1_000_000
+_LOST_PICTURE = {"type": "text", "text": " ".join(in_both("picture_gone"))}
 
 
 class Failure(str):
@@ -47,6 +48,10 @@ class Chat(gr.ChatInterface):
         turns = cast(list[Any], super()._message_as_message_dict(message, role))  # pyright: ignore[reportUnknownMemberType]
         parts = [(turn, turn["content"]) for turn in turns]
         return [{**turn, "content": part} for turn, all_of in parts for part in as_list(all_of)]
+
+    def _generate_chat_title(self, conversation: Any) -> str:
+        told = [message for message in conversation if _LOST_PICTURE not in as_list(message["content"])]
+        return cast(Any, super())._generate_chat_title(told)
 
     def _edit_message(self, history: Any, edit_data: gr.EditData) -> Any:
         edited = restore(str(edit_data.value))
@@ -160,7 +165,7 @@ def _replace_lost_pictures(value: Any) -> Any:
     part = cast(dict[str, Any], value)
     file = part.get("file", part)
     if isinstance(file, dict) and "path" in file and not _is_kept(cast(dict[str, Any], file)["path"]):
-        return {"type": "text", "text": " ".join(in_both("picture_gone"))}
+        return dict(_LOST_PICTURE)
     return {key: _replace_lost_pictures(item) for key, item in part.items()}
 
 
@@ -172,8 +177,9 @@ def _is_kept(path: Any) -> bool:
 def _hold_to_uploads(components: Iterable[Any], state: Any) -> None:
     for component in components:
         # NOTE: an update gives the session a component of its own, which has nothing of what was set on the first.
-        is_updated = state is not None and component._id in state
-        current = state[component._id] if is_updated else component
+        current = component
+        if state is not None and component._id in state:
+            current = state[component._id]
         store = getattr(current, "async_move_resource_to_block_cache", None)
         if store is not None and not isinstance(store, _Store):
             current.async_move_resource_to_block_cache = _Store(store)
