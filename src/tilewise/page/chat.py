@@ -56,8 +56,8 @@ class Chat(gr.ChatInterface):
     def _edit_message(self, history: Any, edit_data: gr.EditData) -> Any:
         edited = restore(str(edit_data.value))
         _check_length(edited)
-        *kept, _ = cast(tuple[Any, ...], super()._edit_message(history, edit_data))  # pyright: ignore[reportUnknownMemberType]
-        return *kept, edited
+        history, state, _ = cast(Any, super())._edit_message(history, edit_data)
+        return history, state, edited
 
 
 class PageBlocks(gr.Blocks):

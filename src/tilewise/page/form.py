@@ -12,7 +12,7 @@ from tilewise.page.uploads import HEAD_BYTES, Sender, Upload, UploadRefusedError
 class UploadForm:
     """Takes the bytes of a form in pieces of any size."""
 
-    def __init__(self, uploads: Uploads, sender: Sender, content_type: bytes | None) -> None:
+    def __init__(self, uploads: Uploads, sender: Sender, content_type: str | None) -> None:
         """Read a form of the kind that the request's header says.
 
         Raises:

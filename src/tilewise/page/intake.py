@@ -9,10 +9,10 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from secrets import token_hex
 from typing import Any
 
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from tilewise.page.form import UploadForm
@@ -53,7 +53,7 @@ class Intake:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        visitor = _read_cookies(scope).get(VISITOR)
+        visitor = _read_visitor(scope)
         has_session = self._uploads.has_open_session(visitor)
         if scope["path"] == _UPLOAD and scope["method"] == "POST":
             await self._answer_upload(scope, receive, send)
@@ -76,7 +76,7 @@ class Intake:
     async def _answer_other(self, scope: Any, receive: Any, send: Any) -> None:
         body = _Body(receive, self._limits)
         address = _read_address(scope)
-        is_new = scope["path"] in _ENTRANCES and VISITOR not in _read_cookies(scope)
+        is_new = scope["path"] in _ENTRANCES and _read_visitor(scope) is None
 
         async def receive_bounded() -> Any:
             if body.is_whole:
@@ -117,11 +117,11 @@ class Intake:
         return None
 
     async def _answer_upload(self, scope: Any, receive: Any, send: Any) -> None:
-        sender = Sender(_read_address(scope), _read_cookies(scope).get(VISITOR))
+        sender = Sender(_read_address(scope), _read_visitor(scope))
         body = _Body(receive, self._limits)
         form: UploadForm | None = None
         try:
-            form = UploadForm(self._uploads, sender, dict(scope["headers"]).get(b"content-type"))
+            form = UploadForm(self._uploads, sender, HTTPConnection(scope).headers.get("content-type"))
             await self._read_form(body, form)
             answer = JSONResponse(form.keep())
         except UploadRefusedError as refused:
@@ -166,8 +166,8 @@ class Intake:
     async def _refuse(
         self, refused: UploadRefusedError, name: str, scope: Any, receive: Any, send: Any, *, is_whole: bool
     ) -> None:
-        words = self._words[_read_language(scope)]
-        limits = self._limits
+        is_chinese = HTTPConnection(scope).cookies.get(LANGUAGE, "").startswith("zh")
+        words, limits = self._words["zh-CN" if is_chinese else "en"], self._limits
         text = words[refused.word].format(
             picture_mb=limits.image.max_bytes >> 20,
             session_mb=limits.session_bytes >> 20,
@@ -175,7 +175,7 @@ class Intake:
             minutes=round(limits.grace_s / 60),
         )
         if name:
-            text = f"{_shorten(name)}: {text}"
+            text = f"{''.join(filter(str.isprintable, name))[:80]}: {text}"
         headers = {"cache-control": "no-store"}
         if not is_whole:
             headers["connection"] = "close"  # so that uvicorn does not read it to its end
@@ -226,34 +226,17 @@ class _Body:
 
 
 def _read_address(scope: Any) -> str:
-    client = scope.get("client")
-    return client[0] if client else ""
+    client = HTTPConnection(scope).client
+    return "" if client is None else client.host
 
 
 def _read_length(scope: Any) -> int:
     """How many bytes a request says that it has."""
-    announced = dict(scope["headers"]).get(b"content-length", b"0")
-    return int(announced[:20]) if announced.isdigit() else 0
+    announced = HTTPConnection(scope).headers.get("content-length", "")
+    return int(announced[:20]) if announced.isdecimal() else 0
 
 
-def _shorten(name: str) -> str:
-    """A file's name as one short line."""
-    return "".join(filter(str.isprintable, PurePosixPath(name).name))[:80]
-
-
-def _read_cookies(scope: Any) -> dict[str, str]:
-    """The page's own cookies, each where it has the form that the page gave it."""
-    read: dict[str, str] = {}
-    for header, value in scope["headers"]:
-        if header == b"cookie":
-            for pair in value.decode("latin-1").split(";"):
-                name, _, given = pair.strip().partition("=")
-                if name in (VISITOR, LANGUAGE):
-                    read[name] = given
-    if not _VISITOR_ID.fullmatch(read.get(VISITOR, "")):
-        read.pop(VISITOR, None)
-    return read
-
-
-def _read_language(scope: Any) -> str:
-    return "zh-CN" if _read_cookies(scope).get(LANGUAGE, "").startswith("zh") else "en"
+def _read_visitor(scope: Any) -> str | None:
+    """The visitor's cookie, where it has the form that the page gives it."""
+    visitor = HTTPConnection(scope).cookies.get(VISITOR, "")
+    return visitor if _VISITOR_ID.fullmatch(visitor) else None
