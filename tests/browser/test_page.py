@@ -425,11 +425,13 @@ def test_a_page_whose_connections_broke_keeps_its_pictures(visit: Visit, launch:
 def test_a_saved_chat_whose_pictures_are_gone_is_shown_without_them(visit: Visit, doubled: tuple[str, Double]) -> None:
     address, _ = doubled
     visitor = visit(address).open()
+    pictures = Path(os.environ["GRADIO_TEMP_DIR"]).glob
+    before = set(pictures("*/*"))
     visitor.attach(picture_path())
     visitor.ask("look at this")
     visitor.wait()
     visitor.tab.locator(".tw-history").get_by_text("look at this").wait_for()
-    for picture in Path(os.environ["GRADIO_TEMP_DIR"]).glob(f"*/{picture_path().name}"):
+    for picture in set(pictures("*/*")) - before:
         picture.unlink()
     visitor.open()
     visitor.tab.locator(".tw-history").get_by_text("look at this").click()
@@ -447,6 +449,8 @@ def test_a_refused_upload_is_told_in_the_pages_language(
     visitor = visit(doubled[0], locale=locale).open()
     visitor.tab.set_input_files("input[type=file]", str(tmp_path / "fake.png"))
     visitor.tab.get_by_text(words).wait_for()
+    assert "fake.png" in visitor.tab.locator(".toast-body").inner_text()
+    visitor.tab.wait_for_timeout(500)  # it fades in
     visitor.show(f"refused-{locale}")
     visitor.attach(picture_path())
     visitor.ask("what?")

@@ -342,12 +342,11 @@ def test_a_refused_upload_is_not_read_for_ever(page: OpenPage) -> None:
 
 
 def test_a_refusal_names_the_picture_that_is_refused(page: OpenPage) -> None:
-    files = [("files", ("good.png", PNG)), ("files", ("b\nad.png", b"no picture at all"))]
+    files = [("files", ("good.png", PNG)), ("files", ("b<i>ad.png", b"no picture at all"))]
     with page.visitor() as http:
         refused = http.post("gradio_api/upload", files=files)
     assert refused.status_code == 415
-    assert refused.text.startswith("b")
-    assert "ad.png: This is no picture" in refused.text
+    assert refused.text.startswith("biad.png: This is no picture")
     assert not page.stored()
 
 

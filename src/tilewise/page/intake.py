@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from tilewise.page.form import UploadForm
-from tilewise.page.uploads import Sender, UploadLimits, UploadRefusedError, Uploads
+from tilewise.page.uploads import UNSAFE_IN_NAMES, Sender, UploadLimits, UploadRefusedError, Uploads
 
 _UPLOAD = "/gradio_api/upload"
 _HEARTBEAT = "/gradio_api/heartbeat/"
@@ -175,7 +175,7 @@ class Intake:
             minutes=round(limits.grace_s / 60),
         )
         if name:
-            text = f"{''.join(filter(str.isprintable, name))[:80]}: {text}"
+            text = f"{UNSAFE_IN_NAMES.sub('', name)[:80]}: {text}"
         headers = {"cache-control": "no-store"}
         if not is_whole:
             headers["connection"] = "close"  # so that uvicorn does not read it to its end

@@ -34,7 +34,7 @@ _SUFFIXES = {
     "BMP": (".bmp",),
 }
 _MAX_NAME = 60
-_UNSAFE_IN_NAMES = re.compile(r"[^\w\-. ]")
+UNSAFE_IN_NAMES = re.compile(r"[^\w\-. ]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +323,7 @@ def _is_over(uploads: Iterable[Upload], num_bytes: int, num_files: int, most_byt
 
 def _name_file(name: str, format_name: str) -> str:
     """A name that is plain, short, and says the format that the bytes have."""
-    plain = _UNSAFE_IN_NAMES.sub("", name.replace("\\", "/").rpartition("/")[2])
+    plain = UNSAFE_IN_NAMES.sub("", name.replace("\\", "/").rpartition("/")[2])
     stem, dot, suffix = plain.rpartition(".")
     if not dot or f".{suffix.lower()}" not in _SUFFIXES[format_name]:
         stem, suffix = plain, _SUFFIXES[format_name][0][1:]
