@@ -1,10 +1,12 @@
 """Chromium, a page over a double of the API, and a page over a real server with the embedded model."""
 
+import contextlib
 import os
 import secrets
 import shutil
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from pathlib import Path
@@ -76,6 +78,7 @@ class Visitor:
         """Until the answer is whole; gives its text."""
         self.tab.locator(".tw-facts").wait_for(timeout=PATIENCE_S * 1000)
         self.tab.locator(".submit-button").wait_for()
+        self.tab.evaluate("() => new Promise(requestAnimationFrame)")  # as it is painted
         return self.answers.last.inner_text()
 
     def press(self, name: str) -> None:
@@ -85,6 +88,50 @@ class Visitor:
         """Keep a picture of the page for the documentation, where TILEWISE_SCREENSHOTS names a folder."""
         if folder := os.environ.get("TILEWISE_SCREENSHOTS"):
             self.tab.screenshot(path=REPOSITORY / folder / f"{name}.png")
+
+
+class Relay:
+    """Stands between a browser and a page, and can cut every connection at once."""
+
+    def __init__(self, address: str) -> None:
+        self._target = (urlsplit(address).hostname, urlsplit(address).port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = []
+        self.heads: list[bytes] = []
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}/"
+
+    def __enter__(self) -> "Relay":
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+
+    def cut(self) -> None:
+        for end in self._sockets:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                browser, _ = self._listener.accept()
+                page = socket.create_connection(self._target)
+                self._sockets += [browser, page]
+                threading.Thread(target=self._copy, args=(browser, page), daemon=True).start()
+                threading.Thread(target=self._copy, args=(page, browser), daemon=True).start()
+
+    def _copy(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(1 << 16):
+                self.heads.append(piece[:40])
+                target.sendall(piece)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        source.close()
 
 
 Visit = Callable[..., Visitor]
@@ -111,15 +158,15 @@ def visit(browser: Any) -> Iterator[Visit]:
 
 
 @pytest.fixture(scope="session")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[APIClient], str]]:
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
     """Opens a page in this process."""
     app: Any = pytest.importorskip("tilewise.page.app", reason="gradio (the extra `ui`) is not installed")
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("stored"))
     opened: list[Any] = []
 
-    def create(client: APIClient) -> str:
+    def create(client: APIClient, **options: Any) -> str:
         opened.append(app.create_page(client))
-        return app.launch_page(opened[-1], "127.0.0.1", free_port())
+        return app.launch_page(opened[-1], "127.0.0.1", free_port(), **options)
 
     with gradios_loops_closed():
         yield create

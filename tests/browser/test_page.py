@@ -1,17 +1,21 @@
 """The page as a person with a browser meets it."""
 
 import base64
+import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
 
-from tests.browser.conftest import Visit
+from tests.browser.conftest import Relay, Visit
 from tests.serving.openai.openai_double import Double, Refusal
+from tilewise.client import APIClient
 from tilewise.demo import picture_path
+from tilewise.page.uploads import UploadLimits
 
 pytestmark = [
     pytest.mark.browser,
@@ -279,23 +283,109 @@ def test_an_answers_markup_is_text_and_reads_as_it_was_written(visit: Visit, dou
 
 def test_links_of_an_answer_say_where_they_go(visit: Visit, doubled: tuple[str, Double]) -> None:
     address, double = doubled
-    said = "[your bank](https://bank.example@evil.example/x), https://plain.example/y, <https://angle.example/z>!"
-    double.script = lambda body: (said + " [x](javascript:alert(1))",)
+    said = "[your bank](https://bank.example@evil.example/x), https://plain.example/y, <https://angle.example/z>! "
+    said += "https://bank.example@plain.example/ [the docs](<https://docs.example/a b>) [r]\n\n[r]: <https://r.example>"
+    double.script = lambda body: (said + "\n\n[x](javascript:alert(1)) [y](<javascript:alert(1)>)",)
     visitor = visit(address).open()
     visitor.ask("hello")
     visitor.wait()
     links = visitor.answers.last.locator("a[href]")
-    shown = [
-        (link.inner_text(), link.evaluate("link => getComputedStyle(link, '::after').content")) for link in links.all()
+    hosts = "link => [link.innerText, link.getAttribute('href'), getComputedStyle(link, '::after').content]"
+    shown = [link.evaluate(hosts) for link in links.all()]
+    assert [text for text, _, _ in shown] == [
+        "your bank",
+        "https://plain.example/y",
+        "https://angle.example/z",
+        "https://bank.example@plain.example/",
+        "the docs",
+        "r",
     ]
-    assert shown[0][0] == "your bank"
-    assert "(evil.example)" in shown[0][1]
-    assert [text for text, _ in shown[1:3]] == ["https://plain.example/y", "https://angle.example/z"]
-    assert links.nth(2).get_attribute("href") == "https://angle.example/z"
-    assert len(shown) == 3
+    told = [re.findall(r"\(([\w.]+)\)", where) for _, _, where in shown]
+    assert told == [["evil.example"], [], [], ["plain.example"], ["docs.example"], ["r.example"]]
+    assert shown[2][1] == "https://angle.example/z"
+    assert shown[4][1] == "https://docs.example/a%20b"
     for link in links.all():
         assert link.get_attribute("target") == "_blank"
         assert set((link.get_attribute("rel") or "").split()) == {"noopener", "noreferrer", "nofollow"}
+
+
+def test_no_text_turns_the_host_of_a_link_around(visit: Visit, doubled: tuple[str, Double]) -> None:
+    address, double = doubled
+    double.script = lambda body: ("\u202e [\u202eyour\u2067 bank](https://evil.example/x)",)
+    visitor = visit(address).open()
+    visitor.ask("hello")
+    visitor.wait()
+    link = visitor.answers.last.locator("a[href]")
+    assert link.inner_text() == "your bank"
+    style = "(link, part) => {const s = getComputedStyle(link, part); return [s.unicodeBidi, s.direction, s.display]}"
+    assert link.evaluate(f"link => ({style})(link, null)[0]") == "isolate"
+    assert link.evaluate(f"link => ({style})(link, '::after')") == ["isolate", "ltr", "inline-block"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[X](https://x.com)",
+        "- [X](https://x.com)",
+        "# [ ](https://x.com)",
+        "[x]\n\n[x]: https://x.com",
+        "$$\\sqrt[x]{8}$$",
+        "$$\\left<y\\right>$$",
+        "a\u2060b <\u2060c \ufdd0 <\ufdd0d",
+    ],
+)
+def test_no_text_of_an_answer_or_a_question_keeps_the_tab_busy(
+    visit: Visit, doubled: tuple[str, Double], said: str
+) -> None:
+    address, double = doubled
+    double.script = lambda body: (said,)
+    visitor = visit(address).open()
+    visitor.ask(said)
+    visitor.wait()
+    count = """() => new Promise(done => {
+        let changes = 0;
+        const watch = new MutationObserver(records => changes += records.length);
+        watch.observe(document.querySelector(".message.bot"), {subtree: true, childList: true, characterData: true});
+        setTimeout(() => done(changes), 300);
+    })"""
+    assert visitor.tab.evaluate(count) == 0
+    assert "\ufdd0" not in visitor.tab.locator(".message-wrap").inner_html()
+
+
+def test_no_sign_reaches_the_edit_box_or_the_model(visit: Visit, doubled: tuple[str, Double]) -> None:
+    address, double = doubled
+    double.script = lambda body: ("yes \ufdd0<b>",)
+    visitor = visit(address).open()
+    visitor.ask("is \ufdd0<b> bold?")
+    visitor.wait()
+    visitor.forget()
+    visitor.press("Edit")
+    box = visitor.tab.locator("textarea.edit-textarea")
+    box.wait_for()
+    visitor.tab.evaluate("() => new Promise(requestAnimationFrame)")
+    assert box.input_value() == "is <b> bold?"
+    visitor.tab.get_by_label("Submit", exact=True).first.click()
+    visitor.wait()
+    visitor.ask("and <i>?")
+    visitor.wait()
+    assert [body["messages"][0]["content"][0]["text"] for body in double.bodies] == ["is <b> bold?"] * 3
+    assert double.bodies[2]["messages"][1]["content"] == "yes <b>"
+
+
+def test_over_plain_http_a_copied_answer_is_the_answer(visit: Visit, doubled: tuple[str, Double]) -> None:
+    address, double = doubled
+    said = "see <b>this</b> ![x](y)"
+    double.script = lambda body: (said,)
+    visitor = visit(address)
+    visitor.tab.add_init_script("delete Navigator.prototype.clipboard")
+    visitor.tab.add_init_script(
+        "addEventListener('copy', event => window.copied = event.clipboardData.getData('text/plain'))"
+    )
+    visitor.open().ask("hello")
+    visitor.wait()
+    assert visitor.tab.evaluate("'clipboard' in navigator") is False
+    visitor.press("Copy message")
+    assert visitor.tab.evaluate("window.copied") == said
 
 
 def test_a_copied_answer_is_the_answer(visit: Visit, doubled: tuple[str, Double]) -> None:
@@ -310,6 +400,47 @@ def test_a_copied_answer_is_the_answer(visit: Visit, doubled: tuple[str, Double]
     assert visitor.tab.evaluate("navigator.clipboard.readText()") == said
 
 
+def test_a_page_whose_connections_broke_keeps_its_pictures(visit: Visit, launch: Callable[..., str]) -> None:
+    limits = UploadLimits(grace_s=4.0)
+    with Double() as double, Relay(launch(APIClient(double.url), upload_limits=limits)) as relay:
+
+        def count_heartbeats() -> int:
+            return sum(head.startswith(b"GET /gradio_api/heartbeat/") for head in relay.heads)
+
+        visitor = visit(relay.address).open()
+        visitor.attach(picture_path())
+        assert count_heartbeats() == 1
+        relay.cut()
+        deadline = time.monotonic() + PATIENCE_S
+        while count_heartbeats() < 2:
+            assert time.monotonic() < deadline
+            visitor.tab.evaluate("dispatchEvent(new Event('online'))")  # as when a laptop wakes up
+            visitor.tab.wait_for_timeout(200)
+        visitor.tab.wait_for_timeout(2000 * limits.grace_s)
+        visitor.ask("what?")
+        assert "The answer is 42." in visitor.wait()
+        assert double.bodies[0]["messages"][0]["content"][0]["type"] == "image_url"
+
+
+def test_a_saved_chat_whose_pictures_are_gone_is_shown_without_them(visit: Visit, doubled: tuple[str, Double]) -> None:
+    address, _ = doubled
+    visitor = visit(address).open()
+    pictures = Path(os.environ["GRADIO_TEMP_DIR"]).glob
+    before = set(pictures("*/*"))
+    visitor.attach(picture_path())
+    visitor.ask("look at this")
+    visitor.wait()
+    visitor.tab.locator(".tw-history").get_by_text("look at this").wait_for()
+    for picture in set(pictures("*/*")) - before:
+        picture.unlink()
+    visitor.open()
+    visitor.tab.locator(".tw-history").get_by_text("look at this").click()
+    visitor.tab.get_by_text("Attach it again").wait_for()
+    assert visitor.tab.locator(".message img").count() == 0
+    visitor.ask("and?")
+    assert "The answer is 42." in visitor.wait()
+
+
 @pytest.mark.parametrize(("locale", "words"), [("en-US", "This is no picture"), ("zh-CN", "无法识别为图片")])
 def test_a_refused_upload_is_told_in_the_pages_language(
     visit: Visit, doubled: tuple[str, Double], tmp_path: Path, locale: str, words: str
@@ -318,6 +449,8 @@ def test_a_refused_upload_is_told_in_the_pages_language(
     visitor = visit(doubled[0], locale=locale).open()
     visitor.tab.set_input_files("input[type=file]", str(tmp_path / "fake.png"))
     visitor.tab.get_by_text(words).wait_for()
+    assert "fake.png" in visitor.tab.locator(".toast-body").inner_text()
+    visitor.tab.wait_for_timeout(500)  # it fades in
     visitor.show(f"refused-{locale}")
     visitor.attach(picture_path())
     visitor.ask("what?")

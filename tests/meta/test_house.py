@@ -42,7 +42,7 @@ ROOM_LINES = {
     "model": 245,
     "model/families": 45,
     "offline": 240,
-    "page": 1150,  # uploads that are judged, counted and taken away again; texts that are inert
+    "page": 1250,  # uploads that are judged, counted, paced, and give way by address; texts that are inert
     "quant": 46,
     "runner": 610,
     "scheduling": 730,  # large pictures and forms that wait; namespaces that take turns, and make way for each other

@@ -54,7 +54,7 @@ def test_gradios_chat_interface_has_the_parts_that_the_page_changes() -> None:
     from gradio.processing_utils import async_move_files_to_cache
     from gradio.routes import App
 
-    assert {"_message_as_message_dict", "_edit_message"} <= vars(gr.ChatInterface).keys()
+    assert {"_message_as_message_dict", "_edit_message", "_generate_chat_title"} <= vars(gr.ChatInterface).keys()
     assert [*inspect.signature(gr.Blocks.preprocess_data).parameters] == [
         *("self", "block_fn", "inputs", "state", "explicit_call")
     ]

@@ -5,7 +5,9 @@ import os
 import re
 import socket
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +238,43 @@ def test_of_a_conversations_pictures_one_is_held_in_full_and_together_they_are_b
     with pytest.raises(ImageTooLargeError, match="2000000"):
         page.show_tiles([{"role": "user", "content": picture("a.png") * 9}], TilingParameters(), 256)
     assert len(loaded) == 3
+
+
+def test_nobodys_upload_waits_for_the_viewing_of_pictures(double: Double) -> None:
+    is_viewed = threading.Event()
+
+    def load(*_: Any) -> Any:
+        assert is_viewed.wait(PATIENCE_S)
+        return Image.new("RGB", (8, 8))
+
+    page = Page(APIClient(double.url), None, double.url, load=load)
+    message = {"text": "what?", "files": [{"path": str(picture_path())}]}
+
+    async def view() -> None:
+        async with aclosing(page.answer(message, [])) as answer:
+            await anext(answer)
+
+    async def ask() -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            viewers = [asyncio.create_task(view()) for _ in range(40)]
+            await asyncio.sleep(0.2)
+            await asyncio.to_thread(is_viewed.set)  # as an upload is written
+            await asyncio.gather(*viewers)
+
+    asyncio.run(ask())
+
+
+def test_the_code_comes_first_and_last_and_is_not_sent_again_in_between(double: Double) -> None:
+    async def ask() -> list[tuple[Any, ...]]:
+        page = Page(APIClient(double.url), None, double.url)
+        return [given async for given in page.answer("hello", [])]
+
+    double.script = lambda body: ("a", "b", "c")
+    first, *between, last = asyncio.run(ask())
+    assert first[2:] == last[2:]
+    assert "hello" in last[2]
+    assert between
+    assert all(code == gr.skip() for given in between for code in given[2:])
 
 
 def picture(path: str) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The page's disk as strangers meet it over HTTP: what is taken, refused, and left when they are gone."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -30,7 +31,16 @@ PNG = b"\x89PNG\r\n\x1a\n".ljust(1 << 20, b"x")
 FORM = "multipart/form-data; boundary=x"
 BEGUN = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
 LIMITS = UploadLimits(
-    session_bytes=4 << 20, session_files=6, total_bytes=10 << 20, grace_s=0.1, guest_s=0.5, json_bytes=1 << 20
+    session_bytes=4 << 20,
+    session_files=6,
+    total_bytes=10 << 20,
+    grace_s=0.1,
+    guest_s=0.5,
+    settled_s=0.0,
+    patience_s=2.0,
+    request_bytes=32 << 20,
+    json_bytes=2 << 20,
+    address_json_bytes=3 << 20,
 )
 
 
@@ -273,7 +283,7 @@ def test_routes_that_store_fetch_or_write_beside_the_upload_are_closed(page: Ope
 
 
 def test_a_request_larger_than_a_conversation_is_not_read(page: OpenPage) -> None:
-    body = json.dumps({"data": ["x" * (2 << 20)]}).encode()
+    body = json.dumps({"data": ["x" * (3 << 20)]}).encode()
 
     def pieces() -> Iterator[bytes]:
         yield body
@@ -285,6 +295,66 @@ def test_a_request_larger_than_a_conversation_is_not_read(page: OpenPage) -> Non
             http.post(
                 "gradio_api/call/chat", content=pieces(), headers={"content-type": "application/json"}
             ).raise_for_status()
+
+
+def test_requests_of_one_address_are_bounded_together_and_slow_ones_end(page: OpenPage) -> None:
+    body = b'{"data": ["' + b"x" * (7 << 18)
+    head = b"POST /gradio_api/call/chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    statuses: list[int] = []
+    with page.visitor() as http, socket.create_connection(("127.0.0.1", http.base_url.port or 0)) as slow:
+        slow.settimeout(PATIENCE_S)
+        slow.sendall(head + b"Content-Length: %d\r\n\r\n" % (len(body) + 1) + body)
+
+        def ask() -> int:
+            statuses.append(http.post("gradio_api/call/chat", content=body + b'"]}').status_code)
+            return statuses[-1]
+
+        wait(lambda: ask() == 503)
+        assert slow.recv(1 << 16).startswith((b"HTTP/1.1 4", b"HTTP/1.1 5", b"")), "it does not come in time"
+        wait(lambda: ask() != 503)
+
+
+def test_an_upload_below_the_least_rate_ends_and_leaves_nothing(page: OpenPage) -> None:
+    head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: %b\r\n" % FORM.encode()
+    with page.visitor() as http, socket.create_connection(("127.0.0.1", http.base_url.port or 0)) as slow:
+        slow.settimeout(PATIENCE_S)
+        slow.sendall(head + b"Content-Length: 10000000\r\n\r\n" + BEGUN + PNG)
+        wait(lambda: bool(page.stored()))
+        answer = slow.recv(1 << 16)
+    assert b" 400 " in answer.splitlines()[0]
+    wait(lambda: not page.stored())
+
+
+def test_a_refused_upload_is_not_read_for_ever(page: OpenPage) -> None:
+    num_sent = 0
+
+    def body() -> Iterator[bytes]:
+        nonlocal num_sent
+        yield BEGUN
+        while num_sent < 200:
+            num_sent += 1
+            yield PNG
+
+    with page.visitor() as http, session(http), contextlib.suppress(httpx.TransportError):
+        refused = http.post("gradio_api/upload", content=body(), headers={"content-type": FORM})
+        assert refused.status_code == 413
+    assert num_sent < 100
+
+
+def test_a_refusal_names_the_picture_that_is_refused(page: OpenPage) -> None:
+    files = [("files", ("good.png", PNG)), ("files", ("b<i>ad.png", b"no picture at all"))]
+    with page.visitor() as http:
+        refused = http.post("gradio_api/upload", files=files)
+    assert refused.status_code == 415
+    assert refused.text.startswith("biad.png: This is no picture")
+    assert not page.stored()
+
+
+def test_a_page_asks_whether_its_session_is_open(page: OpenPage) -> None:
+    with page.visitor() as http:
+        with session(http):
+            assert http.get("tilewise/session").text == "open"
+        wait(lambda: http.get("tilewise/session").text == "closed")
 
 
 def test_no_component_fetches_an_address_that_a_value_names(page: OpenPage) -> None:
@@ -312,9 +382,61 @@ def test_a_restored_conversation_names_no_file_of_the_working_directory(
     with page.visitor() as http:
         number = page.find_function("_load_conversation")
         answer = page.call(http, number, [0, kept], event_data={"index": 0, "value": None})
-        assert answer.status_code == 500
-        assert "picture itself" in answer.text
+        assert answer.status_code == 200
+        assert "Attach it again" in answer.text
+        assert "secret" not in answer.text
     assert not page.stored()
+
+
+def test_after_a_restart_a_saved_chat_is_shown_without_its_pictures_and_the_others_as_they_were(
+    page: OpenPage, tmp_path: Path
+) -> None:
+    with Double() as double, gradios_loops_closed(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "before"))
+        before = create_page(APIClient(double.url))
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        with httpx.Client(base_url=launch_page(before, "127.0.0.1", port), trust_env=False) as http, session(http):
+            (path,) = upload(http).json()
+        before.close(verbose=False)
+    file = {"path": path, "url": None, "meta": {"_type": "gradio.FileData"}}
+    chats = [
+        [{"role": "user", "content": [{"type": "file", "file": file}, {"type": "text", "text": "one"}]}],
+        [{"role": "user", "content": [{"type": "text", "text": "two"}]}],
+    ]
+    with page.visitor() as http:
+        number = page.find_function("_load_conversation")
+        for index, told in enumerate(("one", "two")):
+            answer = page.call(http, number, [index, chats], event_data={"index": index, "value": None})
+            assert answer.status_code == 200
+            assert told in answer.text
+            assert ("Attach it again" in answer.text) == (index == 0)
+            assert path not in answer.text
+
+
+def test_a_text_or_a_chat_longer_than_any_session_is_refused(page: OpenPage) -> None:
+    part = {"type": "text", "text": "x" * 500_000}
+    chat = [{"role": "user", "content": [part], "metadata": None, "options": None}] * 3
+    with page.visitor() as http:
+        number = page.find_function("_edit_message")
+        refused = [
+            page.call(http, number, [chat[:1]], event_data={"index": 0, "value": "x" * 100_001, "previous_value": ""})
+        ]
+        refused.append(page.call(http, number, [chat], event_data={"index": 0, "value": "x"}))
+        kept = page.call(
+            http, number, [chat[:1]], event_data={"index": 0, "value": "x" * 100_000, "previous_value": ""}
+        )
+    assert [answer.status_code for answer in refused] == [500, 500]
+    assert "at most 100000 characters" in refused[0].text
+    assert "Start a new one" in refused[1].text
+    assert kept.status_code == 200
+
+
+def test_a_question_longer_than_any_session_is_not_asked(page: OpenPage) -> None:
+    program = gradio_client.Client(page.address, verbose=False)
+    with pytest.raises(gradio_client.exceptions.AppError, match="at most 100000 characters"):
+        program.predict({"text": "x" * 100_001, "files": []}, api_name="/chat")
+    program.close()
 
 
 def test_a_message_cannot_bring_a_component(page: OpenPage) -> None:

@@ -1,12 +1,13 @@
 """A text for the browser: nothing in it begins HTML, and it stays the text that it was."""
 
+import re
 from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tilewise.page.markup import make_inert, restore
+from tilewise.page.markup import SIGN, make_inert, restore
 
 ATTACKS = (
     '<div style="position:fixed;inset:0">x</div>',
@@ -14,10 +15,30 @@ ATTACKS = (
     "</div><!-- x --><!DOCTYPE html><?php ?><![CDATA[x]]>",
     "\\<b class=tw-box>",
     "$$\n```\n<img src=x>\n```\n$$",
-    "<\u2060div><<a>><\u2060<b>",
+    "<\ufdd0div><<a>><\ufdd0<b>",
 )
 PIECES = st.sampled_from(
-    ["<", ">", "!", "[", "]", "(", "x", " ", "/", "`", "```", "~~~", "mermaid", "\u2060", "&lt;", "\n", "\\"]
+    [
+        "<",
+        ">",
+        "!",
+        "[",
+        "]",
+        "(",
+        "x",
+        " ",
+        "/",
+        "`",
+        "```",
+        "~~~",
+        "mermaid",
+        "\ufdd0",
+        "\ufeff",
+        "\xa0",
+        "&lt;",
+        "\n",
+        "\\",
+    ]
 )
 
 
@@ -60,17 +81,17 @@ def test_an_html_parser_finds_text_alone_wherever_an_answer_is_put(attack: str) 
 
 
 @given(st.one_of(st.text(), st.lists(PIECES).map("".join)))
-def test_every_text_is_inert_and_comes_back(text: str) -> None:
+def test_every_text_is_inert_and_comes_back_without_signs(text: str) -> None:
     inert = make_inert(text)
-    assert restore(inert) == text
-    assert inert.replace("\u2060", "") == text.replace("\u2060", "")
+    assert restore(inert) == text.replace(SIGN, "")
+    assert make_inert(inert) == inert
     assert "![" not in inert
-    assert "```mermaid" not in inert
+    assert not re.search(r"(```|~~~)([^\S\n]|\ufeff)*mermaid", inert, re.IGNORECASE)
     assert not find_tags(inert + " rest")
 
 
 @pytest.mark.parametrize(
-    "text", ["a < b", "x<5 && y > 3", "**bold** `code` | a | b |", "- [link](https://x.example)", "$$a<1$$"]
+    "text", ["a < b", "x<5 && y > 3", "**bold** `code` | a | b |", "- [link](https://x.example)", "$$a<1$$", "a\u2060b"]
 )
 def test_a_text_that_begins_nothing_is_left_as_it_is(text: str) -> None:
     assert make_inert(text) == text

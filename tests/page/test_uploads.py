@@ -8,7 +8,7 @@ import pytest
 
 from tilewise.errors import ConfigError, ImageError
 from tilewise.inputs.media.policy import ImageLimits
-from tilewise.page.uploads import Upload, UploadLimits, UploadRefusedError, Uploads
+from tilewise.page.uploads import Sender, Upload, UploadLimits, UploadRefusedError, Uploads
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
 
@@ -28,18 +28,24 @@ def clock() -> Clock:
 
 
 def create(folder: Path, clock: Clock, **limits: float) -> Uploads:
-    chosen = {"session_bytes": 100, "session_files": 8, "total_bytes": 250, "total_files": 16, **limits}
-    return Uploads(folder, UploadLimits(**chosen), clock)  # type: ignore[arg-type]
+    small = {"session_bytes": 100, "session_files": 8, "total_bytes": 250, "total_files": 16, "settled_s": 0, **limits}
+    return Uploads(folder, UploadLimits(**small), clock)  # type: ignore[arg-type]
 
 
-def put(uploads: Uploads, owner: str, num_bytes: int, name: str = "a.png") -> Upload:
-    upload = uploads.begin(owner, owner, name, PNG)
+def begin(uploads: Uploads, owner: str, num_bytes: int, name: str = "a.png", address: str | None = None) -> Upload:
+    upload = uploads.begin(Sender(address or owner, owner), name, PNG)
     try:
         uploads.write(upload, bytes(num_bytes))
     except UploadRefusedError:
         uploads.drop(upload)
         raise
+    return upload
+
+
+def put(uploads: Uploads, owner: str, num_bytes: int, name: str = "a.png", address: str | None = None) -> Upload:
+    upload = begin(uploads, owner, num_bytes, name, address)
     uploads.finish(upload)
+    uploads.keep([upload])
     return upload
 
 
@@ -98,10 +104,10 @@ def test_a_guests_pictures_go_after_minutes_and_the_oldest_give_way(tmp_path: Pa
 
 def test_what_came_before_its_page_was_open_becomes_the_sessions(tmp_path: Path, clock: Clock) -> None:
     uploads = create(tmp_path, clock, grace_s=0)
-    upload = uploads.begin("a", "guest", "a.png", PNG)
-    uploads.write(upload, bytes(60))
+    upload = begin(uploads, "a", 60, address="guest")
     uploads.open_session("a")
     uploads.finish(upload)
+    uploads.keep([upload])
     clock.now_s = 1000
     uploads.expire()
     assert upload.path.exists()
@@ -150,8 +156,7 @@ def test_a_picture_is_bounded_while_it_is_written_and_a_dropped_one_leaves_nothi
 ) -> None:
     uploads = create(tmp_path, clock, session_bytes=250, image=ImageLimits(max_bytes=100))  # type: ignore[arg-type]
     uploads.open_session("a")
-    upload = uploads.begin("a", "a", "a.png", PNG)
-    uploads.write(upload, bytes(100))
+    upload = begin(uploads, "a", 100)
     with pytest.raises(UploadRefusedError, match="upload_large"):
         uploads.write(upload, b"x")
     uploads.drop(upload)
@@ -186,7 +191,7 @@ def test_what_is_no_picture_is_never_begun(tmp_path: Path, clock: Clock) -> None
     uploads = create(tmp_path, clock)
     for head in (b"", b"<svg xmlns=''>", b"%PDF-1.7 ....", b"RIFF....WAVE", b"\x00\x00\x00\x18ftypheic"):
         with pytest.raises(ImageError):
-            uploads.begin("a", "a", "a.png", head)
+            uploads.begin(Sender("a", "a"), "a.png", head)
     assert not list(tmp_path.iterdir())
 
 
@@ -196,13 +201,13 @@ def test_whatever_happens_the_disk_holds_no_more_than_the_limits_say(tmp_path: P
     opened: list[str] = []
     for _ in range(2000):
         owner = f"owner {dice.randrange(6)}"
-        chosen = dice.random()
-        if chosen < 0.15:
+        step = dice.random()
+        if step < 0.15:
             uploads.open_session(owner)
             opened.append(owner)
-        elif chosen < 0.3 and opened:
+        elif step < 0.3 and opened:
             uploads.close_session(opened.pop(dice.randrange(len(opened))))
-        elif chosen < 0.4:
+        elif step < 0.4:
             clock.now_s += dice.random() * 10
             uploads.expire()
         else:
@@ -215,6 +220,109 @@ def test_whatever_happens_the_disk_holds_no_more_than_the_limits_say(tmp_path: P
     clock.now_s += 100
     uploads.expire()
     assert not list(tmp_path.iterdir())
+
+
+def test_unfinished_uploads_give_way_to_a_newcomer_the_slowest_first(tmp_path: Path, clock: Clock) -> None:
+    uploads = create(tmp_path, clock)
+    for owner in ("greedy 1", "greedy 2", "newcomer"):
+        uploads.open_session(owner)
+    fast, slow = begin(uploads, "greedy 1", 60, address="one"), begin(uploads, "greedy 1", 40, address="one")
+    clock.now_s = 60
+    begin(uploads, "greedy 2", 100, address="one")
+    put(uploads, "newcomer", 60)
+    assert not slow.path.exists()
+    assert fast.path.exists()
+    with pytest.raises(UploadRefusedError, match="upload_full"):
+        uploads.write(slow, b"x")
+    uploads.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_thousands_of_sessions_of_one_picture_cannot_lock_a_newcomer_out(tmp_path: Path, clock: Clock) -> None:
+    for address in ("there", "here"):  # elsewhere, or behind the same proxy as they are
+        uploads = create(tmp_path / address, clock)
+        for number in range(16):
+            uploads.open_session(f"greedy {number}")
+            put(uploads, f"greedy {number}", 1, address="here")
+        uploads.open_session("newcomer")
+        mine = put(uploads, "newcomer", 16, address=address)
+        assert mine.path.exists()
+        assert on_disk(tmp_path / address) == 31
+
+
+def test_the_address_that_holds_most_gives_way_however_many_sessions_it_has(tmp_path: Path, clock: Clock) -> None:
+    uploads = create(tmp_path, clock)
+    for owner in ("honest", "newcomer"):
+        uploads.open_session(owner)
+    mine = put(uploads, "honest", 50)
+    for number in range(10):
+        uploads.open_session(f"greedy {number}")
+        put(uploads, f"greedy {number}", 20, address="one")
+    put(uploads, "newcomer", 40)
+    assert mine.path.exists()
+    assert on_disk(tmp_path) == 250
+
+
+def test_a_session_counts_once_it_has_been_open_for_a_while(tmp_path: Path, clock: Clock) -> None:
+    uploads = create(tmp_path, clock, settled_s=5)
+    for owner in ("a", "b"):
+        uploads.open_session(owner)
+    uploads.open_session("glimpse")
+    put(uploads, "glimpse", 30)
+    uploads.close_session("glimpse")
+    clock.now_s = 5
+    put(uploads, "a", 100)
+    put(uploads, "b", 100)
+    uploads.open_session("c")
+    put(uploads, "c", 30)
+    with pytest.raises(UploadRefusedError, match="upload_full"):
+        put(uploads, "c", 30)
+    assert len(list(tmp_path.iterdir())) == 3, "of what has just begun, the other's gave way"
+    clock.now_s = 10
+    put(uploads, "c", 40)
+    assert on_disk(tmp_path) <= 250
+
+
+def test_whatever_a_visitor_asks_keeps_the_pictures_for_a_grace_more(tmp_path: Path, clock: Clock) -> None:
+    uploads = create(tmp_path, clock, grace_s=60)
+    uploads.open_session("a")
+    put(uploads, "a", 60)
+    uploads.close_session("a")
+    clock.now_s = 50
+    assert not uploads.has_open_session("a")
+    clock.now_s = 100
+    assert uploads.expire() == 10
+    assert on_disk(tmp_path) == 60
+    clock.now_s = 110
+    assert uploads.expire() is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_address_has_so_many_unfinished_uploads_and_no_more(tmp_path: Path, clock: Clock) -> None:
+    uploads = create(tmp_path, clock, address_uploads=2)
+    first = begin(uploads, "a", 1, address="one")
+    begin(uploads, "b", 1, address="one")
+    with pytest.raises(UploadRefusedError, match="upload_many") as refused:
+        begin(uploads, "c", 1, address="one")
+    assert refused.value.status == 429
+    begin(uploads, "c", 1, address="two")
+    uploads.finish(first)
+    begin(uploads, "c", 1, address="one")
+    uploads.close()
+
+
+def test_no_part_of_an_upload_gives_way_to_the_next_of_its_parts(tmp_path: Path, clock: Clock) -> None:
+    uploads = create(tmp_path, clock)
+    parts = [begin(uploads, "guest", 50), begin(uploads, "guest", 50)]
+    with pytest.raises(UploadRefusedError, match="upload_session"):
+        begin(uploads, "guest", 50)
+    for part in parts:
+        uploads.finish(part)
+    uploads.keep(parts)
+    put(uploads, "guest", 50)
+    assert [part.path.exists() for part in parts] == [False, True]
+    with pytest.raises(UploadRefusedError, match="upload_full"):
+        uploads.keep(parts)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,10 @@ no model is loaded here. Pictures are read where the page itself stored them, an
 """
 
 import asyncio
-import json
 import os
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
@@ -27,15 +26,16 @@ from tilewise.errors import ImageError, TilewiseError
 from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
 from tilewise.inputs.media.sources import load_image
 from tilewise.page import views
-from tilewise.page.chat import Chat, Failure, PageBlocks
+from tilewise.page.chat import MAX_TEXT_CHARACTERS, Chat, Failure, PageBlocks
 from tilewise.page.frame import SHARED_HOSTS, FramedApp
+from tilewise.page.markup import restore
 from tilewise.page.snippets import write_curl, write_pipeline, write_sdk
 from tilewise.page.turns import Turn, read_turns
 from tilewise.page.uploads import UploadLimits, Uploads
+from tilewise.page.words import WORDS, in_both
 from tilewise.types import TilingParameters
 
 _FOLDER = Path(__file__).parent
-_WORDS: dict[str, dict[str, str]] = json.loads((_FOLDER / "words.json").read_text(encoding="utf-8"))
 _QUESTIONS = (
     "请描述图中内容",
     "What is in the picture?",
@@ -44,6 +44,7 @@ _QUESTIONS = (
 )
 _MAX_TILES = 12
 _PULSE_S = 1.0
+_MAX_SESSIONS = 256  # of which gradio keeps the chat
 _DEFAULT_LIMITS = ImageLimits()
 _DEFAULT_UPLOAD_LIMITS = UploadLimits()
 _CODE = ("curl", "openai", "tilewise")
@@ -69,7 +70,8 @@ class Page:
         self._code_url = code_url
         self._policy = ImagePolicy(limits, allowed_local_media_path=get_upload_folder())
         self._load = load
-        self._looking = threading.Lock()
+        # However many visitors there are, one picture is there in full at a time.
+        self._viewer = ThreadPoolExecutor(1, "tilewise-viewer")
         self._facts: dict[str, Any] | None = None
 
     def describe(self) -> dict[str, Any]:
@@ -83,9 +85,9 @@ class Page:
         try:
             facts = self.describe()
         except TilewiseError:
-            return views.show_head("", [_say("is_down")]), gr.update()
+            return views.show_head("", [in_both("is_down")]), gr.update()
         cut = facts.get("tilewise", {})
-        notes = [_say(key) for key in ("is_random", "is_demo") if cut.get(key)]
+        notes = [in_both(key) for key in ("is_random", "is_demo") if cut.get(key)]
         return views.show_head(str(facts["id"]), notes[:1]), cut.get("max_dynamic_patch", _MAX_TILES)
 
     async def answer(
@@ -104,6 +106,7 @@ class Page:
         Leaving the generator closes the connection, which aborts the answer in the engine.
         """
         text, look, code = "", "", ("",) * len(_CODE)
+        unchanged = (cast(Any, gr).skip(),) * len(_CODE)
         try:
             facts = await asyncio.to_thread(self.describe)
             cut = facts.get("tilewise", {})
@@ -120,18 +123,22 @@ class Page:
                 "skip_special_tokens": False,
             }
             tokens_per_tile = cut.get("tokens_per_tile", 256)
-            tiles, last = await asyncio.to_thread(self.show_tiles, body["messages"], tiling, tokens_per_tile)
+            loop = asyncio.get_running_loop()
+            tiles, last = await loop.run_in_executor(
+                self._viewer, self.show_tiles, body["messages"], tiling, tokens_per_tile
+            )
             url = self._code_url
             code = (write_curl(url, body), write_sdk(url, body), write_pipeline(self._model, body))
             look = views.panel(tiles)
             yield "", look, *code
             async for text, seen in self._follow(body):
                 look = views.panel(views.show_boxes(last, text) if seen else "", seen, tiles)
-                yield views.without_marks(text), look, *code
+                # Programs get what was given last.
+                yield views.without_marks(text), look, *(code if seen else unchanged)
         except TilewiseError as error:
             # NOTE: an error of gradio's own would leave the text box locked.
-            kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _WORDS["en"])
-            yield Failure(views.without_marks(text), f"⚠️ {' '.join(_say(kind))}\n\n{error}"), look, *code
+            kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in WORDS["en"])
+            yield Failure(views.without_marks(text), f"⚠️ {' '.join(in_both(kind))}\n\n{error}"), look, *code
 
     async def _follow(self, body: Mapping[str, Any]) -> AsyncGenerator[tuple[str, str], None]:
         """Yield the text so far; at last also what the answer took."""
@@ -146,7 +153,7 @@ class Page:
                     end = choice.get("finish_reason") or end
                     if delta := choice["delta"].get("content"):
                         first_at = first_at or time.monotonic()
-                        text += delta
+                        text += restore(delta)
                 yield text, ""
         ended_at = time.monotonic()
         first_at = first_at or ended_at
@@ -163,10 +170,8 @@ class Page:
         parts = [part for message in messages if message["role"] == "user" for part in message["content"]]
         paths = [Path(part["image_url"]["url"]) for part in parts if part["type"] == "image_url"]
         small: list[Image.Image] = []
-        with self._looking:  # however many visitors there are, one picture is there in full at a time
-            return views.show_tiles(self._load_each(paths, small), tiling, tokens_per_tile), small[
-                -1
-            ] if small else None
+        shown = views.show_tiles(self._load_each(paths, small), tiling, tokens_per_tile)
+        return shown, (small[-1] if small else None)
 
     def _load_each(self, paths: Sequence[Path], small: list[Image.Image]) -> Iterator[Image.Image]:
         """Give one picture after another, each from the page's own folder or the bundled one; `small` gets the last."""
@@ -178,7 +183,7 @@ class Page:
             except ImageError:
                 if path.exists():
                     raise
-                raise ImageError(" ".join(_say("picture_gone"))) from None
+                raise ImageError(" ".join(in_both("picture_gone"))) from None
             num_pixels += picture.width * picture.height
             self._policy.limits.check_request(len(paths), num_pixels)
             yield picture
@@ -250,10 +255,6 @@ def _word(key: str) -> Any:
     return I18nData(f"tilewise_{key}")
 
 
-def _say(key: str) -> tuple[str, str]:
-    return _WORDS["en"][key], _WORDS["zh-CN"][key]
-
-
 def _create_chat(page: Page, settings: list[Any], shown: list[Any]) -> Chat:
     picture = str(picture_path())
     chatbot = gr.Chatbot(
@@ -270,7 +271,7 @@ def _create_chat(page: Page, settings: list[Any], shown: list[Any]) -> Chat:
         file_count="multiple",
         placeholder=_word("message"),
         show_label=False,
-        max_plain_text_length=100_000,
+        max_plain_text_length=MAX_TEXT_CHARACTERS,
         stop_btn=True,
     )
     return Chat(
@@ -305,7 +306,7 @@ def launch_page(
     """
     uploads = Uploads(Path(get_upload_folder()), upload_limits)
     theme = Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    words = {language: {f"tilewise_{key}": text for key, text in _WORDS[language].items()} for language in _WORDS}
+    words = {language: {f"tilewise_{key}": text for key, text in WORDS[language].items()} for language in WORDS}
     _, address, _ = blocks.launch(
         server_name=server_name,
         server_port=server_port,
@@ -314,7 +315,8 @@ def launch_page(
         quiet=not is_shared,
         allowed_paths=[str(picture_path())],
         max_file_size=upload_limits.image.max_bytes,
-        footer_links=["settings"],
+        footer_links=[],  # its settings offer to record the screen, on routes that are closed
+        state_session_capacity=_MAX_SESSIONS,
         run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
@@ -322,6 +324,6 @@ def launch_page(
         theme=theme,
         css_paths=_FOLDER / "page.css",
         i18n=gr.I18n(**words),
-        _app=FramedApp([*allowed_hosts, *(SHARED_HOSTS if is_shared else ())], uploads, _WORDS),
+        _app=FramedApp([*allowed_hosts, *(SHARED_HOSTS if is_shared else ())], uploads, WORDS),
     )
     return address

@@ -4,8 +4,8 @@ A question's pictures, its text, and a failure are messages of their own. What t
 the conversation keeps, and programs get, is the text itself. No component of the page stores a file, or fetches one.
 """
 
-import itertools
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import gradio as gr
@@ -14,6 +14,12 @@ from gradio.utils import abspath, get_upload_folder
 from tilewise.demo import picture_path
 from tilewise.page.markup import make_inert, restore
 from tilewise.page.turns import FAILED, as_list
+from tilewise.page.words import in_both
+
+# Of a question, and of a whole chat: more than a session of the model holds.
+MAX_TEXT_CHARACTERS = 100_000
+_MAX_CHAT_CHARACTERS = 1_000_000
+_LOST_PICTURE = {"type": "text", "text": " ".join(in_both("picture_gone"))}
 
 
 class Failure(str):
@@ -30,7 +36,7 @@ class Failure(str):
 
 
 class Chat(gr.ChatInterface):
-    """gradio's, but a question's pictures, its text, and a failure are messages of their own.
+    """Gives each picture, each text and each failure a message of its own.
 
     QUIRK: in the browser, gradio cannot edit a text that shares a message with files.
     """
@@ -43,14 +49,19 @@ class Chat(gr.ChatInterface):
         parts = [(turn, turn["content"]) for turn in turns]
         return [{**turn, "content": part} for turn, all_of in parts for part in as_list(all_of)]
 
+    def _generate_chat_title(self, conversation: Any) -> str:
+        told = [message for message in conversation if _LOST_PICTURE not in as_list(message["content"])]
+        return cast(Any, super())._generate_chat_title(told)
+
     def _edit_message(self, history: Any, edit_data: gr.EditData) -> Any:
         edited = restore(str(edit_data.value))
-        *kept, _ = cast(tuple[Any, ...], super()._edit_message(history, edit_data))  # pyright: ignore[reportUnknownMemberType]
-        return *kept, edited
+        _check_length(edited)
+        history, state, _ = cast(Any, super())._edit_message(history, edit_data)
+        return history, state, edited
 
 
 class PageBlocks(gr.Blocks):
-    """gradio's, held to texts and to the pictures that were uploaded to the page, beside the bundled one.
+    """Checks what each of the page's functions is given, and makes texts inert in what it gives.
 
     Gradio fetches whatever address a value names, for any component. It copies files of the working directory and of
     the system's temporary folder where a conversation that a browser restores names one. It creates the components that
@@ -60,35 +71,55 @@ class PageBlocks(gr.Blocks):
     """
 
     async def preprocess_data(self, block_fn: Any, inputs: Any, state: Any, explicit_call: bool = False) -> Any:
-        """Give functions the texts themselves.
+        """Give functions the texts themselves, and a text in place of each picture that is not kept any more.
 
         Raises:
-            gradio.Error: a message holds a component.
+            gradio.Error: a message holds a component, or a text is too long.
         """
         _hold_to_uploads(block_fn.inputs, state)
-        is_chat = [isinstance(component, gr.Chatbot) for component in block_fn.inputs]
-        if any(_holds_component(value) for value, is_messages in zip(inputs, is_chat, strict=False) if is_messages):
-            raise gr.Error("A message holds text and pictures only.", print_exception=False)
-        values = await cast(Any, super()).preprocess_data(block_fn, inputs, state, explicit_call)
-        for messages in itertools.compress(values, is_chat):
-            for part in _texts(messages):
-                part["text"] = restore(part["text"])
-        return values
+        checked = [_check(component, value) for component, value in zip(block_fn.inputs, inputs, strict=False)]
+        return await cast(Any, super()).preprocess_data(block_fn, checked, state, explicit_call)
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> Any:
         """Give browsers what they may show of the texts."""
         _hold_to_uploads(block_fn.outputs, state)
         data = await cast(Any, super()).postprocess_data(block_fn, predictions, state)
-        is_chat = [isinstance(component, gr.Chatbot) for component in block_fn.outputs]
-        for value in itertools.compress(data, is_chat):
-            messages = _find_messages(value)
-            for message in messages:
-                metadata = cast(dict[str, Any], message.get("metadata") or {})
-                message["metadata"] = FAILED if metadata.get("id") == FAILED["id"] else None
-                message["options"] = None
-            for part in _texts(messages):
-                part["text"] = make_inert(part["text"])
+        for component, value in zip(block_fn.outputs, data, strict=False):
+            if isinstance(component, gr.Chatbot):
+                _make_messages_inert(_find_messages(value))
         return data
+
+
+def _check(component: Any, value: Any) -> Any:
+    """What a function may get of the value that a client sent for a component."""
+    value = _restore_all(value)
+    if isinstance(component, gr.Chatbot):
+        if _holds_component(value):
+            raise gr.Error("A message holds text and pictures only.", print_exception=False)
+        if _count_characters(value) > _MAX_CHAT_CHARACTERS:
+            raise gr.Error(
+                f"A chat has at most {_MAX_CHAT_CHARACTERS} characters. Start a new one.", print_exception=False
+            )
+    elif isinstance(component, (gr.Textbox, gr.MultimodalTextbox)):
+        _check_length(value)
+    if isinstance(component, (gr.Chatbot, gr.BrowserState)) and isinstance(value, list):
+        return _replace_lost_pictures(value)
+    return value
+
+
+def _check_length(value: Any) -> None:
+    if _count_characters(value) > MAX_TEXT_CHARACTERS:
+        raise gr.Error(f"A text has at most {MAX_TEXT_CHARACTERS} characters. Shorten it.", print_exception=False)
+
+
+def _make_messages_inert(messages: list[Any]) -> None:
+    for message in messages:
+        metadata = cast(dict[str, Any], message.get("metadata") or {})
+        message["metadata"] = FAILED if metadata.get("id") == FAILED["id"] else None
+        message["options"] = None
+        for part in message["content"]:
+            if part["type"] == "text":
+                part["text"] = make_inert(part["text"])
 
 
 def _find_messages(value: Any) -> list[Any]:
@@ -98,23 +129,60 @@ def _find_messages(value: Any) -> list[Any]:
     return cast(list[Any], value or [])
 
 
-def _texts(messages: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    return (part for message in messages for part in message["content"] if part["type"] == "text")
+def _children(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        yield from cast(dict[str, Any], value).values()
+    elif isinstance(value, list):
+        yield from cast(list[Any], value)
 
 
 def _holds_component(value: Any) -> bool:
+    return (isinstance(value, dict) and "component" in value) or any(map(_holds_component, _children(value)))
+
+
+def _count_characters(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    return sum(map(_count_characters, _children(value)))
+
+
+def _restore_all(value: Any) -> Any:
+    if isinstance(value, str):
+        return restore(value)
+    if isinstance(value, list):
+        return [_restore_all(item) for item in cast(list[Any], value)]
     if isinstance(value, dict):
-        return "component" in value or any(map(_holds_component, cast(dict[str, Any], value).values()))
-    return isinstance(value, list) and any(map(_holds_component, cast(list[Any], value)))
+        return {key: _restore_all(item) for key, item in cast(dict[str, Any], value).items()}
+    return value
+
+
+def _replace_lost_pictures(value: Any) -> Any:
+    """The messages, with a text for each part whose picture is not kept: gradio refuses a whole request for one."""
+    if isinstance(value, list):
+        return [_replace_lost_pictures(item) for item in cast(list[Any], value)]
+    if not isinstance(value, dict):
+        return value
+    part = cast(dict[str, Any], value)
+    file = part.get("file", part)
+    if isinstance(file, dict) and "path" in file and not _is_kept(cast(dict[str, Any], file)["path"]):
+        return dict(_LOST_PICTURE)
+    return {key: _replace_lost_pictures(item) for key, item in part.items()}
+
+
+def _is_kept(path: Any) -> bool:
+    kept = abspath(str(path))
+    return kept == picture_path() or (kept.is_relative_to(abspath(get_upload_folder())) and Path(kept).is_file())
 
 
 def _hold_to_uploads(components: Iterable[Any], state: Any) -> None:
     for component in components:
         # NOTE: an update gives the session a component of its own, which has nothing of what was set on the first.
-        own = state[component._id] if state is not None and component._id in state else component
-        store = getattr(own, "async_move_resource_to_block_cache", None)
+        current = component
+        if state is not None and component._id in state:
+            current = state[component._id]
+        store = getattr(current, "async_move_resource_to_block_cache", None)
         if store is not None and not isinstance(store, _Store):
-            own.async_move_resource_to_block_cache = _Store(store)
+            current.async_move_resource_to_block_cache = _Store(store)
 
 
 class _Store:

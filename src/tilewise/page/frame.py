@@ -9,7 +9,7 @@ from gradio.routes import App, ORJSONResponse
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 
-from tilewise.page.intake import Intake
+from tilewise.page.intake import SESSION, Intake
 from tilewise.page.uploads import Uploads
 from tilewise.serving.http.hosts import is_cross_origin, is_rebound
 
@@ -32,7 +32,7 @@ _ROUTES = {
     "GET": re.compile(
         r"/|/config/?|/(assets|static|svelte)/.*|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/pwa_icon(/.*)?"
         r"|/gradio_api/(info/?|startup-events|app_id/?|heartbeat/[^/]+|queue/(data|status)|call/[^/]+/[^/]+"
-        r"|file=(?!(?i:https?:)).+)",
+        r"|file=(?!(?i:https?:)).+)|" + re.escape(SESSION),
         re.DOTALL,
     ),
     "POST": re.compile(r"/gradio_api/(upload|queue/join|(call|run)/[^/]+/?|cancel|reset/?)"),
@@ -57,13 +57,13 @@ class _Gate:
             await send(message)
 
         hosts = self._allowed_hosts
-        if scope["type"] == "lifespan":
-            chosen = self._app
-        elif is_rebound(scope, hosts) or is_cross_origin(scope, hosts):
-            chosen = _REFUSAL
-        else:
-            chosen = self._app if _is_open(scope) else _NO_ROUTE
-        await chosen(scope, receive, send_without_leave)
+        answer = self._app
+        if scope["type"] != "lifespan":
+            if is_rebound(scope, hosts) or is_cross_origin(scope, hosts):
+                answer = _REFUSAL
+            elif not _is_open(scope):
+                answer = _NO_ROUTE
+        await answer(scope, receive, send_without_leave)
 
 
 def _is_open(scope: Any) -> bool:

@@ -7,24 +7,27 @@ would write first, keep everything, and remember every upload's name for ever.
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Mapping
 from secrets import token_hex
 from typing import Any
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, PlainTextResponse
 
-from tilewise.errors import ImageError
-from tilewise.page.uploads import HEAD_BYTES, Upload, UploadRefusedError, Uploads
+from tilewise.page.form import UploadForm
+from tilewise.page.uploads import UNSAFE_IN_NAMES, Sender, UploadLimits, UploadRefusedError, Uploads
 
 _UPLOAD = "/gradio_api/upload"
 _HEARTBEAT = "/gradio_api/heartbeat/"
+# Where the page's script asks whether its heartbeat has come through.
+SESSION = "/tilewise/session"
 # Where browsers and gradio's own client come in first.
 _ENTRANCES = ("/", "/config", "/config/")
 VISITOR = "tilewise-visitor"
 LANGUAGE = "tilewise-language"
 _VISITOR_ID = re.compile(r"[0-9a-f]{32}")
+_DISCONNECT = {"type": "http.disconnect"}
 
 
 class Intake:
@@ -34,7 +37,9 @@ class Intake:
         """`words` are the page's, a mapping for each language."""
         self._app = app
         self._uploads = uploads
+        self._limits = uploads.limits
         self._words = words
+        self._json_bytes: Counter[str] = Counter()  # by address
         self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -44,20 +49,23 @@ class Intake:
                 await self._app(scope, receive, send)
             finally:
                 self._stop()
-        elif scope["type"] != "http":
-            await self._app(scope, receive, send)
-        elif scope["path"] == _UPLOAD and scope["method"] == "POST":
-            await self._answer_upload(scope, receive, send)
-        elif scope["path"].startswith(_HEARTBEAT):
-            await self._hold_session(scope, receive, send)
-        else:
-            await self._pass(scope, receive, send)
-
-    async def _hold_session(self, scope: Any, receive: Any, send: Any) -> None:
-        visitor = _read_cookies(scope).get(VISITOR)
-        if visitor is None:
+            return
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        visitor = _read_visitor(scope)
+        has_session = self._uploads.has_open_session(visitor)
+        if scope["path"] == _UPLOAD and scope["method"] == "POST":
+            await self._answer_upload(scope, receive, send)
+        elif scope["path"] == SESSION:
+            answer = PlainTextResponse("open" if has_session else "closed", 200, {"cache-control": "no-store"})
+            await answer(scope, receive, send)
+        elif scope["path"].startswith(_HEARTBEAT) and visitor is not None:
+            await self._hold_session(visitor, scope, receive, send)
+        else:
+            await self._answer_other(scope, receive, send)
+
+    async def _hold_session(self, visitor: str, scope: Any, receive: Any, send: Any) -> None:
         self._uploads.open_session(visitor)
         try:
             await self._app(scope, receive, send)
@@ -65,16 +73,21 @@ class Intake:
             self._uploads.close_session(visitor)
             self._expire()
 
-    async def _pass(self, scope: Any, receive: Any, send: Any) -> None:
-        is_new = scope["path"] in _ENTRANCES and VISITOR not in _read_cookies(scope)
-        most_bytes = self._uploads.limits.json_bytes
-        num_bytes = 0
+    async def _answer_other(self, scope: Any, receive: Any, send: Any) -> None:
+        body = _Body(receive, self._limits)
+        address = _read_address(scope)
+        is_new = scope["path"] in _ENTRANCES and _read_visitor(scope) is None
 
         async def receive_bounded() -> Any:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            return {"type": "http.disconnect"} if num_bytes > most_bytes else message
+            if body.is_whole:
+                return await receive()
+            try:
+                message = await body.receive()
+            except TimeoutError:
+                return _DISCONNECT
+            num_bytes = len(message.get("body", b""))
+            self._json_bytes[address] += num_bytes
+            return message if self._find_excess(address, body.num_bytes, 0) is None else _DISCONNECT
 
         async def send_with_cookie(message: Any) -> None:
             if is_new and message["type"] == "http.response.start":
@@ -82,72 +95,100 @@ class Intake:
                 message["headers"] = [*message["headers"], (b"set-cookie", cookie.encode())]
             await send(message)
 
-        announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced[:20]) > most_bytes:
-            await self._refuse(UploadRefusedError(413, "upload_text"), scope, receive, send)
-        else:
+        excess = self._find_excess(address, 0, _read_length(scope))
+        if excess is not None:
+            await self._refuse(excess, "", scope, receive, send, is_whole=False)
+            return
+        try:
             await self._app(scope, receive_bounded, send_with_cookie)
+        finally:
+            self._json_bytes[address] -= body.num_bytes
+            if not self._json_bytes[address]:
+                del self._json_bytes[address]
+
+    def _find_excess(self, address: str, num_bytes: int, num_more: int) -> UploadRefusedError | None:
+        """Why a request of so many bytes, with some more to come, is refused."""
+        limits = self._limits
+        if num_bytes + num_more > limits.json_bytes:
+            return UploadRefusedError(413, "upload_text")
+        is_address_full = self._json_bytes[address] + num_more > limits.address_json_bytes
+        if is_address_full or self._json_bytes.total() + num_more > limits.all_json_bytes:
+            return UploadRefusedError(503, "CapacityError")
+        return None
 
     async def _answer_upload(self, scope: Any, receive: Any, send: Any) -> None:
-        guest = f"guest {(scope.get('client') or ('',))[0]}"
-        parts = _Parts(self._uploads, _read_cookies(scope).get(VISITOR), guest)
+        sender = Sender(_read_address(scope), _read_visitor(scope))
+        body = _Body(receive, self._limits)
+        form: UploadForm | None = None
         try:
-            try:
-                await self._read(scope, receive, parts)
-            except TimeoutError:
-                raise UploadRefusedError(400, "upload_slow") from None
-            except FormParserError:
-                raise UploadRefusedError(400, "upload_form") from None
+            form = UploadForm(self._uploads, sender, HTTPConnection(scope).headers.get("content-type"))
+            await self._read_form(body, form)
+            answer = JSONResponse(form.keep())
         except UploadRefusedError as refused:
-            parts.drop()
-            await self._refuse(refused, scope, receive, send)
+            name = form.name if form is not None else ""
+            await self._drain(body)
+            await self._refuse(refused, name, scope, receive, send, is_whole=body.is_whole)
         else:
-            await JSONResponse(parts.keep())(scope, receive, send)
+            await answer(scope, receive, send)
         finally:
-            parts.drop()  # also where the visitor has left
+            if form is not None:
+                form.drop()  # also where the visitor has left
             self._expire()
 
-    async def _read(self, scope: Any, receive: Any, parts: "_Parts") -> None:
-        headers = dict(scope["headers"])
-        kind, options = parse_options_header(headers.get(b"content-type"))
-        if kind != b"multipart/form-data" or b"boundary" not in options:
-            raise UploadRefusedError(400, "upload_form")
-        parser = MultipartParser(options[b"boundary"], parts.callbacks())
-        refused: UploadRefusedError | FormParserError | None = None
-        ends_at = asyncio.get_running_loop().time() + self._uploads.limits.request_s
-        is_more = True
-        while is_more:
-            async with asyncio.timeout_at(ends_at):
-                message = await receive()
-            if message["type"] == "http.disconnect":
-                raise UploadRefusedError(400, "upload_form")
-            is_more = message.get("more_body", False)
-            # A refused upload is read on: a browser reads no answer before it has sent everything.
-            if refused is None:
-                try:
-                    await asyncio.to_thread(parser.write, message.get("body", b""))
-                except (UploadRefusedError, FormParserError) as error:
-                    refused = error
-                    parts.drop()
-        if refused is not None:
-            raise refused
-        if not parts.is_ended:
-            raise UploadRefusedError(400, "upload_form")
+    async def _read_form(self, body: "_Body", form: UploadForm) -> None:
+        """Write the pictures of a whole form.
 
-    async def _refuse(self, refused: UploadRefusedError, scope: Any, receive: Any, send: Any) -> None:
-        words = self._words[_read_language(scope)]
-        limits = self._uploads.limits
+        Raises:
+            UploadRefusedError: a picture is not kept, the form is not whole, too large, or too slow.
+        """
+        try:
+            while not body.is_whole:
+                message = await body.receive()
+                if message["type"] == "http.disconnect":
+                    raise UploadRefusedError(400, "upload_form")
+                if body.num_bytes > self._limits.request_bytes:
+                    raise UploadRefusedError(413, "upload_session")
+                await asyncio.to_thread(form.write, message.get("body", b""))
+        except TimeoutError:
+            raise UploadRefusedError(400, "upload_slow") from None
+        except UploadRefusedError:
+            form.drop()
+            raise
+
+    async def _drain(self, body: "_Body") -> None:
+        """Read a refused upload on, up to a bound: a browser reads no answer before it has sent everything."""
+        try:
+            while not body.is_whole and body.num_bytes <= self._limits.request_bytes:
+                await body.receive()
+        except TimeoutError:
+            return
+
+    async def _refuse(
+        self, refused: UploadRefusedError, name: str, scope: Any, receive: Any, send: Any, *, is_whole: bool
+    ) -> None:
+        is_chinese = HTTPConnection(scope).cookies.get(LANGUAGE, "").startswith("zh")
+        words, limits = self._words["zh-CN" if is_chinese else "en"], self._limits
         text = words[refused.word].format(
-            picture_mb=limits.image.max_bytes >> 20, session_mb=limits.session_bytes >> 20, files=limits.session_files
+            picture_mb=limits.image.max_bytes >> 20,
+            session_mb=limits.session_bytes >> 20,
+            files=limits.session_files,
+            minutes=round(limits.grace_s / 60),
         )
-        await PlainTextResponse(text, refused.status, {"cache-control": "no-store"})(scope, receive, send)
+        if name:
+            text = f"{UNSAFE_IN_NAMES.sub('', name)[:80]}: {text}"
+        headers = {"cache-control": "no-store"}
+        if not is_whole:
+            headers["connection"] = "close"  # so that uvicorn does not read it to its end
+        await PlainTextResponse(text, refused.status, headers)(scope, receive, send)
 
     def _expire(self) -> None:
-        """Take away whose time has come, and come back when the next one's has."""
+        """Take away what is over, and set a timer for what comes next."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         wait_s = self._uploads.expire()
-        self._timer = None if wait_s is None else asyncio.get_running_loop().call_later(wait_s, self._expire)
+        if wait_s is not None:
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._expire)
 
     def _stop(self) -> None:
         if self._timer is not None:
@@ -155,111 +196,47 @@ class Intake:
         self._uploads.close()
 
 
-class _Parts:
-    """The parts of one upload, as the parser tells of them."""
+class _Body:
+    """A request's body as it comes, at the least rate or faster."""
 
-    def __init__(self, uploads: Uploads, visitor: str | None, guest: str) -> None:
-        self._uploads = uploads
-        self._visitor = visitor
-        self._guest = guest
-        self.is_ended = False
-        self._whole: list[Upload] = []
-        self._begun: Upload | None = None
-        self._head = b""
-        self._name = ""
-        self._field = b""
-        self._value = b""
+    def __init__(self, receive: Any, limits: UploadLimits) -> None:
+        now = asyncio.get_running_loop().time()
+        self._receive = receive
+        self._limits = limits
+        self._ends_at = now + limits.request_s
+        self._slow_at = now + limits.patience_s
+        self.num_bytes = 0
+        self.is_whole = False  # or the client is gone
 
-    def callbacks(self) -> Any:
-        return {
-            "on_part_begin": self._begin,
-            "on_header_field": self._add_to_field,
-            "on_header_value": self._add_to_value,
-            "on_header_end": self._end_header,
-            "on_headers_finished": self._check_name,
-            "on_part_data": self._add,
-            "on_part_end": self._end,
-            "on_end": self._end_form,
-        }
+    async def receive(self) -> Any:
+        """The next message.
 
-    def keep(self) -> list[str]:
-        """The paths of the pictures, which are whole now."""
-        kept = self._whole
-        self._whole = []
-        return [str(upload.path) for upload in kept]
-
-    def drop(self) -> None:
-        """Leave nothing of what has not been kept."""
-        for upload in (*self._whole, *(() if self._begun is None else (self._begun,))):
-            self._uploads.drop(upload)
-        self._whole = []
-        self._begun = None
-
-    def _begin(self) -> None:
-        self._head = self._field = self._value = b""
-        self._name = ""
-
-    def _add_to_field(self, data: bytes, start: int, end: int) -> None:
-        self._field += data[start:end]
-
-    def _add_to_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _end_header(self) -> None:
-        if self._field.lower() == b"content-disposition":
-            _, options = parse_options_header(self._value)
-            if options.get(b"name") == b"files":
-                self._name = options.get(b"filename", b"").decode("utf-8", "replace")
-        self._field = self._value = b""
-
-    def _check_name(self) -> None:
-        if not self._name:
-            raise UploadRefusedError(400, "upload_form")
-
-    def _add(self, data: bytes, start: int, end: int) -> None:
-        piece = data[start:end]
-        if self._begun is None:
-            self._head += piece
-            if len(self._head) < HEAD_BYTES:
-                return
-            piece = self._start()
-        assert self._begun is not None
-        self._uploads.write(self._begun, piece)
-
-    def _start(self) -> bytes:
-        """Begin the picture; gives its bytes so far."""
-        try:
-            self._begun = self._uploads.begin(self._visitor, self._guest, self._name, self._head)
-        except ImageError:
-            raise UploadRefusedError(415, "upload_kind") from None
-        return self._head
-
-    def _end(self) -> None:
-        if self._begun is None:
-            head = self._start()
-            assert self._begun is not None
-            self._uploads.write(self._begun, head)
-        self._uploads.finish(self._begun)
-        self._whole.append(self._begun)
-        self._begun = None
-
-    def _end_form(self) -> None:
-        self.is_ended = True
+        Raises:
+            TimeoutError: it does not come in time.
+        """
+        async with asyncio.timeout_at(min(self._ends_at, self._slow_at)):
+            message = await self._receive()
+        num_bytes = len(message.get("body", b""))
+        now = asyncio.get_running_loop().time()
+        gained_s = num_bytes / self._limits.min_bytes_per_s
+        self._slow_at = min(self._slow_at + gained_s, now + self._limits.patience_s)
+        self.num_bytes += num_bytes
+        self.is_whole = not message.get("more_body", False)
+        return message
 
 
-def _read_cookies(scope: Any) -> dict[str, str]:
-    """The page's own cookies, each where it has the form that the page gave it."""
-    read: dict[str, str] = {}
-    for header, value in scope["headers"]:
-        if header == b"cookie":
-            for pair in value.decode("latin-1").split(";"):
-                name, _, given = pair.strip().partition("=")
-                if name in (VISITOR, LANGUAGE):
-                    read[name] = given
-    if not _VISITOR_ID.fullmatch(read.get(VISITOR, "")):
-        read.pop(VISITOR, None)
-    return read
+def _read_address(scope: Any) -> str:
+    client = HTTPConnection(scope).client
+    return "" if client is None else client.host
 
 
-def _read_language(scope: Any) -> str:
-    return "zh-CN" if _read_cookies(scope).get(LANGUAGE, "").startswith("zh") else "en"
+def _read_length(scope: Any) -> int:
+    """How many bytes a request says that it has."""
+    announced = HTTPConnection(scope).headers.get("content-length", "")
+    return int(announced[:20]) if announced.isdecimal() else 0
+
+
+def _read_visitor(scope: Any) -> str | None:
+    """The visitor's cookie, where it has the form that the page gives it."""
+    visitor = HTTPConnection(scope).cookies.get(VISITOR, "")
+    return visitor if _VISITOR_ID.fullmatch(visitor) else None

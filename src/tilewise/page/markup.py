@@ -1,30 +1,30 @@
-"""Text of models and visitors, as Markdown in which no HTML, picture, form or diagram can begin.
+"""Texts of models and visitors as Markdown in which no HTML, picture, check box or diagram can begin.
 
-`make_inert` sets a sign without width behind every character that could begin one; `restore` takes exactly these signs
-away again, and the page's script does so in what a browser shows and copies. The text is not parsed: what a Markdown
-parser takes for code or for a formula need not agree with another one's, and here nothing depends on it.
+`make_inert` puts a sign behind every character that could begin one. The sign stands in no other text: `restore`
+removes each one, here from all that comes in, and in page.js from all that a browser shows or copies. The text is not
+parsed, so nothing depends on what a Markdown parser takes for code or for a formula.
 """
 
 import re
 
-# WORD JOINER. After "<" it makes every HTML parser read text, and it is as valid in code and in formulas.
-_SIGN = "\u2060"
-# (what begins something, what has to follow for that); signs that the text has itself are looked through.
-_BEGINNINGS = (
-    ("<", f"[A-Za-z/!?{_SIGN}]"),  # HTML, in whatever place
-    ("!", rf"{_SIGN}*\["),  # a picture
-    (r"\[", rf"{_SIGN}*[ xX]\]"),  # a check box
-    ("(?:```|~~~)[ \t]*", f"{_SIGN}*mermaid"),  # a diagram, which may bring styles and links of its own
+# A noncharacter, which Unicode reserves for a program's own use. After "<" every HTML parser reads text. KaTeX accepts
+# it in formulas; it refuses the private-use characters U+E000 to U+F8FF.
+SIGN = "\ufdd0"
+_BEGINNING = re.compile(
+    "<(?=[a-z/!?])"  # HTML, in whatever place
+    r"|!(?=\[)"  # a picture
+    r"|\[(?=[ x]\])"  # a check box
+    # A diagram, which may bring styles and links of its own; JavaScript trims U+FEFF, too.
+    r"|(?:```|~~~)(?:[^\S\n]|\ufeff)*(?=mermaid)",
+    re.IGNORECASE,
 )
-_BARE = re.compile("|".join(f"{first}(?={then})" for first, then in _BEGINNINGS), re.IGNORECASE)
-_SIGNED = re.compile("|".join(f"({first}){_SIGN}(?={then})" for first, then in _BEGINNINGS), re.IGNORECASE)
 
 
 def make_inert(text: str) -> str:
     """The text as the chat may render it; it reads as before."""
-    return _BARE.sub(lambda found: found[0] + _SIGN, text)
+    return _BEGINNING.sub(lambda found: found[0] + SIGN, restore(text))
 
 
 def restore(text: str) -> str:
-    """The text that `make_inert` was given."""
-    return _SIGNED.sub(lambda found: found[0][:-1], text)
+    """The text without signs, as people wrote it and as the model gets it."""
+    return text.replace(SIGN, "")
