@@ -62,6 +62,6 @@ def test_a_program_hears_from_the_page_what_the_api_says_also_in_the_second_turn
 
 
 def test_what_the_server_refuses_is_told_in_the_answers_place(program: Any) -> None:
-    said, *_ = program.predict({"text": "word " * 40_000, "files": []}, api_name="/chat", **SETTINGS)
+    said, *_ = program.predict({"text": "a " * 40_000, "files": []}, api_name="/chat", **SETTINGS)
     assert said.startswith("⚠️")
     assert "8192" in said
