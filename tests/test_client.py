@@ -157,7 +157,7 @@ def test_another_address_of_a_server_is_a_refusal(double: Double) -> None:
 
 def test_a_silent_server_is_an_engine_error(double: Double) -> None:
     double.delay_s = 60.0
-    chunks = APIClient(double.url, timeout=5.0).chat_completions_v1("demo", "hello", stream=True)
+    chunks = APIClient(double.url, timeout=3.0).chat_completions_v1("demo", "hello", stream=True)
     assert next(chunks)
     with pytest.raises(EngineError, match=mentions(double.url)):
         next(chunks)

@@ -243,6 +243,7 @@ def test_a_picture_that_is_not_kept_any_more_is_told_and_may_be_attached_again(p
     assert str(page.folder) not in said
 
 
+@pytest.mark.slow  # gradio notices that a program has left at its next heartbeat, 15 s apart
 def test_a_programs_pictures_stay_while_it_runs_and_go_with_it(page: OpenPage, tmp_path: Path) -> None:
     program = gradio_client.Client(page.address, verbose=False, download_files=str(tmp_path))
     picture = gradio_client.handle_file(str(picture_path()))
