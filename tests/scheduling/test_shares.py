@@ -141,7 +141,6 @@ def test_an_account_ends_with_its_last_request_once_nothing_is_owed() -> None:
         for request in add:
             simulation.add(request)
         step(simulation)
-        step(simulation)  # in one, the prompts of one namespace
         assert len(simulation.scheduler.shares) <= 4
     simulation.drain()
     assert len(simulation.scheduler.shares) == 0
@@ -188,12 +187,18 @@ def test_a_step_that_answers_a_question_encodes_no_picture_of_another_key() -> N
     assert len(step(simulation).tiles) == 1
 
 
-def test_a_step_holds_the_prompts_of_one_key_where_somebody_reads_along() -> None:
-    simulation = make()
-    simulation.add(ask("a0", *[1] * 6))
-    simulation.add(ask("b0", *[2] * 6))
-    assert name_chunks(simulation, step(simulation)) == [("a", 6)]
-    assert ("b", 6) in name_chunks(simulation, step(simulation))
+@pytest.mark.parametrize("num_questions", [1, 4])
+def test_questions_that_cost_next_to_nothing_keep_no_picture_of_another_key_out(num_questions: int) -> None:
+    simulation = make(max_step_tokens=64, max_step_tiles=4, max_busy_work=40, max_sequences=16)
+    picture = replace(LARGE, digest=bytes(32))
+    simulation.add(ask("b0", 1, 2, picture, 3, max_new_tokens=1))
+    for number in range(30):
+        for question in range(num_questions):
+            simulation.add(ask(f"a{number}.{question}", 1, 2, 3, 4, 5, max_new_tokens=1))  # all but one token cached
+        step(simulation)
+        if simulation.told["b0"].reason:
+            break
+    assert simulation.told["b0"].reason, "a has its turns, and b its own"
 
 
 def test_nothing_is_to_be_launched_ahead_of_prompts_beside_a_keys_readers() -> None:

@@ -63,6 +63,7 @@ class EngineCore:
         self._forms = Preparations[str, Guide]("tilewise-form", self._wake)
         self._inbox: Inbox | None = None
         self._is_idle = False
+        self._is_stuck = False
         self._in_flight: tuple[StepPlan, Launch] | None = None
 
     @property
@@ -120,7 +121,11 @@ class EngineCore:
         self._start_cuts()
         if plan is None and self._in_flight is None:
             self._is_idle = self._cuts.is_busy or self._forms.is_busy
-            return self._forget(outputs if self._is_idle else outputs + self._end_stuck())
+            was_stuck = self._is_stuck
+            self._is_stuck = not self._is_idle
+            # Once is no fault: what was preempted in this step still kept its pictures' room.
+            return self._forget(outputs + self._end_stuck() if was_stuck and self._is_stuck else outputs)
+        self._is_stuck = False
         launch = None if plan is None else self._try(plan, lambda: self.runner.launch(plan))
         outputs += self._collect()
         if plan is not None:

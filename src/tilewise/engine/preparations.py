@@ -74,7 +74,7 @@ class Preparations(Generic[K, T]):
         for key in list(self._running):
             self.cancel(key)
         self._thread.close()
-        wait(running, _END_S)
+        wait([future for future in running if not future.cancelled()], _END_S)
         self.take_ended()
 
     def _tell(self, key: K, future: Future[T]) -> None:

@@ -44,7 +44,7 @@ _QUESTIONS = (
 )
 _MAX_TILES = 12
 _PULSE_S = 1.0
-_MAX_SESSIONS = 256  # of which gradio keeps the chat
+_MAX_SESSIONS = 2048  # of which gradio keeps the chat
 _DEFAULT_LIMITS = ImageLimits()
 _DEFAULT_UPLOAD_LIMITS = UploadLimits()
 _CODE = ("curl", "openai", "tilewise")

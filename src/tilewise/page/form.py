@@ -8,6 +8,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from tilewise.errors import ImageError
 from tilewise.page.uploads import HEAD_BYTES, Sender, Upload, UploadRefusedError, Uploads
 
+_MAX_HEADER_BYTES = 8192  # of one part
+
 
 class UploadForm:
     """Takes the bytes of a form in pieces of any size."""
@@ -78,9 +80,15 @@ class UploadForm:
 
     def _add_to_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]
+        self._check_header()
 
     def _add_to_value(self, data: bytes, start: int, end: int) -> None:
         self._value += data[start:end]
+        self._check_header()
+
+    def _check_header(self) -> None:
+        if len(self._field) + len(self._value) > _MAX_HEADER_BYTES:
+            raise UploadRefusedError(400, "upload_form")
 
     def _end_header(self) -> None:
         if self._field.lower() == b"content-disposition":

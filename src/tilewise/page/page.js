@@ -51,7 +51,9 @@
   const tidied = new WeakSet(); // links
   const changed = new Set(); // messages
   const tidyChanged = () => {
-    for (const message of changed) {
+    const messages = [...changed];
+    changed.clear();
+    for (const message of messages) {
       tidyTexts(message);
       for (const link of message.querySelectorAll("a[href]")) {
         if (!tidied.has(link)) tidyLink(link);
@@ -59,7 +61,6 @@
       }
       for (const named of message.querySelectorAll(".md [id]")) named.removeAttribute("id");
     }
-    changed.clear();
     watch.takeRecords(); // of what was changed here
   };
   const watch = new MutationObserver((changes) => {

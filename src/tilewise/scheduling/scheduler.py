@@ -220,20 +220,13 @@ class Scheduler:
 
     def _schedule_prompts(self, step: StepDraft) -> None:
         turns = Turns(self.shares, self.running, self.waiting)
-        are_shared = turns.are_shared
-        if are_shared:
+        if turns.are_shared:
             step.work_left = min(step.work_left, self.budgets.max_shared_work)
         if step.has_preempted:
             turns.close()
-        served: str | None = None
         for sequence in turns:
-            namespace = sequence.request.namespace
-            if are_shared and served not in (None, namespace):
-                break  # a short question is answered in a step without another's pictures
             if sequence.blocks or self._admit(sequence, step, turns):
                 self._schedule_prefill(sequence, step)
-            if step.prefills:
-                served = namespace
 
     def _schedule_prefill(self, sequence: Sequence, step: StepDraft) -> None:
         start = sequence.num_scheduled

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -70,11 +71,16 @@ async def read_json(request: Request, check: Callable[[Any], T], held: HeldBody)
     return await asyncio.to_thread(lambda: check(parse_json(body)))
 
 
+def _expire(limit: asyncio.Timeout) -> None:
+    with suppress(RuntimeError):  # it has expired by itself
+        limit.reschedule(asyncio.get_running_loop().time())
+
+
 async def _read_body(request: Request, held: HeldBody) -> bytearray:
     body, loop = bytearray(), asyncio.get_running_loop()
     try:
         async with asyncio.timeout(held.num_s_left) as limit:
-            held.on_refused = lambda: limit.reschedule(loop.time())
+            held.on_refused = lambda: _expire(limit)
             try:
                 if held.refusal is not None:
                     raise held.refusal

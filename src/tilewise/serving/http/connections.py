@@ -203,13 +203,31 @@ class BoundedProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """See `asyncio.Protocol`."""
         super().pause_writing()
-        self._stall = self.loop.call_later(self._limits.stalled_timeout_s, self.drop)
+        self._await_reading()
 
     def resume_writing(self) -> None:
         """See `asyncio.Protocol`."""
         super().resume_writing()
         if self._stall is not None:
             self._stall.cancel()
+
+    def _await_reading(self) -> None:
+        """Give the client some time to read at least a part of what is unsent, and then for the rest again."""
+        unsent = self._count_unsent()
+        self._stall = self.loop.call_later(self._limits.stalled_timeout_s, self._end_stall, unsent)
+
+    def _end_stall(self, unsent: int) -> None:
+        if self._has_read(unsent):
+            self._await_reading()
+        else:
+            self.drop()
+
+    def _has_read(self, unsent: int) -> bool:
+        """Whether less is unsent than before, and still something."""
+        return 0 < self._count_unsent() < unsent
+
+    def _count_unsent(self) -> int:
+        return self._link.get_write_buffer_size()
 
     @property
     def _is_answering(self) -> bool:
@@ -281,7 +299,15 @@ class BoundedProtocol(H11Protocol):
         """Give the client this long from now; None for as long as it takes."""
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline = None if seconds is None else self.loop.call_later(seconds, self.drop)
+        self._deadline = None
+        if seconds is not None:
+            self._deadline = self.loop.call_later(seconds, self._end_wait, self._count_unsent())
+
+    def _end_wait(self, unsent: int) -> None:
+        if self._has_read(unsent):  # an answer is still on its way
+            self._wait(self._limits.stalled_timeout_s)
+        else:
+            self.drop()
 
     def _forget(self) -> None:
         self._wait(None)

@@ -14,19 +14,21 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _INTERIM_RESPONSE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_MOST_INTERIM = 3  # some clients take five at most
 
 
 @dataclass(frozen=True, slots=True)
 class PresenceLimits:
     """When the server looks whether a half-closed client is still there, in seconds.
 
-    It looks after `first_look_s`, then after twice as long each time, up to `longest_look_s`. The second interim
-    response, which is the last, is written after `second_probe_s`.
+    It looks after `first_look_s`, then after twice as long each time, up to `longest_look_s`. Interim responses are
+    written at once and each `probe_s` after, three in all: behind a proxy that copies bytes, the first one resets the
+    proxy's side of the client, the second ends ours of the proxy, and the third tells.
     """
 
     first_look_s: float = 0.05
     longest_look_s: float = 0.4
-    second_probe_s: float = 1.0
+    probe_s: float = 1.0
 
 
 class HalfClosedClient:
@@ -63,12 +65,13 @@ class HalfClosedClient:
             return
         if cycle.response_started:
             self._write_filler(cycle.scope.get("state", {}).get("filler"))
-        elif self._num_interim == 0 or self._is_second_due():
+        elif self._is_probe_due():
             self._num_interim += 1
             self._protocol.transport.write(_INTERIM_RESPONSE)
 
-    def _is_second_due(self) -> bool:
-        return self._num_interim == 1 and self._loop.time() - self._started_at >= self._limits.second_probe_s
+    def _is_probe_due(self) -> bool:
+        due_at = self._started_at + self._num_interim * self._limits.probe_s
+        return self._num_interim < _MOST_INTERIM and self._loop.time() >= due_at
 
     def _write_filler(self, filler: bytes | None) -> None:
         """Write what the route names as meaning nothing amid its answer, if it names anything."""

@@ -6,16 +6,21 @@ yet. So the writing side ends alone, and what still comes is read and dropped, f
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class LingerLimits:
-    """How long a client that was answered may still send: in seconds together and between two reads, and in bytes."""
+    """How long a client that was answered may still send: in seconds together and between two reads, and in bytes.
+
+    One that has stopped reading what is unsent is dropped after `stalled_s`.
+    """
 
     total_s: float = 30.0
     silence_s: float = 5.0
+    stalled_s: float = 60.0
     num_bytes: int = 256 << 20
 
 
@@ -52,7 +57,8 @@ class LingeringTransport(asyncio.Transport):
         self.is_lingering = True
         self._ends_at = self._loop.time() + self._limits.total_s
         if self._transport.can_write_eof():
-            self._transport.write_eof()
+            with suppress(OSError):  # the client has reset it
+                self._transport.write_eof()
         self._transport.resume_reading()
         self._wait()
         self._on_linger()
@@ -66,9 +72,21 @@ class LingeringTransport(asyncio.Transport):
             self._wait()
 
     def finish(self) -> None:
-        """End the connection without waiting for the client."""
+        """End the connection without waiting for the client to send; what is unsent it may still read."""
         self.forget()
         self._transport.close()
+        self._await_reading()
+
+    def _await_reading(self) -> None:
+        unsent = self._transport.get_write_buffer_size()
+        if unsent:
+            self._timer = self._loop.call_later(self._limits.stalled_s, self._end_flush, unsent)
+
+    def _end_flush(self, unsent: int) -> None:
+        if self._transport.get_write_buffer_size() < unsent:
+            self._await_reading()
+        else:
+            self._transport.abort()
 
     def forget(self) -> None:
         """Wait no more."""
@@ -84,6 +102,10 @@ class LingeringTransport(asyncio.Transport):
         """See `asyncio.WriteTransport`; after `close`, nothing is written."""
         if not self.is_lingering:
             self._transport.write(data)
+
+    def get_write_buffer_size(self) -> int:
+        """See `asyncio.WriteTransport`."""
+        return self._transport.get_write_buffer_size()
 
     def is_closing(self) -> bool:
         """See `asyncio.BaseTransport`."""
