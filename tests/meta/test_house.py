@@ -47,7 +47,7 @@ ROOM_LINES = {
     "runner": 610,
     "scheduling": 730,  # large pictures and forms that wait; namespaces that take turns, and make way for each other
     "serving": 665,
-    "serving/http": 1090,  # +585: strict framing, lingering closes, half-closed clients, what bodies hold
+    "serving/http": 1125,  # +585: strict framing, lingering closes, half-closed clients, what bodies hold
     "serving/openai": 590,
     "serving/openai/schema": 410,
     "types": 315,
