@@ -137,7 +137,7 @@ def test_dense_logits_of_side_by_side_turns_are_the_engines_of_each_alone(tmp_pa
     dense = model.decoder.logits(network.decode(x, batch["positions"], build_mask(batch["groups"])))
     groups = batch["groups"][1]
     for number, turn in enumerate(sample.turns, 1):
-        ids = [*encoder.conversation(turn, [len(cut)]), *encoder.answer(turn.answer)]
+        ids = [*encoder.prompt(turn.question, [len(cut)])[0], *encoder.answer(turn.answer)]
         alone = engine_logits(model, ids, pixels[: len(cut)], encoder.context_id)
         seen = dense[1][(groups == 0) | (groups == number)]
         assert torch.allclose(seen, alone, atol=TOLERANCE, rtol=TOLERANCE)
@@ -149,8 +149,7 @@ def test_labels_are_the_answers_and_nothing_else(tmp_path):
     for number in range(8):
         row = encoder.sequence(sample, [1], Chance(f"labels/{number}"))
         learnt = [label for label in row.labels if label >= 0]
-        answers = [answer for turn in sample.turns for answer in (*(a for _, a in turn.history), turn.answer)]
-        assert learnt == [i for answer in answers for i in encoder.answer(answer)]
+        assert learnt == [i for turn in sample.turns for i in encoder.answer(turn.answer)]
         following = [row.ids[i + 1] for i, label in enumerate(row.labels) if label >= 0]
         assert learnt == following
 

@@ -263,8 +263,6 @@ def build_core(folder: Path, model_config: ModelConfig, config: EngineConfig) ->
     """
     resolved = resolve(config, model_config, find_device(config.device))
     compiler = GuideCompiler(folder)
-    warming = threading.Thread(target=compiler.warm_up, name="tilewise-warm-up", daemon=True)
-    warming.start()
     device = torch.device(resolved.device.name)
     plan = plan_memory(resolved)
     if plan.weights > (free_bytes := _count_free_bytes(device)):
@@ -305,9 +303,13 @@ def build_core(folder: Path, model_config: ModelConfig, config: EngineConfig) ->
         max_cut_tiles=4 * resolved.max_step_tiles,
     )
     scheduler = Scheduler(budgets, num_blocks, plan.num_tile_rows)
-    runner = Runner(model, caches, resolved)
+    warming = threading.Thread(target=compiler.warm_up, name="tilewise-warm-up")
+    warming.start()
+    try:
+        runner = Runner(model, caches, resolved)
+    finally:
+        warming.join()  # native code that still ran when Python ends would crash it
     cutter = ImageCutter(device, model_config.vision.image_size)
-    warming.join()
     return EngineCore(scheduler, runner, cutter.cut, compiler.compile, looks_ahead=device.type == "cuda"), resolved
 
 
