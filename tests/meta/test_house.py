@@ -31,7 +31,7 @@ ROOM_LINES = {
     "cli": 830,
     "config": 360,
     "demo": 28,
-    "engine": 830,
+    "engine": 850,
     "inputs": 375,
     "inputs/media": 1010,  # a pool of decoders, so that one client's pictures do not stop another's
     "inputs/text": 600,
