@@ -42,5 +42,5 @@ def measure() -> list[Row]:
             bystander.stop()
     return [
         Row(48, "longest gap alone", alone_ms, "ms"),
-        Row(48, f"longest gap beside {NUM_FORMS} new forms", beside_ms, "ms", most=max(MOST_GAP_MS, alone_ms)),
+        Row(48, f"longest gap beside {NUM_FORMS} new forms", beside_ms, "ms", most=MOST_GAP_MS),
     ]

@@ -29,7 +29,9 @@ MAX_BLOCKS = 1 << 16
 CONTEXT_BYTES = 940 * MIB
 
 _FP32_TEMPORARIES = 3 * 4  # bytes a channel that a norm holds in fp32 while it runs
-_RESAMPLE_BYTES = 512 * MIB  # source pixels and scratch of the largest accepted picture, int32 on the CPU
+# Source pixels and scratch of the largest accepted picture, 4 bytes a pixel in Pillow on the CPU; and the tiles that
+# are cut ahead of their step.
+_RESAMPLE_BYTES = 512 * MIB
 # What a captured graph keeps beside its tensors, with room: 48 of them take 4 MiB each (1,142 MiB beside torch's
 # allocations on an H200, 2026-11-28, against the 938 above without any).
 _GRAPH_BYTES = 8 * MIB

@@ -263,25 +263,6 @@ def test_the_loop_sleeps_until_something_is_prepared_and_then_goes_on(
     assert not loop.is_alive()
 
 
-def test_a_step_that_finds_nothing_once_ends_nobody(core: EngineCore, gates: tuple[Gate, Gate]) -> None:
-    """A newcomer's key preempts a request whose tiles still count in that step, so that no other cut is begun."""
-    core.scheduler.budgets = replace(core.scheduler.budgets, max_sequences=2)
-    core.scheduler.cuts.max_tiles = 5
-    gates[0].open()
-    pictures = [make_picture(20 + number, 2, 2) for number in range(3)]
-    waiting = replace(make_request("a1", [pictures[0], [1]]), namespace="a")
-    running = replace(make_request("a2", [pictures[1], [1]]), namespace="a")
-    newcomer = replace(make_request("b", [pictures[2], [1]]), namespace="b")
-    core.scheduler.add(waiting, is_ready=False)
-    submit(core, running)
-    core.step()
-    core.scheduler.mark_ready("a1")
-    core.step()
-    submit(core, newcomer)
-    heard = step_until(core, has_ended("a1", "a2", "b"))
-    assert all(output.error is None for output in heard)
-
-
 def test_what_has_ended_is_taken_once_and_what_was_cancelled_never() -> None:
     ended = threading.Event()
     preparations: Preparations[str, int] = Preparations("test", ended.set)

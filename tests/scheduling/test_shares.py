@@ -227,6 +227,21 @@ def test_where_all_slots_are_one_keys_its_youngest_makes_way_and_repeats_no_toke
     simulation.drain()  # every answer is what it is alone
 
 
+def test_who_makes_way_keeps_no_room_from_the_picture_of_the_newcomer() -> None:
+    simulation = make(max_sequences=2, max_step_pixels=1, max_cut_tiles=LARGE.num_tiles)
+    pictures = [replace(LARGE, digest=bytes([number]) * 32) for number in range(3)]
+    simulation.add(ask("a0", pictures[0], 1), is_ready=False)
+    simulation.add(ask("a1", pictures[1], 1))
+    assert simulation.schedule() is None
+    simulation.mark_ready()
+    assert simulation.schedule() is None
+    assert list(simulation.cutting) == [pictures[1].digest], "there is room for one"
+    simulation.cut()
+    simulation.add(ask("b0", pictures[2], 1))
+    assert simulation.schedule() is None
+    assert simulation.cutting, "what was preempted is dropped, and the next one begun"
+
+
 def test_slots_are_shared_evenly_and_then_nobody_is_preempted_in_turn() -> None:
     simulation = make(max_sequences=8, max_step_tokens=64)
     add_flood(simulation, 20, 3, max_new_tokens=40)

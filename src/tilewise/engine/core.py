@@ -8,7 +8,6 @@ exactly one output with a finish reason.
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -63,7 +62,6 @@ class EngineCore:
         self._forms = Preparations[str, Guide]("tilewise-form", self._wake)
         self._inbox: Inbox | None = None
         self._is_idle = False
-        self._is_stuck = False
         self._in_flight: tuple[StepPlan, Launch] | None = None
 
     @property
@@ -121,11 +119,7 @@ class EngineCore:
         self._start_cuts()
         if plan is None and self._in_flight is None:
             self._is_idle = self._cuts.is_busy or self._forms.is_busy
-            was_stuck = self._is_stuck
-            self._is_stuck = not self._is_idle
-            # Once is no fault: what was preempted in this step still kept its pictures' room.
-            return self._forget(outputs + self._end_stuck() if was_stuck and self._is_stuck else outputs)
-        self._is_stuck = False
+            return self._forget(outputs if self._is_idle else outputs + self._end_stuck())
         launch = None if plan is None else self._try(plan, lambda: self.runner.launch(plan))
         outputs += self._collect()
         if plan is not None:
@@ -254,15 +248,18 @@ def find_device(name: str) -> DeviceConfig:
     return DeviceConfig("cuda", int(number or 0), torch.cuda.get_device_capability(int(number or 0)))
 
 
-def build_core(folder: Path, model_config: ModelConfig, config: EngineConfig) -> tuple[EngineCore, ResolvedConfig]:
+def build_core(
+    folder: Path, model_config: ModelConfig, config: EngineConfig, *, is_served: bool = False
+) -> tuple[EngineCore, ResolvedConfig]:
     """Load a checkpoint and allocate everything that its engine will ever hold.
+
+    Where it `is_served` to several clients, the first form of an answer finds its compiler ready.
 
     Raises:
         CheckpointError: the weights do not fit the configuration.
         CapacityError: the device cannot hold the model with one session beside it.
     """
     resolved = resolve(config, model_config, find_device(config.device))
-    compiler = GuideCompiler(folder)
     device = torch.device(resolved.device.name)
     plan = plan_memory(resolved)
     if plan.weights > (free_bytes := _count_free_bytes(device)):
@@ -303,12 +300,10 @@ def build_core(folder: Path, model_config: ModelConfig, config: EngineConfig) ->
         max_cut_tiles=4 * resolved.max_step_tiles,
     )
     scheduler = Scheduler(budgets, num_blocks, plan.num_tile_rows)
-    warming = threading.Thread(target=compiler.warm_up, name="tilewise-warm-up")
-    warming.start()
-    try:
-        runner = Runner(model, caches, resolved)
-    finally:
-        warming.join()  # native code that still ran when Python ends would crash it
+    runner = Runner(model, caches, resolved)
+    compiler = GuideCompiler(folder)
+    if is_served:
+        compiler.warm_up()
     cutter = ImageCutter(device, model_config.vision.image_size)
     return EngineCore(scheduler, runner, cutter.cut, compiler.compile, looks_ahead=device.type == "cuda"), resolved
 

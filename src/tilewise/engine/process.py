@@ -176,7 +176,7 @@ def build(start: Start) -> tuple[Core, ResolvedConfig]:
     """Load the checkpoint that the parent found."""
     from tilewise.engine.core import build_core
 
-    return build_core(Path(start.folder), start.model, EngineConfig.from_options(start.options))
+    return build_core(Path(start.folder), start.model, EngineConfig.from_options(start.options), is_served=True)
 
 
 if __name__ == "__main__":

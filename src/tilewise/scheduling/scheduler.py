@@ -127,12 +127,12 @@ class Scheduler:
         self.tiles.unpin()
         step = StepDraft(self.budgets)
         has_prompts = bool(self.waiting) or not all(sequence.is_decoding for sequence in self.running)
-        self._keep_cuts(has_prompts)
         if has_prompts:
             self.shares.begin_step(self.running, self.waiting)
             self._make_way(step)
         else:
             self.shares.clear()
+        self._keep_cuts(has_prompts)
         for sequence in list(self.running):
             if sequence.is_decoding:  # one that was preempted meanwhile is not
                 self._schedule_decode(sequence, step)
