@@ -125,7 +125,10 @@ class Intake:
             await self._read_form(body, form)
             answer = JSONResponse(form.keep())
         except UploadRefusedError as refused:
-            name = form.name if form is not None else ""
+            name = ""
+            if form is not None:
+                name = form.name
+                form.drop()  # before anybody is told
             await self._drain(body)
             await self._refuse(refused, name, scope, receive, send, is_whole=body.is_whole)
         else:
@@ -151,9 +154,6 @@ class Intake:
                 await asyncio.to_thread(form.write, message.get("body", b""))
         except TimeoutError:
             raise UploadRefusedError(400, "upload_slow") from None
-        except UploadRefusedError:
-            form.drop()
-            raise
 
     async def _drain(self, body: "_Body") -> None:
         """Read a refused upload on, up to a bound: a browser reads no answer before it has sent everything."""
