@@ -24,7 +24,7 @@ MAX_MODULES = 16
 # About 15 % above what was there when the rooms were opened, and 20 lines at least. The commit that needs more raises a
 # number, and says why in a comment at its end.
 ROOM_LINES = {
-    "": 790,
+    "": 910,  # the catalogue: a row for each of the family's 33 releases and 24 language models
     "cache": 180,
     "checkpoint": 320,
     "checkpoint/hf_config": 220,

@@ -39,7 +39,7 @@ class Row:
 
 TORCH = ("torch", "triton")
 EVERYTHING = "*"
-GROUND = ("errors", "files", "config", "types", "child_process", "terminal", "demo", "threads", "room")
+GROUND = ("errors", "files", "config", "types", "child_process", "terminal", "demo", "threads", "room", "catalogue")
 TEXT_AND_MEDIA_MAY = (*GROUND, "inputs.conversation")
 TRANSPORT = (
     *("gateway", "errors", "body", "body_memory", "events", "hosts"),
@@ -91,7 +91,7 @@ ROWS = (
     # What `tilewise --help` imports is of rank 0; the rest comes with the command that needs it.
     Row(8, ("cli",), only=(*GROUND, ""), inside=(EVERYTHING,)),
     # What commands import inside functions.
-    Row(8, ("cli.chat", "cli.remote", "cli.plan"), beside=("cli.remote", "cli.flags"), never=TORCH),
+    Row(8, ("cli.chat", "cli.remote", "cli.plan", "cli.family"), beside=("cli.remote", "cli.flags"), never=TORCH),
     Row(8, ("__main__",), beside=("cli",)),
     Row(8, ("",), inside=(EVERYTHING,), never=TORCH),
 )

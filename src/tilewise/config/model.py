@@ -66,7 +66,8 @@ class DecoderConfig:
 class ModelConfig:
     """One servable checkpoint.
 
-    `dtype` is the checkpoint's own. `select_layer` indexes the tower's hidden states, embeddings first.
+    `dtype` is the checkpoint's own. `template` names its prompt, and `system_message`, unless None, takes the place of
+    the sentence in it. `select_layer` indexes the tower's hidden states, embeddings first.
     `is_random` marks weights that were never trained: answers are then withheld, not shown.
     """
 
@@ -81,6 +82,7 @@ class ModelConfig:
     max_dynamic_patch: int = 12
     use_thumbnail: bool = True
     template: str | None = None
+    system_message: str | None = None
     is_random: bool = False
 
     @property

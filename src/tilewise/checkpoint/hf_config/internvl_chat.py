@@ -12,6 +12,7 @@ from typing import Literal, cast
 
 from tilewise.checkpoint.hf_config import internlm2
 from tilewise.checkpoint.hf_config.intern_vision import read_vision
+from tilewise.checkpoint.hf_config.not_yet import check_language_model
 from tilewise.checkpoint.hf_config.section import Section, load_json
 from tilewise.config import DTYPE_BYTES, DecoderConfig, ModelConfig, VisionConfig
 
@@ -65,6 +66,7 @@ def load_model_config(folder: Path) -> ModelConfig:
     vision_section, decoder_section = top.section("vision_config"), top.section("llm_config")
     vision = read_vision(vision_section)
     model_types = {name: language_model.model_type for name, language_model in _LANGUAGE_MODELS.items()}
+    check_language_model(decoder_section, _LANGUAGE_MODELS)
     decoder = _LANGUAGE_MODELS[decoder_section.architecture(model_types)].read(decoder_section)
     if top.count("force_image_size", vision.image_size) != vision.image_size:
         raise top.unsupported("force_image_size", f"vision_config.image_size={vision.image_size}")
@@ -86,5 +88,6 @@ def load_model_config(folder: Path) -> ModelConfig:
         max_dynamic_patch=max_tiles if is_dynamic else 1,
         use_thumbnail=top.flag("use_thumbnail", False),
         template=top.word("template", None),
+        system_message=top.word("system_message", None),
         is_random=top.flag("random_weights", False),
     )

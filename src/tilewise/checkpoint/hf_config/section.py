@@ -107,9 +107,13 @@ class Section:
 
     def architecture(self, supported: Mapping[str, str]) -> str:
         """The first of `architectures`, or the one that `model_type` stands for (`supported` maps one to the other)."""
-        names = self.read("architectures", [], "a list of names", _are_names)
-        by_type = {model_type: name for name, model_type in supported.items()}
-        name = names[0] if names else by_type.get(self.word("model_type", None) or "")
+        name = self.name_architecture({model_type: name for name, model_type in supported.items()})
         if name is None or name not in supported:
-            raise self.unsupported("architectures" if names else "model_type", ", ".join(supported))
+            is_named = self.get("architectures", [])
+            raise self.unsupported("architectures" if is_named else "model_type", ", ".join(supported))
         return name
+
+    def name_architecture(self, by_type: Mapping[str, str]) -> str | None:
+        """The first of `architectures`, or the one that `by_type` has for `model_type`; None where it has none."""
+        names = self.read("architectures", [], "a list of names", _are_names)
+        return names[0] if names else by_type.get(self.word("model_type", None) or "")

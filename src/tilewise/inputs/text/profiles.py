@@ -1,10 +1,12 @@
 """Prompt profiles as data, and a conversation laid out as segments of words, special tokens and pictures.
 
-A profile is chosen by the checkpoint's `template`, or by the user, never by a folder's name.
+A profile is chosen by what the checkpoint's files say, or by the user, never by a folder's name. Where they fit two
+releases whose prompts differ, the log says which was taken.
 Special tokens come from the profile alone: what users and answers say stays text, whatever it looks like.
 """
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -12,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
+from tilewise.catalogue import find_candidates
 from tilewise.config import ChatTemplateConfig, ModelConfig
 from tilewise.errors import ConfigError, InputError
 from tilewise.files import read_file
@@ -22,6 +25,8 @@ from tilewise.inputs.text.tool_syntax import internlm2
 _SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIAL_NAMES)) + ")")
 _MAX_FILE_BYTES = 1 << 20
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class PromptProfile:
@@ -30,7 +35,8 @@ class PromptProfile:
     `meta_instruction` is the system sentence (empty: no system block); a system message takes its place.
     `system`, `user` and `assistant` open a turn and `turn_end` closes it. A picture stands between `image_start`
     and `image_end`, and `after_image` follows it; where `image_label` is set and there are several pictures, each
-    is preceded by it with {n} counted from 1, and `after_image` follows the last of a row only.
+    is preceded by it with {n} counted from 1, `between_images` stands between those of a row, and `after_image`
+    follows the last.
     `tools` and `tool` open the turns that describe tools and that hold a result, and a call stands between
     `call_start` and `call_end`; where `tools` is empty, the model knows none.
     `stop_words` end an answer.
@@ -46,6 +52,7 @@ class PromptProfile:
     image_end: str = "</img>"
     after_image: str = "\n"
     image_label: str = ""
+    between_images: str = ""
     # Source: InternLM/InternLM chat/chat_format.md, "Function Call".
     tools: str = "<|im_start|>system name=<|plugin|>\n"
     tool: str = "<|im_start|>environment name=<|plugin|>\n"
@@ -73,28 +80,50 @@ Segment = str | Special | ImageSlot
 
 _INTERNLM2 = PromptProfile("internvl-internlm2", "You are an AI assistant whose name is InternLM (书生·浦语).")
 _OFFICIAL = replace(_INTERNLM2, name="internvl-official", turn_end="<|im_end|>")
-# Source: OpenGVLab/InternVL at a08ba33 for the numbered pictures; the system sentences of the InternVL2 releases.
+# From InternVL2 on an answer ends at the template's own separator alone, whatever config.json calls the end.
+_STOP = ("<|im_end|>",)
+_INTERNVL2 = replace(
+    _OFFICIAL,
+    name="internvl2-internlm2",
+    meta_instruction="你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
+    "是一个有用无害的人工智能助手。",
+    stop_words=_STOP,
+)
+# Of a base model that knows nothing of InternLM2's tools.
+_HERMES_2 = replace(_INTERNVL2, name="internvl2-hermes-2", tools="", tool="", call_start="", call_end="")
+# QUIRK: of all templates this one alone has a line break behind the end of a turn.
+_INTERNVL2_5 = replace(
+    _INTERNLM2,
+    name="internvl2_5",
+    meta_instruction="你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"
+    "多模态大语言模型。",
+    stop_words=_STOP,
+)
+
+
+def _number_images(profile: PromptProfile) -> PromptProfile:
+    """The form in which the model cards write several pictures: `Image-1: <image>`, one a line."""
+    return replace(profile, name=f"{profile.name}-numbered", image_label="Image-{n}: ", between_images="\n")
+
+
+# Source: OpenGVLab/InternVL, conversation.py at 2410d1d for the templates; at a08ba33 for V1-5's numbered pictures.
 _ALL_PROFILES = (
     _INTERNLM2,
     _OFFICIAL,
     replace(_OFFICIAL, name="internvl-official-numbered", image_label="<image {n}> (图{n}):"),
-    replace(
-        _OFFICIAL,
-        name="internvl2-internlm2",
-        meta_instruction="你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
-        "是一个有用无害的人工智能助手。",
-    ),
-    replace(
-        _INTERNLM2,
-        name="internvl2_5",
-        meta_instruction="你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"
-        "多模态大语言模型。",
-    ),
+    *(_INTERNVL2, _number_images(_INTERNVL2)),
+    *(_HERMES_2, _number_images(_HERMES_2)),
+    *(_INTERNVL2_5, _number_images(_INTERNVL2_5)),
 )
 PROFILES = {profile.name: profile for profile in _ALL_PROFILES}
 
-# QUIRK: the official template lacks the line breaks of internvl-internlm2, but LMDeploy's users know the latter.
-_DEFAULTS = {"internlm2-chat": _INTERNLM2, "internvl2_5": PROFILES["internvl2_5"]}
+# What a checkpoint of no known release takes. QUIRK: the official template of V1-5 lacks the line breaks of
+# internvl-internlm2, but LMDeploy's users know the latter.
+_DEFAULTS = {"internlm2-chat": _INTERNLM2, "Hermes-2": _HERMES_2, "internvl2_5": _INTERNVL2_5}
+# What is taken where the files fit both; the first for the requests that V1-5's users know, the second is used more.
+_UNDECIDED = {"InternLM2-20B": _INTERNLM2, "InternLM2-1.8B": _INTERNVL2}
+# The Hugging Face layout names no template; its releases of these backbones all have the same one.
+_WITHOUT_TEMPLATE = {"qwen2": _INTERNVL2_5, "qwen3": _INTERNVL2_5}
 
 
 def choose_profile(model: ModelConfig, chosen: ChatTemplateConfig | None = None) -> PromptProfile:
@@ -113,21 +142,52 @@ def choose_profile(model: ModelConfig, chosen: ChatTemplateConfig | None = None)
 
 
 def _find_profile(model: ModelConfig, name: str | None) -> PromptProfile:
-    known = ", ".join(PROFILES)
     if name is None:
-        if model.template not in _DEFAULTS:
-            raise ConfigError(
-                f"The checkpoint ({model.architecture}, template {model.template!r}) has no prompt profile here; "
-                f"choose one with --chat-template NAME or FILE.json: {known}.",
-                param="chat_template_config",
-            )
-        return _DEFAULTS[model.template]
+        return _with_message(_choose_by_files(model), model)
     if name in PROFILES:
-        return PROFILES[name]
+        return _with_message(PROFILES[name], model)
     if name.endswith(".json"):
         return load_profile(Path(name))
-    text = f"Prompt profile {name!r} is unknown; choose {known}, or a .json file."
+    text = f"Prompt profile {name!r} is unknown; choose {', '.join(PROFILES)}, or a .json file."
     raise ConfigError(text, param="chat_template_config")
+
+
+def _with_message(profile: PromptProfile, model: ModelConfig) -> PromptProfile:
+    """Put the checkpoint's own system sentence, where it has one, in the place of the template's."""
+    return profile if model.system_message is None else replace(profile, meta_instruction=model.system_message)
+
+
+def _choose_by_files(model: ModelConfig) -> PromptProfile:
+    if model.template is None and model.decoder.family in _WITHOUT_TEMPLATE:
+        profile = _WITHOUT_TEMPLATE[model.decoder.family]
+        logger.info(
+            "The checkpoint names no template; its releases with a %s decoder have the prompt profile %s, which is "
+            "taken. Choose another with --chat-template NAME or FILE.json.",
+            model.decoder.family,
+            profile.name,
+        )
+        return profile
+    candidates = find_candidates(model)
+    names = dict.fromkeys(release.profile for release in candidates)
+    if len(names) == 1:
+        return PROFILES[candidates[0].profile]
+    if candidates:
+        profile = _UNDECIDED[candidates[0].language_model]
+        logger.warning(
+            "config.json fits %s, whose prompts differ: the prompt profile %s is taken. Name the right one with "
+            "--chat-template (chat_template_config): %s.",
+            " and ".join(release.name for release in candidates),
+            profile.name,
+            ", ".join(f"{release.profile} for {release.name}" for release in candidates),
+        )
+        return profile
+    if model.template not in _DEFAULTS:
+        raise ConfigError(
+            f"The checkpoint ({model.architecture}, template {model.template!r}) has no prompt profile here; "
+            f"choose one with --chat-template NAME or FILE.json: {', '.join(PROFILES)}.",
+            param="chat_template_config",
+        )
+    return _DEFAULTS[model.template]
 
 
 def load_profile(path: Path) -> PromptProfile:
@@ -234,6 +294,6 @@ class _Layout:
         self.add_template(self._profile.image_start)
         self._parts.append(ImageSlot(self._num_placed))
         self.add_template(self._profile.image_end)
-        if is_last_of_row or not self._label:
-            self.add_template(self._profile.after_image)
+        is_followed = self._label and not is_last_of_row
+        self.add_template(self._profile.between_images if is_followed else self._profile.after_image)
         self._num_placed += 1
