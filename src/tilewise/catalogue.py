@@ -122,43 +122,42 @@ MODEL_TYPES = {
 }
 
 _V1_5, _V2, _HERMES, _V2_5 = "internvl-internlm2", "internvl2-internlm2", "internvl2-hermes-2", "internvl2_5"
-# Its config.json is read and planned, two layers of its kind run with random weights, its prompt's text is a golden.
-_SHAPES = "shapes"
-# Beside that the ids of its prompt, with its own vocabulary.
+# Its config.json is read and planned, and two layers of its kind run with random weights; the ids of its prompt are
+# checked with its own vocabulary.
 _IDS = "shapes, ids"
-# Beside that the ids and tiles of a published answer's prompt, and speed in full size on a GPU with random weights.
-_PUBLISHED = "shapes, ids, answer"
+# Beside that the prompt and answer of a published run to the id, and speed in full size on a GPU, with random weights.
+_ANSWER = "shapes, ids, answer"
 RELEASES = (
-    Release("InternVL-Chat-V1-5", "1.5", "26B", "InternLM2-20B", "6B", "internlm2-chat", _V1_5, _PUBLISHED),
+    Release("InternVL-Chat-V1-5", "1.5", "26B", "InternLM2-20B", "6B", "internlm2-chat", _V1_5, _ANSWER),
     Release("Mini-InternVL-Chat-2B-V1-5", "1.5", "2B", "InternLM2-1.8B", "300M", "internlm2-chat", _V1_5, _IDS),
     Release("Mini-InternVL-Chat-4B-V1-5", "1.5", "4B", "Phi-3-mini", "300M", "phi3-chat"),
-    Release("InternVL2-1B", "2", "1B", "Qwen2-0.5B", "300M", "Hermes-2", _HERMES, _SHAPES),
+    Release("InternVL2-1B", "2", "1B", "Qwen2-0.5B", "300M", "Hermes-2", _HERMES, _IDS),
     Release("InternVL2-2B", "2", "2B", "InternLM2-1.8B", "300M", "internlm2-chat", _V2, _IDS),
     Release("InternVL2-4B", "2", "4B", "Phi-3-mini", "300M", "phi3-chat"),
     Release("InternVL2-8B", "2", "8B", "InternLM2.5-7B", "300M", "internlm2-chat", _V2, _IDS),
     Release("InternVL2-26B", "2", "26B", "InternLM2-20B", "6B", "internlm2-chat", _V2, _IDS),
     Release("InternVL2-40B", "2", "40B", "Yi-34B", "6B", "Hermes-2"),
     Release("InternVL2-Llama3-76B", "2", "76B", "Llama-3-70B", "6B", "internlm2-chat"),
-    Release("InternVL2_5-1B", "2.5", "1B", "Qwen2.5-0.5B", "300M", "internvl2_5", _V2_5, _SHAPES),
+    Release("InternVL2_5-1B", "2.5", "1B", "Qwen2.5-0.5B", "300M", "internvl2_5", _V2_5, _IDS),
     Release("InternVL2_5-2B", "2.5", "2B", "InternLM2-1.8B", "300M", "internvl2_5", _V2_5, _IDS),
-    Release("InternVL2_5-4B", "2.5", "4B", "Qwen2.5-3B", "300M", "internvl2_5", _V2_5, _SHAPES),
+    Release("InternVL2_5-4B", "2.5", "4B", "Qwen2.5-3B", "300M", "internvl2_5", _V2_5, _IDS),
     Release("InternVL2_5-8B", "2.5", "8B", "InternLM2.5-7B", "300M", "internvl2_5", _V2_5, _IDS),
     Release("InternVL2_5-26B", "2.5", "26B", "InternLM2-20B", "6B", "internvl2_5", _V2_5, _IDS),
-    Release("InternVL2_5-38B", "2.5", "38B", "Qwen2.5-32B", "6B", "internvl2_5", _V2_5, _SHAPES),
-    Release("InternVL2_5-78B", "2.5", "78B", "Qwen2.5-72B", "6B", "internvl2_5", _V2_5, _SHAPES),
-    Release("InternVL3-1B", "3", "1B", "Qwen2.5-0.5B", "300M", "internvl2_5", _V2_5, _SHAPES),
-    Release("InternVL3-2B", "3", "2B", "Qwen2.5-1.5B", "300M", "internvl2_5", _V2_5, _SHAPES),
-    Release("InternVL3-8B", "3", "8B", "Qwen2.5-7B", "300M", "internvl2_5", _V2_5, _SHAPES),
+    Release("InternVL2_5-38B", "2.5", "38B", "Qwen2.5-32B", "6B", "internvl2_5", _V2_5, _IDS),
+    Release("InternVL2_5-78B", "2.5", "78B", "Qwen2.5-72B", "6B", "internvl2_5", _V2_5, _IDS),
+    Release("InternVL3-1B", "3", "1B", "Qwen2.5-0.5B", "300M", "internvl2_5", _V2_5, _IDS),
+    Release("InternVL3-2B", "3", "2B", "Qwen2.5-1.5B", "300M", "internvl2_5", _V2_5, _IDS),
+    Release("InternVL3-8B", "3", "8B", "Qwen2.5-7B", "300M", "internvl2_5", _V2_5, _IDS),
     Release("InternVL3-9B", "3", "9B", "InternLM3-8B", "300M", "internvl2_5"),
-    Release("InternVL3-14B", "3", "14B", "Qwen2.5-14B", "300M", "internvl2_5", _V2_5, _SHAPES),
-    Release("InternVL3-38B", "3", "38B", "Qwen2.5-32B", "6B", "internvl2_5", _V2_5, _SHAPES),
-    Release("InternVL3-78B", "3", "78B", "Qwen2.5-72B", "6B", "internvl2_5", _V2_5, _SHAPES),
-    Release("InternVL3_5-1B", "3.5", "1B", "Qwen3-0.6B", "300M", "internvl2_5", _V2_5, _SHAPES),
-    Release("InternVL3_5-2B", "3.5", "2B", "Qwen3-1.7B", "300M", "internvl2_5", _V2_5, _SHAPES),
-    Release("InternVL3_5-4B", "3.5", "4B", "Qwen3-4B", "300M", "internvl2_5", _V2_5, _SHAPES),
-    Release("InternVL3_5-8B", "3.5", "8B", "Qwen3-8B", "300M", "internvl2_5", _V2_5, _SHAPES),
-    Release("InternVL3_5-14B", "3.5", "14B", "Qwen3-14B", "300M", "internvl2_5", _V2_5, _SHAPES),
-    Release("InternVL3_5-38B", "3.5", "38B", "Qwen3-32B", "6B", "internvl2_5", _V2_5, _SHAPES),
+    Release("InternVL3-14B", "3", "14B", "Qwen2.5-14B", "300M", "internvl2_5", _V2_5, _IDS),
+    Release("InternVL3-38B", "3", "38B", "Qwen2.5-32B", "6B", "internvl2_5", _V2_5, _IDS),
+    Release("InternVL3-78B", "3", "78B", "Qwen2.5-72B", "6B", "internvl2_5", _V2_5, _IDS),
+    Release("InternVL3_5-1B", "3.5", "1B", "Qwen3-0.6B", "300M", "internvl2_5", _V2_5, _IDS),
+    Release("InternVL3_5-2B", "3.5", "2B", "Qwen3-1.7B", "300M", "internvl2_5", _V2_5, _IDS),
+    Release("InternVL3_5-4B", "3.5", "4B", "Qwen3-4B", "300M", "internvl2_5", _V2_5, _IDS),
+    Release("InternVL3_5-8B", "3.5", "8B", "Qwen3-8B", "300M", "internvl2_5", _V2_5, _IDS),
+    Release("InternVL3_5-14B", "3.5", "14B", "Qwen3-14B", "300M", "internvl2_5", _V2_5, _IDS),
+    Release("InternVL3_5-38B", "3.5", "38B", "Qwen3-32B", "6B", "internvl2_5", _V2_5, _IDS),
     Release("InternVL3_5-30B-A3B", "3.5", "30B-A3B", "Qwen3-30B-A3B", "300M", "internvl2_5"),
     Release("InternVL3_5-241B-A28B", "3.5", "241B-A28B", "Qwen3-235B-A22B", "6B", "internvl2_5"),
     Release("InternVL3_5-GPT-OSS-20B-A4B-Preview", "3.5", "20B-A4B", "gpt-oss-20b", "300M", "internvl3_5_gpt_oss"),
