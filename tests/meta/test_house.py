@@ -27,7 +27,7 @@ ROOM_LINES = {
     "": 790,
     "cache": 180,
     "checkpoint": 320,
-    "checkpoint/hf_config": 220,
+    "checkpoint/hf_config": 440,  # +220: Qwen2, Qwen3, and the Hugging Face layout with its tower and processor
     "cli": 830,
     "config": 360,
     "demo": 28,
@@ -39,7 +39,7 @@ ROOM_LINES = {
     "kernels": 460,  # +25: norms of single heads, before the rotation
     "kernels/triton": 940,
     "layers": 265,
-    "model": 245,
+    "model": 300,  # +55: names of three layouts
     "model/families": 90,  # +45: Qwen2 and Qwen3
     "offline": 240,
     "page": 1250,  # uploads that are judged, counted, paced, and give way by address; texts that are inert
