@@ -72,13 +72,15 @@ def _qwen2(
 ) -> LanguageModel:
     head_dim = hidden_size // num_heads
     decoder = DecoderConfig(
-        "qwen2", hidden_size, inner, num_layers, num_heads, num_kv_heads, head_dim, vocab_size, 32768
+        "qwen2", hidden_size, inner, num_layers, num_heads, num_kv_heads, head_dim, vocab_size, 32768, use_qkv_bias=True
     )
     return LanguageModel("Qwen2ForCausalLM", decoder)
 
 
 def _qwen3(hidden_size: int, num_layers: int, num_heads: int, inner: int) -> LanguageModel:
-    decoder = DecoderConfig("qwen3", hidden_size, inner, num_layers, num_heads, 8, 128, _QWEN3_VOCAB, 40960)
+    decoder = DecoderConfig(
+        "qwen3", hidden_size, inner, num_layers, num_heads, 8, 128, _QWEN3_VOCAB, 40960, use_qk_norm=True
+    )
     return LanguageModel("Qwen3ForCausalLM", decoder)
 
 

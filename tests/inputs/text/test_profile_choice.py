@@ -70,7 +70,7 @@ def test_the_folders_name_decides_nothing(tmp_path):
 def test_sizes_of_no_release_get_the_profile_of_the_template(tmp_path):
     for name in ("InternVL2-1B", "InternVL3-8B", "InternVL2-8B"):
         expected = {"InternVL2-8B": "internvl-internlm2"}.get(name, BY_NAME[name].profile)
-        folder = write_changed(BY_NAME[name], tmp_path, {"llm_config": {"num_hidden_layers": 3}})
+        folder = write_changed(BY_NAME[name], tmp_path, {"llm_config": {"num_hidden_layers": 3, "layer_types": None}})
         assert choose_profile(load_model_config(folder)).name == expected
 
 

@@ -14,8 +14,8 @@ def check_language_model(section: Section, served: Iterable[str]) -> None:
         UnsupportedModelError: names the class, its releases, and the classes that are `served`.
     """
     name = section.name_architecture(MODEL_TYPES)
-    releases = find_releases(name) if name in MODEL_TYPES.values() else ()
-    if releases:
+    if name is not None and name in MODEL_TYPES.values():
+        releases = find_releases(name)
         raise UnsupportedModelError(
             f"config.json: {name}, the language model of {', '.join(release.name for release in releases)}, is not "
             f"served yet; served are {', '.join(served)}, and tilewise list names their checkpoints.",
