@@ -45,7 +45,11 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """A decoder-only language model; `family` names its entry in `model.families.FAMILIES`."""
+    """A decoder-only language model; `family` names its entry in `model.families.FAMILIES`.
+
+    `num_tokens` is how many of the vocabulary's rows the tokenizer has, where they are known to be fewer: Qwen's heads
+    have rows beyond it. Those are never sampled.
+    """
 
     family: str
     hidden_size: int
@@ -60,6 +64,12 @@ class DecoderConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     use_bias: bool = False
+    num_tokens: int | None = None
+
+    @property
+    def num_logits(self) -> int:
+        """Logits of a position: one for each token that may be sampled."""
+        return self.vocab_size if self.num_tokens is None else self.num_tokens
 
 
 @dataclass(frozen=True, slots=True)

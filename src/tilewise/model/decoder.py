@@ -61,7 +61,7 @@ class Decoder(nn.Module):
         self.embedding = TokenEmbedding(config.vocab_size, config.hidden_size, dtype)
         self.layers = nn.ModuleList(DecoderLayer(config, dtype, group) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype)
-        self.head = Head(config.vocab_size, config.hidden_size, dtype)
+        self.head = Head(config.vocab_size, config.hidden_size, dtype, config.num_logits)
         self.rope = rope
 
     def forward(
@@ -81,7 +81,7 @@ class Decoder(nn.Module):
         return x if branch is None else x + branch
 
     def logits(self, x: Tensor) -> Tensor:
-        """(B, C) hidden rows -> (B, vocab_size) fp32."""
+        """(B, C) hidden rows -> (B, num_logits) fp32."""
         return self.head(self.norm(x))
 
     def names(self) -> Iterator[tuple[str, str, str | None]]:

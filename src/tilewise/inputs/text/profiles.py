@@ -6,20 +6,20 @@ Special tokens come from the profile alone: what users and answers say stays tex
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
 from tilewise.config import ChatTemplateConfig, ModelConfig
-from tilewise.errors import ConfigError, InputError
+from tilewise.errors import CheckpointError, ConfigError, InputError
 from tilewise.files import read_file
 from tilewise.inputs.conversation import ImagePart, Message, Part, ToolCall, check_turns
-from tilewise.inputs.text.tokenizer import SPECIAL_NAMES
 from tilewise.inputs.text.tool_syntax import internlm2
 
-_SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIAL_NAMES)) + ")")
+# What a template can mean as a special token only: of a turn, and of a picture's place.
+_MARK, _IMAGE_MARK = re.compile(r"<\|\w+\|>"), re.compile(r"<[^<>\s]+>")
 _MAX_FILE_BYTES = 1 << 20
 
 
@@ -172,10 +172,31 @@ def _read_words(words: object) -> tuple[str, ...]:
     return cast(tuple[str, ...], tuple(given))
 
 
-def render(profile: PromptProfile, messages: Sequence[Message]) -> tuple[Segment, ...]:
+def fit_profile(profile: PromptProfile, special_names: Collection[str]) -> PromptProfile:
+    """Hold a profile to a tokenizer's special tokens; its syntax of tools is kept where they are all there.
+
+    Raises:
+        CheckpointError: what the turns and pictures of the profile need is missing; the message names it.
+    """
+    turns = "".join((profile.system, profile.user, profile.assistant, profile.turn_end, profile.after_image))
+    needed = _MARK.findall(turns) + _IMAGE_MARK.findall(profile.image_start + profile.image_end)
+    missing = [name for name in dict.fromkeys(needed) if name not in special_names]
+    if missing:
+        raise CheckpointError(
+            f"The tokenizer lacks special tokens of the prompt profile {profile.name}: {', '.join(missing)}. Choose "
+            "another with --chat-template, or take the tokenizer's files from the model's own repository."
+        )
+    tools = "".join((profile.tools, profile.tool, profile.call_start, profile.call_end))
+    if profile.tools and not {*_MARK.findall(tools), *internlm2.SPECIAL_NAMES} <= set(special_names):
+        return replace(profile, tools="", tool="", call_start="", call_end="")
+    return profile
+
+
+def render(profile: PromptProfile, messages: Sequence[Message], special_names: Collection[str]) -> tuple[Segment, ...]:
     """Lay a conversation out, ending with the assistant's opening; BOS is not part of it.
 
-    Pictures are numbered in the order in which they appear. Neighbouring texts are one segment.
+    Pictures are numbered in the order in which they appear. Neighbouring texts are one segment. Of the profile's
+    templates, and of nothing else, `special_names` become special tokens.
 
     Raises:
         InputError: the turns are out of order, or of tools that the profile knows nothing of.
@@ -183,7 +204,8 @@ def render(profile: PromptProfile, messages: Sequence[Message]) -> tuple[Segment
     check_turns(messages)
     if not profile.tools and any(message.role in ("tools", "tool") or message.call_ids for message in messages):
         raise InputError(f"The prompt profile {profile.name} has no syntax for tools; leave them out.", param="tools")
-    layout = _Layout(profile, num_images=sum(len(message.images) for message in messages))
+    num_images = sum(len(message.images) for message in messages)
+    layout = _Layout(profile, num_images, special_names)
     has_own_system = messages[0].role == "system"
     system_text = messages[0].text if has_own_system else profile.meta_instruction
     if system_text:
@@ -195,8 +217,11 @@ def render(profile: PromptProfile, messages: Sequence[Message]) -> tuple[Segment
 
 
 class _Layout:
-    def __init__(self, profile: PromptProfile, num_images: int) -> None:
+    def __init__(self, profile: PromptProfile, num_images: int, special_names: Collection[str]) -> None:
         self._parts: list[Segment] = []
+        # The longest first: one name may begin with another.
+        names = sorted(special_names, key=len, reverse=True)
+        self._special_names = re.compile("(" + ("|".join(map(re.escape, names)) or "(?!)") + ")")
         self._profile = profile
         self._label = profile.image_label if num_images > 1 else ""
         self._num_placed = 0
@@ -218,7 +243,7 @@ class _Layout:
         self.add_template(self._profile.turn_end)
 
     def add_template(self, template: str) -> None:
-        for number, piece in enumerate(_SPECIAL.split(template)):
+        for number, piece in enumerate(self._special_names.split(template)):
             self._parts.append(Special(piece) if number % 2 else piece)
 
     def finish(self) -> tuple[Segment, ...]:
