@@ -44,6 +44,8 @@ class Words:
     both_layouts: str
     tested: Mapping[str, str]
     conversations: Mapping[str, str]
+    comma: str
+    colon: str
     of: str
     option: str
     ids: str
@@ -59,6 +61,8 @@ ENGLISH = Words(
     both_layouts="official, Hugging Face",
     tested={"shapes": "shapes", "ids": "ids", "answer": "answer"},
     conversations={name: name for name in CONVERSATIONS},
+    comma=", ",
+    colon=": ",
     of="Of",
     option="an option",
     ids="Ids",
@@ -73,6 +77,8 @@ CHINESE = Words(
     both_layouts="官方、Hugging Face",
     tested={"shapes": "形状", "ids": "id", "answer": "回答"},
     conversations={"no picture": "无图", "one picture": "一张图", "two pictures": "两张图", "two turns": "两轮"},
+    comma="、",
+    colon="：",
     of="用于",
     option="可选",
     ids="id",
@@ -83,7 +89,7 @@ PAGES = {"docs/en/conformance.md": ENGLISH, "docs/zh/conformance.md": CHINESE}
 def write_page(words: Words) -> str:
     """The whole page in one language."""
     parts = {
-        "hugging_face": ", ".join(HUGGING_FACE),
+        "hugging_face": words.comma.join(HUGGING_FACE),
         "checkpoints": _write_table(words.checkpoints, [_describe(release, words) for release in SERVED]),
         "undecided": _write_table(words.undecided, _list_undecided()),
         "prompts": "\n\n".join(_write_profile(profile, words) for profile in PROFILES.values()),
@@ -141,18 +147,21 @@ def _list_undecided() -> list[tuple[str, ...]]:
 
 def _write_profile(profile: PromptProfile, words: Words) -> str:
     users = [release for release in SERVED if release.profile == profile.name]
-    lines = [f"### `{profile.name}`", f"{words.of}: {', '.join(release.name for release in users) or words.option}."]
+    lines = [
+        f"### `{profile.name}`",
+        f"{words.of}{words.colon}{words.comma.join(release.name for release in users) or words.option}",
+    ]
     lines += [_write_text(profile, name, words) for name in CONVERSATIONS]
     for vocabulary, ids in _find_golden_ids(profile.name).items():
-        rows = [f"{words.conversations[name]}: {json.dumps(ids[name])}" for name in CONVERSATIONS]
-        lines.append(f"{words.ids}, {vocabulary}:\n\n" + _fence("\n\n".join(rows)))
+        rows = [f"{words.conversations[name]}{words.colon}{json.dumps(ids[name])}" for name in CONVERSATIONS]
+        lines.append(f"{words.ids}, {vocabulary}{words.colon.rstrip()}\n\n" + _fence("\n\n".join(rows)))
     return "\n\n".join(lines)
 
 
 def _write_text(profile: PromptProfile, conversation: str, words: Words) -> str:
     special_names = frozenset(_find_ids("Qwen3")) | frozenset(_find_ids(_INTERNLM2))
     text = write_segments(render(profile, CONVERSATIONS[conversation], special_names))
-    return f"{words.conversations[conversation]}:\n\n{_fence(text)}"
+    return f"{words.conversations[conversation]}{words.colon.rstrip()}\n\n{_fence(text)}"
 
 
 def _find_golden_ids(profile: str) -> dict[str, dict[str, Any]]:

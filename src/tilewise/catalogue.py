@@ -172,17 +172,22 @@ def find_releases(architecture: str) -> tuple[Release, ...]:
 
 
 def find_candidates(model: ModelConfig) -> tuple[Release, ...]:
-    """The releases that a checkpoint may be by its template, tower and sizes; none where it is another's work."""
-    return tuple(
-        release
-        for release in RELEASES
-        if release.is_served and release.template == model.template and _is_alike(model, release.create_model())
-    )
+    """The releases that a checkpoint may be by its template, tower and sizes; none where it is another's work.
+
+    Where it names no template, its vocabulary tells generations of a backbone apart.
+    """
+    return tuple(release for release in RELEASES if release.is_served and _is_alike(model, release))
 
 
-def _is_alike(model: ModelConfig, release: ModelConfig) -> bool:
-    def measure(config: ModelConfig) -> tuple[object, ...]:
-        decoder, vision = config.decoder, config.vision
-        return decoder.family, decoder.hidden_size, decoder.num_layers, vision.hidden_size, vision.num_layers
+def _is_alike(model: ModelConfig, release: Release) -> bool:
+    listed = release.create_model()
+    if model.template is None:
+        is_of_its_words = model.decoder.vocab_size == listed.decoder.vocab_size
+    else:
+        is_of_its_words = model.template == release.template
+    return is_of_its_words and _measure(model) == _measure(listed)
 
-    return measure(model) == measure(release)
+
+def _measure(model: ModelConfig) -> tuple[object, ...]:
+    decoder, vision = model.decoder, model.vision
+    return decoder.family, decoder.hidden_size, decoder.num_layers, vision.hidden_size, vision.num_layers

@@ -144,13 +144,13 @@ def plan_memory(config: ResolvedConfig) -> MemoryPlan:
         tower_token += _FP32_TEMPORARIES * vision.hidden_size
         decoder_token += _FP32_TEMPORARIES * decoder.hidden_size
         context_token = 4 * item * decoder.num_heads * decoder.head_dim
-    sampler = config.max_batch_size * decoder.vocab_size * _SAMPLER_BYTES
-    logits_row = (4 + item) * decoder.vocab_size
+    sampler = config.max_batch_size * decoder.num_logits * _SAMPLER_BYTES
+    logits_row = 4 * decoder.num_logits + item * decoder.vocab_size
     graphs = 0
     if config.graphs is not None:  # they share the largest one's memory, and one place for logits
         step = config.graphs.mixed[-1] * decoder_token + config.max_batch_size * logits_row
         tower = config.graphs.tiles[-1] * (1 + vision.num_patches) * tower_token
-        graphs = config.graphs.number * _GRAPH_BYTES + max(step, tower) + config.max_batch_size * 4 * decoder.vocab_size
+        graphs = config.graphs.number * _GRAPH_BYTES + max(step, tower) + config.max_batch_size * 4 * decoder.num_logits
         if config.max_step_tiles == config.graphs.tiles[-1]:
             tile_tokens = 0  # none are encoded outside of a graph
     tile_bytes = model.tokens_per_tile * decoder.hidden_size * item

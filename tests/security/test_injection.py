@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 
 import pytest
@@ -11,7 +12,7 @@ from tilewise.inputs.conversation import ImagePart, Message
 from tilewise.inputs.media.sources import ImagePolicy
 from tilewise.inputs.request_builder import RequestBuilder
 from tilewise.inputs.text.profiles import PROFILES
-from tilewise.inputs.text.tokenizer import SPECIAL_NAMES, Tokenizer, load_tokenizer
+from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
 from tilewise.types import GenerationConfig, TilingParameters
 
 MODEL = ModelConfig(
@@ -19,8 +20,14 @@ MODEL = ModelConfig(
     VisionConfig(hidden_size=128, num_layers=1, num_heads=4, intermediate_size=128),
     DecoderConfig("internlm2", 128, 128, 1, 4, 4, 32, vocab_size=92553, max_position_embeddings=32768),
 )
+NAMES = [
+    token["content"]
+    for token in json.loads((demo.model_folder() / "tokenizer_config.json").read_text())[
+        "added_tokens_decoder"
+    ].values()
+]
 SPARE = [f"[UNUSED_TOKEN_{number}]" for number in range(147)]
-HOSTILE = [*SPECIAL_NAMES, *SPARE, "<IMAGE_TOKEN>", "<image>", "<0x01>", "\u2581<s>"]
+HOSTILE = [*NAMES, *SPARE, "<IMAGE_TOKEN>", "<image>", "<0x01>", "\u2581<s>"]
 TILE = Image.new("RGB", (448, 448))
 
 

@@ -52,6 +52,8 @@ class DecoderConfig:
 
     `use_output_bias` is the attention's output projection; `use_qk_norm` an RMSNorm over each head of the queries and
     keys, before they are rotated. With `is_head_tied` the head's rows are the embedding's.
+    `num_tokens` is how many of the vocabulary's rows the tokenizer has, where they are known to be fewer: Qwen's heads
+    have rows beyond it. Those are never sampled.
     """
 
     family: str
@@ -70,6 +72,12 @@ class DecoderConfig:
     use_output_bias: bool = False
     use_qk_norm: bool = False
     is_head_tied: bool = False
+    num_tokens: int | None = None
+
+    @property
+    def num_logits(self) -> int:
+        """Logits of a position: one for each token that may be sampled."""
+        return self.vocab_size if self.num_tokens is None else self.num_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,18 +30,19 @@ class TokenEmbedding(Layer):
 
 
 class Head(Layer):
-    """Logits in fp32; rows are padded for the matrix units and padded ids never leave."""
+    """Logits in fp32, of ids below `num_logits` alone; rows are padded for the matrix units."""
 
-    def __init__(self, vocab_size: int, width: int, dtype: torch.dtype) -> None:
+    def __init__(self, vocab_size: int, width: int, dtype: torch.dtype, num_logits: int | None = None) -> None:
         """Create the padded weight; what its extra rows hold is never seen."""
         super().__init__()
         self.vocab_size = vocab_size
+        self.num_logits = vocab_size if num_logits is None else num_logits
         rows = -(-vocab_size // HEAD_ROW_MULTIPLE) * HEAD_ROW_MULTIPLE
         self.weight = nn.Parameter(torch.zeros(rows, width, dtype=dtype), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width) -> (B, vocab_size) fp32."""
-        return linear(x, self.weight)[:, : self.vocab_size].float()
+        """(B, width) -> (B, num_logits) fp32."""
+        return linear(x, self.weight)[:, : self.num_logits].float()
 
     def slot(self, parameter: str, piece: str | None = None) -> Slot:
         """Return the place of the weight without its padding."""

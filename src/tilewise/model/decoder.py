@@ -58,7 +58,7 @@ class Decoder(nn.Module):
         """Create the parameters of `config`."""
         super().__init__()
         self.config = config
-        head = Head(config.vocab_size, config.hidden_size, dtype)
+        head = Head(config.vocab_size, config.hidden_size, dtype, config.num_logits)
         tied = head if config.is_head_tied else None
         self.embedding = TokenEmbedding(config.vocab_size, config.hidden_size, dtype, tied)
         self.layers = nn.ModuleList(DecoderLayer(config, dtype, group) for _ in range(config.num_layers))
@@ -83,7 +83,7 @@ class Decoder(nn.Module):
         return x if branch is None else x + branch
 
     def logits(self, x: Tensor) -> Tensor:
-        """(B, C) hidden rows -> (B, vocab_size) fp32."""
+        """(B, C) hidden rows -> (B, num_logits) fp32."""
         return self.head(self.norm(x))
 
     def names(self) -> Iterator[tuple[str, str, str | None]]:

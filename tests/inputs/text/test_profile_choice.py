@@ -106,6 +106,14 @@ def test_the_hugging_face_layout_gets_the_official_sentence_and_the_log_says_so(
     assert re.search(mentions("template", "internvl2_5", "--chat-template"), record.getMessage())
 
 
+def test_without_a_template_the_vocabulary_tells_qwen2_from_qwen2_5():
+    model = load_model_config(FOLDER / "InternVL3-1B-hf")
+    of_qwen2 = dataclasses.replace(model, decoder=load("InternVL2-1B").decoder)
+    assert choose_profile(of_qwen2) == PROFILES["internvl2-hermes-2"]
+    of_nobody = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, num_layers=3))
+    assert choose_profile(of_nobody) == PROFILES["internvl2_5"]
+
+
 @pytest.mark.parametrize("name", ["internvl2_5", "internvl2-hermes-2", "internvl2-internlm2"])
 def test_from_internvl2_on_the_templates_separator_is_the_only_stop(name):
     assert PROFILES[name].stop_words == PROFILES[f"{name}-numbered"].stop_words == ("<|im_end|>",)

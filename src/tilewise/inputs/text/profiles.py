@@ -8,21 +8,21 @@ Special tokens come from the profile alone: what users and answers say stays tex
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
-from tilewise.catalogue import find_candidates
+from tilewise.catalogue import Release, find_candidates
 from tilewise.config import ChatTemplateConfig, ModelConfig
-from tilewise.errors import ConfigError, InputError
+from tilewise.errors import CheckpointError, ConfigError, InputError
 from tilewise.files import read_file
 from tilewise.inputs.conversation import ImagePart, Message, Part, ToolCall, check_turns
-from tilewise.inputs.text.tokenizer import SPECIAL_NAMES
 from tilewise.inputs.text.tool_syntax import internlm2
 
-_SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIAL_NAMES)) + ")")
+# What a template can mean as a special token only: of a turn, and of a picture's place.
+_MARK, _IMAGE_MARK = re.compile(r"<\|\w+\|>"), re.compile(r"<[^<>\s]+>")
 _MAX_FILE_BYTES = 1 << 20
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ PROFILES = {profile.name: profile for profile in _ALL_PROFILES}
 _DEFAULTS = {"internlm2-chat": _INTERNLM2, "Hermes-2": _HERMES_2, "internvl2_5": _INTERNVL2_5}
 # What is taken where the files fit both; the first for the requests that V1-5's users know, the second is used more.
 _UNDECIDED = {"InternLM2-20B": _INTERNLM2, "InternLM2-1.8B": _INTERNVL2}
-# The Hugging Face layout names no template; its releases of these backbones all have the same one.
+# The Hugging Face layout names no template: what a checkpoint of no known release takes there, by its decoder.
 _WITHOUT_TEMPLATE = {"qwen2": _INTERNVL2_5, "qwen3": _INTERNVL2_5}
 
 
@@ -158,36 +158,42 @@ def _with_message(profile: PromptProfile, model: ModelConfig) -> PromptProfile:
 
 
 def _choose_by_files(model: ModelConfig) -> PromptProfile:
-    if model.template is None and model.decoder.family in _WITHOUT_TEMPLATE:
-        profile = _WITHOUT_TEMPLATE[model.decoder.family]
-        logger.info(
-            "The checkpoint names no template; its releases with a %s decoder have the prompt profile %s, which is "
-            "taken. Choose another with --chat-template NAME or FILE.json.",
-            model.decoder.family,
-            profile.name,
-        )
-        return profile
     candidates = find_candidates(model)
-    names = dict.fromkeys(release.profile for release in candidates)
-    if len(names) == 1:
-        return PROFILES[candidates[0].profile]
-    if candidates:
-        profile = _UNDECIDED[candidates[0].language_model]
-        logger.warning(
-            "config.json fits %s, whose prompts differ: the prompt profile %s is taken. Name the right one with "
-            "--chat-template (chat_template_config): %s.",
-            " and ".join(release.name for release in candidates),
-            profile.name,
-            ", ".join(f"{release.profile} for {release.name}" for release in candidates),
-        )
-        return profile
-    if model.template not in _DEFAULTS:
+    names = {release.profile for release in candidates}
+    if len(names) > 1:
+        return _choose_undecided(candidates)
+    if names:
+        profile = PROFILES[names.pop()]
+    elif model.template is None and model.decoder.family in _WITHOUT_TEMPLATE:
+        profile = _WITHOUT_TEMPLATE[model.decoder.family]
+    elif model.template in _DEFAULTS:
+        profile = _DEFAULTS[model.template]
+    else:
         raise ConfigError(
             f"The checkpoint ({model.architecture}, template {model.template!r}) has no prompt profile here; "
             f"choose one with --chat-template NAME or FILE.json: {', '.join(PROFILES)}.",
             param="chat_template_config",
         )
-    return _DEFAULTS[model.template]
+    if model.template is None:
+        logger.info(
+            "The checkpoint names no template; by its language model (%s) the prompt profile %s is taken. Choose "
+            "another with --chat-template (chat_template_config).",
+            model.decoder.family,
+            profile.name,
+        )
+    return profile
+
+
+def _choose_undecided(candidates: Sequence[Release]) -> PromptProfile:
+    profile = _UNDECIDED[candidates[0].language_model]
+    logger.warning(
+        "config.json fits %s, whose prompts differ: the prompt profile %s is taken. Name the right one with "
+        "--chat-template (chat_template_config): %s.",
+        " and ".join(release.name for release in candidates),
+        profile.name,
+        ", ".join(f"{release.profile} for {release.name}" for release in candidates),
+    )
+    return profile
 
 
 def load_profile(path: Path) -> PromptProfile:
@@ -232,10 +238,31 @@ def _read_words(words: object) -> tuple[str, ...]:
     return cast(tuple[str, ...], tuple(given))
 
 
-def render(profile: PromptProfile, messages: Sequence[Message]) -> tuple[Segment, ...]:
+def fit_profile(profile: PromptProfile, special_names: Collection[str]) -> PromptProfile:
+    """Hold a profile to a tokenizer's special tokens; its syntax of tools is kept where they are all there.
+
+    Raises:
+        CheckpointError: what the turns and pictures of the profile need is missing; the message names it.
+    """
+    turns = "".join((profile.system, profile.user, profile.assistant, profile.turn_end, profile.after_image))
+    needed = _MARK.findall(turns) + _IMAGE_MARK.findall(profile.image_start + profile.image_end)
+    missing = [name for name in dict.fromkeys(needed) if name not in special_names]
+    if missing:
+        raise CheckpointError(
+            f"The tokenizer lacks special tokens of the prompt profile {profile.name}: {', '.join(missing)}. Choose "
+            "another with --chat-template, or take the tokenizer's files from the model's own repository."
+        )
+    tools = "".join((profile.tools, profile.tool, profile.call_start, profile.call_end))
+    if profile.tools and not {*_MARK.findall(tools), *internlm2.SPECIAL_NAMES} <= set(special_names):
+        return replace(profile, tools="", tool="", call_start="", call_end="")
+    return profile
+
+
+def render(profile: PromptProfile, messages: Sequence[Message], special_names: Collection[str]) -> tuple[Segment, ...]:
     """Lay a conversation out, ending with the assistant's opening; BOS is not part of it.
 
-    Pictures are numbered in the order in which they appear. Neighbouring texts are one segment.
+    Pictures are numbered in the order in which they appear. Neighbouring texts are one segment. Of the profile's
+    templates, and of nothing else, `special_names` become special tokens.
 
     Raises:
         InputError: the turns are out of order, or of tools that the profile knows nothing of.
@@ -243,7 +270,8 @@ def render(profile: PromptProfile, messages: Sequence[Message]) -> tuple[Segment
     check_turns(messages)
     if not profile.tools and any(message.role in ("tools", "tool") or message.call_ids for message in messages):
         raise InputError(f"The prompt profile {profile.name} has no syntax for tools; leave them out.", param="tools")
-    layout = _Layout(profile, num_images=sum(len(message.images) for message in messages))
+    num_images = sum(len(message.images) for message in messages)
+    layout = _Layout(profile, num_images, special_names)
     has_own_system = messages[0].role == "system"
     system_text = messages[0].text if has_own_system else profile.meta_instruction
     if system_text:
@@ -255,8 +283,11 @@ def render(profile: PromptProfile, messages: Sequence[Message]) -> tuple[Segment
 
 
 class _Layout:
-    def __init__(self, profile: PromptProfile, num_images: int) -> None:
+    def __init__(self, profile: PromptProfile, num_images: int, special_names: Collection[str]) -> None:
         self._parts: list[Segment] = []
+        # The longest first: one name may begin with another.
+        names = sorted(special_names, key=len, reverse=True)
+        self._special_names = re.compile("(" + ("|".join(map(re.escape, names)) or "(?!)") + ")")
         self._profile = profile
         self._label = profile.image_label if num_images > 1 else ""
         self._num_placed = 0
@@ -278,7 +309,7 @@ class _Layout:
         self.add_template(self._profile.turn_end)
 
     def add_template(self, template: str) -> None:
-        for number, piece in enumerate(_SPECIAL.split(template)):
+        for number, piece in enumerate(self._special_names.split(template)):
             self._parts.append(Special(piece) if number % 2 else piece)
 
     def finish(self) -> tuple[Segment, ...]:
