@@ -16,6 +16,7 @@ from hypothesis import settings
 
 from tests.leftovers import Leftovers
 from tests.scripted import MakePipeline, Script, ScriptedClient
+from tests.small_tokenizers import write_json
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import ChatTemplateConfig, DeviceConfig, EngineConfig, resolve
 from tilewise.demo import model_folder
@@ -134,6 +135,18 @@ def read_reason(report: pytest.TestReport | pytest.CollectReport) -> str:
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return load_tokenizer(model_folder())
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small tokenizer of Qwen's form."""
+    return write_json(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folders(shipped_data: Path, qwen_folder: Path) -> Mapping[str, Path]:
+    """Where tokenizers of each kind lie; what holds for one must hold for all."""
+    return {"demo": model_folder(), "internlm2": shipped_data / "internvl-chat-v1-5", "qwen": qwen_folder}
 
 
 @pytest.fixture

@@ -109,6 +109,13 @@ def test_every_setting_moves_its_part_of_the_plan(options: dict[str, int], part:
     assert getattr(after, part) != getattr(before, part)
 
 
+def test_a_tokenizer_with_fewer_tokens_than_the_head_has_rows_takes_less_room_for_logits_and_not_for_weights() -> None:
+    cut = replace(MODEL, decoder=replace(MODEL.decoder, num_tokens=MODEL.decoder.vocab_size - 50))
+    before, after = (plan_memory(resolve(EngineConfig(), model, CPU)) for model in (MODEL, cut))
+    assert after.weights == before.weights
+    assert after.decoder_workspace < before.decoder_workspace
+
+
 GIB = 1 << 30
 GPU = DeviceConfig("cuda")
 # The shapes of InternVL-Chat-V1-5: MODEL holds the rest.
