@@ -14,10 +14,12 @@ def check_language_model(section: Section, served: Iterable[str]) -> None:
         UnsupportedModelError: names the class, its releases, and the classes that are `served`.
     """
     name = section.name_architecture(MODEL_TYPES)
-    if name is not None and name in MODEL_TYPES.values():
-        releases = find_releases(name)
-        raise UnsupportedModelError(
-            f"config.json: {name}, the language model of {', '.join(release.name for release in releases)}, is not "
-            f"served yet; served are {', '.join(served)}, and tilewise list names their checkpoints.",
-            param="architectures",
-        )
+    if name is None or name not in MODEL_TYPES.values():
+        return
+    key = "architectures" if section.get("architectures", []) else "model_type"
+    releases = ", ".join(release.name for release in find_releases(name))
+    raise UnsupportedModelError(
+        f"{section.unsupported(key, ', '.join(served))} {name}, of {releases}, is not served yet; tilewise list names "
+        "the checkpoints that are.",
+        param=key,
+    )
