@@ -17,7 +17,9 @@ from tilewise.catalogue import Release, find_candidates
 from tilewise.checkpoint.hf_config import SERVED as SERVED_PAIRS
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.inputs.media.tiling import choose_grid, count_tiles
-from tilewise.inputs.text.profiles import PROFILES, PromptProfile, choose_profile, render
+from tilewise.inputs.text.layout import render
+from tilewise.inputs.text.profile_choice import choose_profile
+from tilewise.inputs.text.profiles import PROFILES, PromptProfile
 from tilewise.types import TilingParameters
 
 ROOT = Path(__file__).resolve().parents[1]

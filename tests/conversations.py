@@ -6,7 +6,7 @@ from itertools import groupby
 from PIL import Image
 
 from tilewise.inputs.conversation import ImagePart, Message
-from tilewise.inputs.text.profiles import ImageSlot, Segment, Special
+from tilewise.inputs.text.layout import ImageSlot, Segment, Special
 
 # One tile each.
 _PICTURE, _OTHER = (ImagePart(Image.new("RGB", (448, 448), colour)) for colour in ("red", "blue"))

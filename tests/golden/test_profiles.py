@@ -20,7 +20,9 @@ from tests.qwen_vocabulary import find_special_ids, write_cut
 from tilewise.config import ChatTemplateConfig
 from tilewise.inputs.media.sources import ImagePolicy
 from tilewise.inputs.request_builder import RequestBuilder
-from tilewise.inputs.text.profiles import PROFILES, choose_profile, render
+from tilewise.inputs.text.layout import render
+from tilewise.inputs.text.profile_choice import choose_profile
+from tilewise.inputs.text.profiles import PROFILES
 from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
 from tilewise.types import GenerationConfig, Request, TilingParameters
 

@@ -17,15 +17,9 @@ from tilewise.inputs.media.policy import ImagePolicy
 from tilewise.inputs.media.sources import ImageSource, prepare_image
 from tilewise.inputs.text.detokenizer import Detokenizer
 from tilewise.inputs.text.grammar import check_format
-from tilewise.inputs.text.profiles import (
-    ImageSlot,
-    PromptProfile,
-    Segment,
-    Special,
-    choose_profile,
-    fit_profile,
-    render,
-)
+from tilewise.inputs.text.layout import ImageSlot, Segment, Special, render
+from tilewise.inputs.text.profile_choice import choose_profile, fit_profile
+from tilewise.inputs.text.profiles import PromptProfile
 from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
 from tilewise.inputs.text.tool_syntax import internlm2
 from tilewise.types import GenerationConfig, ImageSpan, PreparedImage, Request, TilingParameters

@@ -15,7 +15,8 @@ from tilewise.catalogue import RELEASES
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import ChatTemplateConfig
 from tilewise.errors import ConfigError
-from tilewise.inputs.text.profiles import PROFILES, choose_profile
+from tilewise.inputs.text.profile_choice import choose_profile
+from tilewise.inputs.text.profiles import PROFILES
 
 BY_NAME = {release.name: release for release in RELEASES}
 # Where V1-5 and InternVL2 have the same files: what is taken.

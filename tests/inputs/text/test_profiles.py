@@ -10,7 +10,9 @@ from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import ChatTemplateConfig
 from tilewise.errors import ConfigError, InputError
 from tilewise.inputs.conversation import ImagePart, Message
-from tilewise.inputs.text.profiles import PROFILES, ImageSlot, PromptProfile, Special, choose_profile, render
+from tilewise.inputs.text.layout import ImageSlot, Special, render
+from tilewise.inputs.text.profile_choice import choose_profile
+from tilewise.inputs.text.profiles import PROFILES, PromptProfile
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from tilewise.inputs.conversation import parse_prompt
 from tilewise.inputs.media.sources import ImagePolicy
 from tilewise.inputs.request_builder import RequestBuilder
 from tilewise.inputs.text.grammar import check_format, create_guide
-from tilewise.inputs.text.profiles import PROFILES, render
+from tilewise.inputs.text.layout import render
+from tilewise.inputs.text.profiles import PROFILES
 from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
 from tilewise.serving.openai.schema.tools import add_tools
 from tilewise.serving.openai.tool_stream import ToolCallDelta, ToolSplitter
