@@ -16,7 +16,7 @@ class PromptProfile:
     is preceded by it with {n} counted from 1, `between_images` stands between those of a row, and `after_image`
     follows the last.
     `tools` and `tool` open the turns that describe tools and that hold a result, and a call stands between
-    `call_start` and `call_end`; where `tools` is empty, the model knows none.
+    `call_start` and `call_end`; where `tools` is empty, or the tokenizer lacks these tokens, the model knows none.
     `stop_words` end an answer.
     """
 
@@ -50,8 +50,8 @@ _INTERNVL2 = replace(
     "是一个有用无害的人工智能助手。",
     stop_words=_STOP,
 )
-# Of a base model that knows nothing of InternLM2's tools.
-_HERMES_2 = replace(_INTERNVL2, name="internvl2-hermes-2", tools="", tool="", call_start="", call_end="")
+# Source: conversation.py there says that the two are one; what their tokenizers begin a prompt with is not.
+_HERMES_2 = replace(_INTERNVL2, name="internvl2-hermes-2")
 # QUIRK: of all templates this one alone has a line break behind the end of a turn.
 _INTERNVL2_5 = replace(
     _INTERNLM2,
