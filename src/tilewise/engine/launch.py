@@ -48,11 +48,12 @@ def find_checkpoint(model: str | None, config: EngineConfig) -> Checkpoint:
 
 
 def launch_engine(
-    checkpoint: Checkpoint, config: EngineConfig, *, in_process: bool = True, num_tokens: int | None = None
+    checkpoint: Checkpoint, config: EngineConfig, *, num_tokens: int | None, in_process: bool = True
 ) -> Engine:
     """Load a model and start its engine: on a thread here, or in a process of its own.
 
-    `num_tokens` is how many ids the tokenizer has; rows of the model's head beyond them are never sampled.
+    `num_tokens` is how many ids the tokenizer has; rows of the model's head beyond them are never sampled. None is
+    the whole vocabulary.
 
     Raises:
         CheckpointError: the model cannot be served.

