@@ -202,6 +202,7 @@ MALFORMED = [
     ("min_dynamic_patch", 7),
     ("use_thumbnail", 1),
     ("template", 3),
+    ("system_message", 3),
 ]
 
 
