@@ -33,6 +33,10 @@ def vision_with(**changes: Any) -> ModelConfig:
     return replace(MODEL, vision=replace(MODEL.vision, **changes))
 
 
+def decoder_with(**changes: Any) -> ModelConfig:
+    return replace(MODEL, decoder=replace(MODEL.decoder, **changes))
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -44,8 +48,11 @@ def vision_with(**changes: Any) -> ModelConfig:
         replace(MODEL, select_layer=-2),
         replace(MODEL, select_layer=1),
         replace(MODEL, select_layer=0),
-        replace(MODEL, decoder=replace(MODEL.decoder, use_bias=True, vocab_size=300, head_dim=16)),
-        replace(MODEL, decoder=replace(MODEL.decoder, num_layers=5, num_kv_heads=4, intermediate_size=7)),
+        decoder_with(use_qkv_bias=True, use_output_bias=True, vocab_size=300, head_dim=16),
+        decoder_with(use_qkv_bias=True),
+        decoder_with(family="qwen3", use_qk_norm=True),
+        decoder_with(family="qwen2", use_qkv_bias=True, is_head_tied=True),
+        decoder_with(num_layers=5, num_kv_heads=4, intermediate_size=7),
     ],
 )
 def test_weights_are_counted_exactly(model: ModelConfig) -> None:
@@ -71,6 +78,15 @@ def test_parts_of_the_plan_add_up_to_the_weights_in_the_engines_dtype() -> None:
     for dtype, size in (("float32", 4), ("bfloat16", 2)):
         plan = plan_memory(resolve(EngineConfig(dtype=dtype), MODEL, CPU))
         assert plan.weights == count_weights(MODEL).total * size
+
+
+def test_norms_of_heads_wider_than_the_model_are_planned_for() -> None:
+    wide = decoder_with(family="qwen3", head_dim=64, use_qk_norm=True)
+    without = replace(wide, decoder=replace(wide.decoder, use_qk_norm=False))
+    config = resolve(EngineConfig(), wide, CPU)
+    channels = (4 + 2) * 64 - wide.decoder.hidden_size
+    grown = plan_memory(config).decoder_workspace - plan_memory(replace(config, model=without)).decoder_workspace
+    assert grown == config.max_step_tokens * 3 * 4 * channels
 
 
 def test_an_asked_for_cache_size_is_taken_and_a_share_is_of_what_is_left() -> None:
@@ -100,6 +116,13 @@ def test_every_setting_moves_its_part_of_the_plan(options: dict[str, int], part:
     before = plan_memory(resolve(EngineConfig(), MODEL, CPU))
     after = plan_memory(resolve(EngineConfig(**options), MODEL, CPU))
     assert getattr(after, part) != getattr(before, part)
+
+
+def test_a_tokenizer_with_fewer_tokens_than_the_head_has_rows_takes_less_room_for_logits_and_not_for_weights() -> None:
+    cut = replace(MODEL, decoder=replace(MODEL.decoder, num_tokens=MODEL.decoder.vocab_size - 50))
+    before, after = (plan_memory(resolve(EngineConfig(), model, CPU)) for model in (MODEL, cut))
+    assert after.weights == before.weights
+    assert after.decoder_workspace < before.decoder_workspace
 
 
 GIB = 1 << 30

@@ -103,7 +103,7 @@ class Encoder:
         """Ids of a first question about pictures of so many tiles each, and how many of them come before it."""
         parts = (*(ImagePart("") for _ in tiles), question)
         ids, start = [self.tokenizer.special_id("<s>")], 1
-        for segment in render(profile, (Message("user", parts),)):
+        for segment in render(profile, (Message("user", parts),), self.tokenizer.special_tokens):
             if isinstance(segment, ImageSlot):
                 ids += [self.context_id] * (tiles[segment.number] * self.tokens_per_tile)
                 start = len(ids) + 1  # </img> is the last of them
@@ -145,7 +145,8 @@ class Encoder:
     def _follow_up(self, question: str, profile: PromptProfile) -> list[int]:
         """From behind an answer's stop token to the next answer."""
         ids: list[int] = []
-        segments = render(profile, (Message("user", ("",)), Message("assistant", ("",)), Message("user", (question,))))
+        turns = (Message("user", ("",)), Message("assistant", ("",)), Message("user", (question,)))
+        segments = render(profile, turns, self.tokenizer.special_tokens)
         # The last two openings of turns, after the line break that may follow the stop token.
         special = [i for i, segment in enumerate(segments) if isinstance(segment, Special)]
         for segment in segments[special[-4] + 1 :]:

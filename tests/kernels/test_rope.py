@@ -44,8 +44,8 @@ class Inputs:
     v_cache: Tensor
     slots: Tensor
 
-    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return self.qkv, self.cos, self.sin, self.k_cache, self.v_cache, self.slots
+    def arguments(self) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, Tensor, Tensor]:
+        return self.qkv, (self.cos, self.sin), self.k_cache, self.v_cache, self.slots
 
     def twin(self) -> "Inputs":
         return Inputs(self.qkv, self.cos, self.sin, self.k_cache.clone(), self.v_cache.clone(), self.slots)
@@ -122,9 +122,8 @@ def test_a_captured_graph_follows_the_slots_that_it_is_replayed_with() -> None:
         q, _ = kernels.rope_and_write_kv(*ours.arguments(), case.num_heads)
     ours.k_cache.fill_(math.nan)
     ours.v_cache.fill_(math.nan)
-    for fixed, new in zip(ours.arguments()[:3], later.arguments()[:3], strict=True):
-        fixed.copy_(new)
-    ours.slots.copy_(later.slots)
+    for name in ("qkv", "cos", "sin", "slots"):
+        getattr(ours, name).copy_(getattr(later, name))
     graph.replay()
     expected, _, _ = reference.rope_and_write_kv(*later.arguments(), case.num_heads)
     assert_twins(q, expected)

@@ -17,7 +17,9 @@ from tilewise.inputs.media.policy import ImagePolicy
 from tilewise.inputs.media.sources import ImageSource, prepare_image
 from tilewise.inputs.text.detokenizer import Detokenizer
 from tilewise.inputs.text.grammar import check_format
-from tilewise.inputs.text.profiles import ImageSlot, PromptProfile, Segment, Special, choose_profile, render
+from tilewise.inputs.text.layout import ImageSlot, Segment, Special, render
+from tilewise.inputs.text.profile_choice import choose_profile, fit_profile
+from tilewise.inputs.text.profiles import PromptProfile
 from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
 from tilewise.inputs.text.tool_syntax import internlm2
 from tilewise.types import GenerationConfig, ImageSpan, PreparedImage, Request, TilingParameters
@@ -34,7 +36,7 @@ class RequestBuilder:
     `prepare` loads one picture.
 
     Raises:
-        CheckpointError: the tokenizer has ids that the model does not.
+        CheckpointError: the tokenizer has ids that the model does not, or lacks special tokens that the prompt needs.
     """
 
     model: ModelConfig
@@ -46,10 +48,12 @@ class RequestBuilder:
     prepare: PrepareImage = prepare_image
 
     def __post_init__(self) -> None:
-        """Hold the tokenizer to the model's vocabulary."""
+        """Hold the tokenizer to the model's vocabulary, and the profile to the tokenizer's special tokens."""
         known, used = self.model.decoder.vocab_size, self.tokenizer.vocab_size
         if used > known:
             raise CheckpointError(f"The tokenizer has {used} tokens, the model only {known}: they do not fit.")
+        self.tokenizer.special_id(IMAGE_CONTEXT)
+        fit_profile(self.profile, self.tokenizer.special_tokens)
 
     def build(
         self, messages: Sequence[Message], generation: GenerationConfig, request_id: str, namespace: str = ""
@@ -63,7 +67,7 @@ class RequestBuilder:
             PromptTooLongError: the prompt leaves no room for one token of answer.
             InputError: a picture or a field of `generation` is refused.
         """
-        segments = render(self.profile, messages)
+        segments = render(self.profile, messages, self.tokenizer.special_tokens)
         parts = [part for message in messages for part in message.images]
         self.policy.limits.check_request(len(parts))
         self._check_at_least(segments)
@@ -71,7 +75,7 @@ class RequestBuilder:
         generation = self._resolve_bad_words(generation, stop_token_ids)
         check_format(generation)
         words = [self._encode(segment) for segment in segments]
-        num_words = 1 + sum(map(len, words))
+        num_words = len(self._bos_ids) + sum(map(len, words))
         self._check_length(num_words + len(parts) * self.model.tokens_per_tile, len(parts), "at least ")
         images = self._load(parts)
         num_tiles = sum(image.num_tiles for image in images)
@@ -82,12 +86,22 @@ class RequestBuilder:
     def create_detokenizer(self, generation: GenerationConfig) -> Detokenizer:
         """A detokenizer that watches for the caller's and the profile's stop words that are no special tokens."""
         profile_words = () if generation.ignore_eos else self.profile.stop_words
-        words = [word for word in (*generation.stop_words, *profile_words) if word not in self.tokenizer.special_tokens]
+        words = [word for word in (*generation.stop_words, *profile_words) if self._find_special(word) is None]
         return Detokenizer(self.tokenizer, skip_special_tokens=generation.skip_special_tokens, stop_words=words)
 
     def find_call_id(self, generation: GenerationConfig) -> int | None:
         """The special token that opens a call of a tool, where the answer may hold one."""
         return internlm2.find_call_id(generation, self.tokenizer)
+
+    @property
+    def _bos_ids(self) -> tuple[int, ...]:
+        """What every prompt begins with: one token, or none."""
+        return () if self.tokenizer.bos_id is None else (self.tokenizer.bos_id,)
+
+    def _find_special(self, word: str) -> int | None:
+        """The special token that a stop word names; one that is shown in any case is watched for in the text."""
+        token_id = self.tokenizer.special_tokens.get(word)
+        return token_id if token_id in self.tokenizer.special_ids else None
 
     def _encode(self, segment: Segment) -> list[int]:
         if isinstance(segment, str):
@@ -98,7 +112,7 @@ class RequestBuilder:
         self, segments: Sequence[Segment], words: Sequence[list[int]], images: Sequence[PreparedImage]
     ) -> tuple[tuple[int, ...], tuple[ImageSpan, ...]]:
         context_id = self.tokenizer.special_id(IMAGE_CONTEXT)
-        token_ids, spans = [self.tokenizer.special_id("<s>")], list[ImageSpan]()
+        token_ids, spans = list(self._bos_ids), list[ImageSpan]()
         for segment, ids in zip(segments, words, strict=True):
             token_ids += ids
             if isinstance(segment, ImageSlot):
@@ -135,7 +149,7 @@ class RequestBuilder:
         """The caller's ids and special stop words, and the profile's unless the caller ignores them."""
         self._check_ids("stop_token_ids", generation.stop_token_ids)
         names = (*generation.stop_words, *(() if generation.ignore_eos else self.profile.stop_words))
-        special = (self.tokenizer.special_id(name) for name in names if name in self.tokenizer.special_tokens)
+        special = (token_id for name in names if (token_id := self._find_special(name)) is not None)
         return tuple(dict.fromkeys((*generation.stop_token_ids, *special)))
 
     def _resolve_bad_words(self, generation: GenerationConfig, stop_token_ids: tuple[int, ...]) -> GenerationConfig:
@@ -206,7 +220,8 @@ def create_builder(
     )
     if min_dynamic_patch is None:  # a caller who lowers only the most must not meet the checkpoint's least above it
         min_dynamic_patch = min(model.min_dynamic_patch, tiling.max_tiles)
-    tokenizer, profile = load_tokenizer(folder), choose_profile(model, chat_template)
+    tokenizer = load_tokenizer(folder)
+    profile = fit_profile(choose_profile(model, chat_template), tokenizer.special_tokens)
     policy = ImagePolicy(allowed_media_hosts=cast(tuple[str, ...], allowed_media_hosts))
     tiling = replace(tiling, min_tiles=min_dynamic_patch)
     return RequestBuilder(model, model.decoder.max_position_embeddings, tokenizer, profile, policy, tiling)

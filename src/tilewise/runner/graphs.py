@@ -80,7 +80,7 @@ class StepGraphs:
         """
         self._model, self._caches, self._latest = model, caches, latest
         self._max_blocks = max_blocks
-        self._logits = torch.empty(len(latest), model.config.decoder.vocab_size, device=latest.device)
+        self._logits = torch.empty(len(latest), model.config.decoder.num_logits, device=latest.device)
         self.captured: list[CapturedStep] = []  # the smallest first
         self._towers: dict[int, tuple[Any, Tensor, Tensor]] = {}
 

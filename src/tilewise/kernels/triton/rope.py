@@ -90,8 +90,7 @@ def kernel() -> Any:
 
 def rope_and_write_kv(
     qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
+    angles: tuple[Tensor, Tensor],
     k_cache: Tensor,
     v_cache: Tensor,
     slots: Tensor,
@@ -110,7 +109,7 @@ def rope_and_write_kv(
     q = torch.empty((len(qkv), num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     k = torch.empty((len(qkv), num_kv_heads, head_dim), dtype=qkv.dtype, device=qkv.device) if returns_fresh else q
     kernel()[(len(qkv), (num_heads + 2 * num_kv_heads) // heads)](
-        qkv, cos, sin, slots, q, k, k_cache, v_cache, qkv.stride(0), *k_cache.stride()[:3],
+        qkv, *angles, slots, q, k, k_cache, v_cache, qkv.stride(0), *k_cache.stride()[:3],
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEADS=heads, HALF=head_dim // 2,
         LANES=lanes, BLOCK_SIZE=block_size, KEEPS_KEYS=returns_fresh, num_warps=max(1, heads * lanes // 256),
         **depend(qkv.device, len(qkv)),
