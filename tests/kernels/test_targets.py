@@ -119,11 +119,13 @@ def elementwise_cases() -> list[Case]:
         row = {"WIDTH": 3200, "BLOCK": 4096}
         types = {**point("x", "weight", "next_weight", "out"), "x_stride": "i32", "out_stride": "i32", "eps": "fp32"}
         cases.append(Case(f"normalize {dtype}", normalize, types, row, {"num_warps": 8}))
-        types = point("residual", "x", "scale", "weight", "sum", "normed")
+        types = point("residual", "x", "scale", "weight", "bias", "sum", "normed")
         types |= {"residual_stride": "i32", "x_stride": "i32", "eps": "fp32"}
         options = {"num_warps": 8, "enable_fp_fusion": False}
-        name = f"add_and_normalize {dtype}"
-        cases.append(Case(name, add_and_normalize, types, {**row, "HAS_SCALE": True}, options))
+        for is_centered in (False, True):
+            name = f"add_and_normalize {dtype}{', layer norm' if is_centered else ''}"
+            flags = {"HAS_SCALE": True, "IS_CENTERED": is_centered}
+            cases.append(Case(name, add_and_normalize, types, {**row, **flags}, options))
         types = {**point("gate_up", "out"), "row_stride": "i32"}
         piece = {"WIDTH": 12800, "BLOCK": 1024}
         cases.append(Case(f"gate_and_multiply {dtype}", gate_and_multiply, types, piece, {}))

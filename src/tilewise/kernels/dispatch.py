@@ -72,6 +72,16 @@ def add_rms_norm(
     return norm.add_rms_norm(residual, x, weight, eps, scale)
 
 
+def add_layer_norm(
+    residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Add a branch to the stream and take the sum's layer norm: -> (normed, sum); see `reference.add_layer_norm`."""
+    vectors = (weight, bias) if scale is None else (weight, bias, scale)
+    if residual.shape != x.shape or decline(residual, x, *vectors) or norm.decline_row(x, *vectors):
+        return reference.add_layer_norm(residual, x, weight, bias, eps, scale)
+    return norm.add_layer_norm(residual, x, weight, bias, eps, scale)
+
+
 def silu_and_multiply(gate_up: Tensor) -> Tensor:
     """SwiGLU's elementwise part, (..., 2I) -> (..., I); see `reference.silu_and_multiply`."""
     if decline(gate_up) or activation.decline_halves(gate_up):
