@@ -40,7 +40,10 @@ def attention_cases() -> list[Case]:
     }
     shared = {"partial_ptr": "*fp32", "stats_ptr": "*fp32", "arrivals_ptr": "*i32"}
     cases: list[Case] = []
-    for splits, group, dim, block_size in ((16, 6, 128, 64), (2, 7, 128, 128), (16, 1, 64, 64), (1, 6, 128, 64)):
+    for splits, group, dim, block_size in (
+        *((16, 6, 128, 64), (2, 7, 128, 128), (16, 1, 64, 64), (1, 6, 128, 64)),
+        *((64, 7, 64, 64), (64, 8, 128, 64), (64, 6, 128, 64), (16, 2, 32, 64), (8, 5, 128, 64), (4, 4, 128, 16)),
+    ):
         own = {"NUM_SPLITS": splits, "GROUP": group, "DIM": dim, "BLOCK": block_size}
         constants = {**own, "ROWS": 16, "MERGED_ROWS": 1 << (group - 1).bit_length()}
         options = {"num_stages": attention.choose_num_stages(torch.empty(0, block_size, 8, dim, dtype=torch.bfloat16))}
@@ -58,8 +61,10 @@ def skinny_cases(capability: int) -> list[Case]:
     shared = {"shares_ptr": "*fp32", "arrivals_ptr": "*i32"}
     cases: list[Case] = []
     kinds: set[tuple[int, skinny.ProductConfig, bool]] = set()
+    # And of the family's narrowest and widest decoder, for which there is only the rule.
+    by_rule = [(m, n, k) for m in (1, 32, 64) for n, k in ((896, 896), (896, 4864), (8192, 29568))]
     for is_gated, table in ((False, load_table(132).plain), (True, load_table(132).gated)):
-        for m, n, k in table:
+        for m, n, k in [*table, *by_rule]:
             config = skinny.choose_config(m, n, k, 132, SHARED_BYTES[capability], is_gated)
             kinds.add((skinny.pad_rows(m), replace(config, num_splits=1), is_gated))
     for rows, config, is_gated in sorted(kinds, key=str):
