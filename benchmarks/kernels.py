@@ -75,7 +75,7 @@ def make_rope(rows: int, draw: Draw) -> tuple[Any, ...]:
     angles = torch.rand(rows, HEAD_DIM // 2, device=qkv.device)
     caches = (draw(2 * rows // BLOCK_SIZE + 1, BLOCK_SIZE, KV_HEADS, HEAD_DIM) for _ in range(2))
     slots = torch.randperm(2 * rows, device=qkv.device)[:rows]
-    return qkv, angles.cos(), angles.sin(), *caches, slots, HEADS
+    return qkv, (angles.cos(), angles.sin()), *caches, slots, HEADS
 
 
 def make_decodes(rows: int, draw: Draw) -> tuple[Any, ...]:
@@ -225,7 +225,7 @@ KERNELS: list[Kernel] = [
             ),
             Kernel(
                 "rope, kv write", rows, make_rope, kernels.rope_and_write_kv, reference.rope_and_write_kv,
-                lambda qkv, cos, sin, *_: 2 * size(qkv) + size(cos, sin),
+                lambda qkv, angles, *_: 2 * size(qkv) + size(*angles),
             ),
         )
     ),

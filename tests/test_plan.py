@@ -33,6 +33,10 @@ def vision_with(**changes: Any) -> ModelConfig:
     return replace(MODEL, vision=replace(MODEL.vision, **changes))
 
 
+def decoder_with(**changes: Any) -> ModelConfig:
+    return replace(MODEL, decoder=replace(MODEL.decoder, **changes))
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -44,8 +48,11 @@ def vision_with(**changes: Any) -> ModelConfig:
         replace(MODEL, select_layer=-2),
         replace(MODEL, select_layer=1),
         replace(MODEL, select_layer=0),
-        replace(MODEL, decoder=replace(MODEL.decoder, use_bias=True, vocab_size=300, head_dim=16)),
-        replace(MODEL, decoder=replace(MODEL.decoder, num_layers=5, num_kv_heads=4, intermediate_size=7)),
+        decoder_with(use_qkv_bias=True, use_output_bias=True, vocab_size=300, head_dim=16),
+        decoder_with(use_qkv_bias=True),
+        decoder_with(family="qwen3", use_qk_norm=True),
+        decoder_with(family="qwen2", use_qkv_bias=True, is_head_tied=True),
+        decoder_with(num_layers=5, num_kv_heads=4, intermediate_size=7),
     ],
 )
 def test_weights_are_counted_exactly(model: ModelConfig) -> None:

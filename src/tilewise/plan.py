@@ -63,9 +63,15 @@ def _count_tower(config: VisionConfig, num_layers: int) -> int:
 
 def _count_decoder(config: DecoderConfig) -> int:
     width, q, kv = config.hidden_size, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    attention = width * (q + 2 * kv) + q * width + (q + 2 * kv + width if config.use_bias else 0)
-    layer = attention + 3 * width * config.intermediate_size + 2 * width
-    return config.num_layers * layer + 2 * config.vocab_size * width + width
+    biases = (q + 2 * kv if config.use_qkv_bias else 0) + (width if config.use_output_bias else 0)
+    norms = 2 * width + (2 * config.head_dim if config.use_qk_norm else 0)
+    layer = width * (q + 2 * kv) + q * width + biases + norms + 3 * width * config.intermediate_size
+    return config.num_layers * layer + _count_vocabulary(config) + width
+
+
+def _count_vocabulary(config: DecoderConfig) -> int:
+    num_tables = 1 if config.is_head_tied else 2
+    return num_tables * config.vocab_size * config.hidden_size
 
 
 def count_weights(model: ModelConfig) -> WeightCounts:
@@ -84,7 +90,7 @@ def count_tile_work(model: ModelConfig) -> int:
     used_layers = model.select_layer % (vision.num_layers + 1)
     attention = 4 * positions**2 * vision.hidden_size * used_layers
     tile = 2 * counts.tower * positions + attention + 2 * counts.projector * model.tokens_per_tile
-    return round(tile / (2 * (counts.decoder - 2 * decoder.vocab_size * decoder.hidden_size)))
+    return round(tile / (2 * (counts.decoder - _count_vocabulary(decoder))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def test_official_config_reads_as_the_published_facts() -> None:
     assert (decoder.num_heads, decoder.num_kv_heads, decoder.head_dim) == (48, 8, 128)
     assert (decoder.vocab_size, decoder.max_position_embeddings, decoder.rope_theta) == (92553, 32768, 1e6)
     assert decoder.rope_scaling == RopeScaling("dynamic", 3.0)
-    assert (decoder.use_bias, model.is_random) == (False, False)
+    assert (decoder.use_qkv_bias, decoder.use_output_bias, model.is_random) == (False, False, False)
     assert (model.tokens_per_tile, model.projector_input_size, model.pixel_shuffle_version) == (256, 12800, "v2")
     assert (model.min_dynamic_patch, model.max_dynamic_patch, model.use_thumbnail) == (1, 12, True)
     assert (model.template, model.dtype, model.select_layer) == ("internlm2-chat", "bfloat16", -1)
@@ -79,7 +79,8 @@ def test_absent_keys_take_the_defaults_of_the_official_classes(tmp_path: Path) -
         False,
     )
     assert (decoder.num_kv_heads, decoder.norm_eps, decoder.rope_theta, decoder.rope_scaling) == (4, 1e-6, 1e4, None)
-    assert decoder.use_bias
+    assert decoder.use_qkv_bias
+    assert decoder.use_output_bias
     assert (model.pixel_shuffle_version, model.downsample_ratio, model.select_layer) == ("v1", 0.5, -1)
     assert (model.max_dynamic_patch, model.use_thumbnail, model.template) == (1, False, None)
 

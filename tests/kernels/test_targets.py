@@ -141,8 +141,15 @@ def elementwise_cases() -> list[Case]:
         types = {**point("qkv"), "cos_ptr": "*fp32", "sin_ptr": "*fp32", "slots_ptr": "*i64"}
         types |= point("q", "k", "k_cache", "v_cache")
         types |= dict.fromkeys(("qkv_stride", "block_stride", "slot_stride", "head_stride"), "i32")
-        constants = {"NUM_HEADS": 48, "NUM_KV_HEADS": 8, "HEADS": 8, "HALF": 64, "LANES": 64, "BLOCK_SIZE": 64}
-        cases.append(Case(f"rotate {dtype}", rope.kernel(), types, {**constants, "KEEPS_KEYS": True}, {}))
+        types |= {"eps": "fp32"}
+        flags = {"BLOCK_SIZE": 64, "KEEPS_KEYS": True}
+        for num_heads, num_kv_heads, heads, half in ((48, 8, 8, 64), (14, 2, 2, 32), (8, 8, 8, 16), (32, 8, 8, 64)):
+            sizes = {"NUM_HEADS": num_heads, "NUM_KV_HEADS": num_kv_heads, "HEADS": heads, "HALF": half, "LANES": half}
+            absent = {"HAS_NORMS": False, "q_weight_ptr": None, "k_weight_ptr": None}
+            cases.append(Case(f"rotate {dtype} {sizes}", rope.kernel(), types, {**sizes, **flags, **absent}, {}))
+        normed = types | point("q_weight", "k_weight")
+        name = f"rotate {dtype} {sizes}, normalised"
+        cases.append(Case(name, rope.kernel(), normed, {**sizes, **flags, "HAS_NORMS": True}, {}))
     return cases
 
 

@@ -33,3 +33,13 @@ def test_a_token_is_its_row() -> None:
     table = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
     embedding.slot("weight").load(table)
     assert torch.equal(embedding(torch.tensor([299, 0, 299])), table[[299, 0, 299]])
+
+
+def test_a_tied_head_multiplies_with_the_rows_that_the_embedding_loads() -> None:
+    head = Head(300, 16, torch.float32)
+    embedding = TokenEmbedding(300, 16, torch.float32, tied=head)
+    table = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
+    embedding.slot("weight").load(table)
+    assert embedding.weight is head.weight
+    assert torch.equal(embedding(torch.tensor([299, 0])), table[[299, 0]])
+    torch.testing.assert_close(head(table[:2]), table[:2] @ table.T)

@@ -40,7 +40,7 @@ ROOM_LINES = {
     "kernels/triton": 1000,  # the same, and contexts of few KV heads in more shares
     "layers": 265,
     "model": 245,
-    "model/families": 45,
+    "model/families": 90,  # +45: Qwen2 and Qwen3
     "offline": 240,
     "page": 1250,  # uploads that are judged, counted, paced, and give way by address; texts that are inert
     "quant": 46,

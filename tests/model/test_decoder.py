@@ -16,7 +16,7 @@ from tilewise.layers.slot import Slot
 from tilewise.model.decoder import Decoder
 from tilewise.parallel import SINGLE, Group
 
-CONFIG = DecoderConfig("internlm2", 64, 96, 2, 8, 4, 8, 300, 64, use_bias=True)
+CONFIG = DecoderConfig("internlm2", 64, 96, 2, 8, 4, 8, 300, 64, use_qkv_bias=True, use_output_bias=True)
 LENGTH = 20
 
 

@@ -45,7 +45,11 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """A decoder-only language model; `family` names its entry in `model.families.FAMILIES`."""
+    """A decoder-only language model; `family` names its entry in `model.families.FAMILIES`.
+
+    `use_output_bias` is the attention's output projection; `use_qk_norm` an RMSNorm over each head of the queries and
+    keys, before they are rotated. With `is_head_tied` the head's rows are the embedding's.
+    """
 
     family: str
     hidden_size: int
@@ -59,7 +63,10 @@ class DecoderConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
-    use_bias: bool = False
+    use_qkv_bias: bool = False
+    use_output_bias: bool = False
+    use_qk_norm: bool = False
+    is_head_tied: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,13 @@ from tilewise.kernels.dispatch import (
     rope_and_write_kv,
     silu_and_multiply,
 )
+from tilewise.kernels.head_norms import HeadNorms
 from tilewise.kernels.reference import apply_rope, pixel_shuffle, write_kv
 from tilewise.kernels.transfer import download, fill, upload
 
 __all__ = [
     "AttentionBatch",
+    "HeadNorms",
     "PrefillChunk",
     "add_layer_norm",
     "add_rms_norm",

@@ -14,14 +14,19 @@ HEAD_ROW_MULTIPLE = 128
 class TokenEmbedding(Layer):
     """One row a token id."""
 
-    def __init__(self, vocab_size: int, width: int, dtype: torch.dtype) -> None:
-        """Create the table (vocab_size, width)."""
+    def __init__(self, vocab_size: int, width: int, dtype: torch.dtype, tied: "Head | None" = None) -> None:
+        """Create the table (vocab_size, width), or use that of a `tied` head, padding included."""
         super().__init__()
-        self.weight = parameter(vocab_size, width, dtype=dtype)
+        self.vocab_size = vocab_size
+        self.weight = parameter(vocab_size, width, dtype=dtype) if tied is None else tied.weight
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """(T,) -> (T, width)."""
         return F.embedding(token_ids, self.weight)
+
+    def slot(self, parameter: str, piece: str | None = None) -> Slot:
+        """Return the place of the weight without a head's padding."""
+        return whole(getattr(self, parameter)[: self.vocab_size])
 
 
 class Head(Layer):

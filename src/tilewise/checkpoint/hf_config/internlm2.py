@@ -32,6 +32,7 @@ def read_decoder(section: Section) -> DecoderConfig:
         raise section.error("hidden_size", f"an even multiple of num_attention_heads={num_heads} (rotary halves)")
     if section.flag("tie_word_embeddings", False):
         raise section.error("tie_word_embeddings", "false")
+    has_biases = section.flag("bias", True)
     return DecoderConfig(
         family="internlm2",
         hidden_size=hidden_size,
@@ -45,5 +46,6 @@ def read_decoder(section: Section) -> DecoderConfig:
         norm_eps=section.number("rms_norm_eps", 1e-6),
         rope_theta=section.number("rope_theta", 10000.0),
         rope_scaling=_read_rope_scaling(section),
-        use_bias=section.flag("bias", True),
+        use_qkv_bias=has_biases,
+        use_output_bias=has_biases,
     )
