@@ -44,7 +44,7 @@ def attention_cases() -> list[Case]:
         *((16, 6, 128, 64), (2, 7, 128, 128), (16, 1, 64, 64), (1, 6, 128, 64)),
         *((64, 7, 64, 64), (64, 8, 128, 64), (64, 6, 128, 64), (16, 2, 32, 64), (8, 5, 128, 64), (4, 4, 128, 16)),
     ):
-        own = {"NUM_SPLITS": splits, "GROUP": group, "DIM": dim, "BLOCK": block_size}
+        own = {"NUM_SPLITS": splits, "MERGED_SPLITS": min(splits, 16), "GROUP": group, "DIM": dim, "BLOCK": block_size}
         constants = {**own, "ROWS": 16, "MERGED_ROWS": 1 << (group - 1).bit_length()}
         options = {"num_stages": attention.choose_num_stages(torch.empty(0, block_size, 8, dim, dtype=torch.bfloat16))}
         absent = dict.fromkeys(shared) if splits == 1 else {}
