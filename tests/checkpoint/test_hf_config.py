@@ -163,7 +163,7 @@ def test_what_the_model_code_cannot_honour_is_refused_by_name(
 
 
 MALFORMED = [
-    ("llm_config.tie_word_embeddings", True),
+    ("llm_config.tie_word_embeddings", "yes"),
     ("vision_config", ...),
     ("vision_config", [1]),
     ("llm_config", ...),

@@ -27,7 +27,7 @@ ROOM_LINES = {
     "": 790,
     "cache": 180,
     "checkpoint": 320,
-    "checkpoint/hf_config": 220,
+    "checkpoint/hf_config": 440,  # +220: Qwen2, Qwen3, and the Hugging Face layout with its tower and processor
     "cli": 830,
     "config": 360,
     "demo": 28,
@@ -39,7 +39,7 @@ ROOM_LINES = {
     "kernels": 480,  # layer norms behind a branch, q/k norms with rope
     "kernels/triton": 1000,  # the same, and contexts of few KV heads in more shares
     "layers": 265,
-    "model": 245,
+    "model": 300,  # +55: names of three layouts
     "model/families": 90,  # +45: Qwen2 and Qwen3
     "offline": 240,
     "page": 1250,  # uploads that are judged, counted, paced, and give way by address; texts that are inert

@@ -55,6 +55,7 @@ ROWS = (
     Row(2, ("inputs.media",), only=TEXT_AND_MEDIA_MAY, never=TORCH),
     Row(2, ("inputs.request_builder",), only=(*GROUND, "inputs"), never=TORCH),
     Row(2, ("scheduling",), never=TORCH),
+    Row(1, ("checkpoint.json_file", "checkpoint.shards"), beside=("checkpoint.json_file",), never=TORCH),
     Row(2, ("checkpoint.hub", "checkpoint.hf_config"), beside=("checkpoint.hf_config",), never=TORCH),
     Row(2, ("plan",), never=TORCH),
     Row(3, ("quant",), has_torch=True),

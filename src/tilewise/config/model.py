@@ -7,6 +7,8 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 NormType = Literal["rms_norm", "layer_norm"]
+# How a checkpoint names its tensors: as OpenGVLab does, or as transformers does, its parts at the top or below `model`.
+LayoutName = Literal["official", "hf_flat", "hf_nested"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,7 @@ class VisionConfig:
     patch_size: int = 14
     norm_type: NormType = "rms_norm"
     norm_eps: float = 1e-6
+    qk_norm_eps: float = 1e-6
     use_qk_norm: bool = True
     use_qkv_bias: bool = False
 
@@ -73,6 +76,8 @@ class DecoderConfig:
 class ModelConfig:
     """One servable checkpoint.
 
+    `architecture` is config.json's name of the model's class, `layout` names its row in `model.layouts.LAYOUTS`.
+    `template` is what the official layout says of the prompt; the Hugging Face layout says nothing, which is None.
     `dtype` is the checkpoint's own. `select_layer` indexes the tower's hidden states, embeddings first.
     `is_random` marks weights that were never trained: answers are then withheld, not shown.
     """
@@ -89,6 +94,7 @@ class ModelConfig:
     use_thumbnail: bool = True
     template: str | None = None
     is_random: bool = False
+    layout: LayoutName = "official"
 
     @property
     def tokens_per_tile(self) -> int:

@@ -24,8 +24,8 @@ class TileAttention(nn.Module):
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
         self.qkv = ColumnLinear(width, {"q": width, "k": width, "v": width}, dtype=dtype, bias=config.use_qkv_bias)
         self.output = RowLinear(width, width, dtype=dtype, bias=True)
-        self.q_norm = RMSNorm(width, config.norm_eps, dtype) if config.use_qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(width, config.norm_eps, dtype) if config.use_qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(width, config.qk_norm_eps, dtype) if config.use_qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(width, config.qk_norm_eps, dtype) if config.use_qk_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, P, C) -> (N, P, C)."""

@@ -1,44 +1,24 @@
 """JSON objects whose fields are read by type; every refusal names file and field."""
 
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, cast
 
 from tilewise.errors import CheckpointError, UnsupportedModelError
-from tilewise.files import read_model_file
 
-# The official files are below 10 kB; an index of 100,000 tensors stays below 16 MiB.
-_MAX_JSON_BYTES = 16 << 20
 _MAX_WIDTH = 1 << 20
 MAX_VOCAB = 1 << 24
 MAX_LAYERS = 1024
 _REQUIRED: Any = object()
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object of bounded size.
-
-    Raises:
-        CheckpointError: the file is missing, too large, not JSON or not an object.
-    """
-    content = read_model_file(path, _MAX_JSON_BYTES)
-    try:
-        data = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} is not valid JSON ({error!s:.120}); download it again.") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path.name} must hold a JSON object, got a {type(data).__name__}.")
-    return cast(dict[str, Any], data)
-
-
-def _are_names(value: Any) -> bool:
+def are_names(value: Any) -> bool:
+    """Tell whether a value is a list of strings."""
     return isinstance(value, list) and all(isinstance(item, str) for item in cast(list[Any], value))
 
 
 def _shown(value: Any) -> str:
     """A value in one short piece: names in a list are shown, other containers (which may be deep) only counted."""
-    if _are_names(value):
+    if are_names(value):
         return f"{', '.join(value)!r:.80}"
     return f"a container of {len(value)}" if type(value) in (list, dict) else f"{value!r:.80}"
 
@@ -105,9 +85,14 @@ class Section:
             raise self.unsupported(key, " or ".join(supported))
         return value
 
+    def only(self, key: str, supported: Any) -> None:
+        """The one supported value, which is also the default."""
+        if self.get(key, supported) != supported:
+            raise self.unsupported(key, f"{supported!r}")
+
     def architecture(self, supported: Mapping[str, str]) -> str:
         """The first of `architectures`, or the one that `model_type` stands for (`supported` maps one to the other)."""
-        names = self.read("architectures", [], "a list of names", _are_names)
+        names = self.read("architectures", [], "a list of names", are_names)
         by_type = {model_type: name for name, model_type in supported.items()}
         name = names[0] if names else by_type.get(self.word("model_type", None) or "")
         if name is None or name not in supported:
