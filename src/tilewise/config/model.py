@@ -71,6 +71,12 @@ class DecoderConfig:
     use_qk_norm: bool = False
     is_head_tied: bool = False
 
+    @property
+    def layer_matrix_size(self) -> int:
+        """Elements of a layer's matrices: what one token multiplies with in it, attention itself apart."""
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return self.hidden_size * (q + 2 * kv + q + 3 * self.intermediate_size)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
