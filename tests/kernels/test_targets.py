@@ -100,14 +100,17 @@ def pixel_cases() -> list[Case]:
 def prefill_cases() -> list[Case]:
     strides = ("q_stride", "out_stride", "table_stride", "kv_block_stride", "kv_token_stride", "kv_head_stride")
     cases: list[Case] = []
-    for dtype, block_size, num_stages in (("bf16", 64, 2), ("bf16", 128, 1), ("fp16", 16, 2), ("fp32", 64, 1)):
+    for dtype, block_size, num_stages, group, dim in (
+        *(("bf16", 64, 2, 6, 128), ("bf16", 128, 1, 6, 128), ("fp16", 16, 2, 6, 128), ("fp32", 64, 1, 6, 128)),
+        *(("bf16", 64, 2, 7, 64), ("bf16", 64, 2, 5, 128), ("bf16", 64, 2, 2, 32)),
+    ):
         types = {
             **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{dtype}"),
             **dict.fromkeys(("table_ptr", "items_ptr"), "*i32"),
             "scale": "fp32",
             **dict.fromkeys(strides, "i32"),
         }
-        own = {"GROUP": 6, "QUERIES": prefill.QUERIES, "BLOCK": block_size, "DIM": 128}
+        own = {"GROUP": group, "QUERIES": prefill.QUERIES, "BLOCK": block_size, "DIM": dim}
         cases.append(Case(f"attend_item {dtype} {own}", prefill.kernel(), types, own, {"num_stages": num_stages}))
     return cases
 
