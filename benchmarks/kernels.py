@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from shapes import DECODERS, TOWERS
+from shapes import DECODERS, TOWERS, list_products
 from torch import Tensor
 
 from tilewise import kernels
@@ -259,13 +259,8 @@ def list_kin(name: str) -> Iterator[Kernel]:
     """The kernels of a decode step of one decoder, whose names begin with its own."""
     decoder = DECODERS[name]
     heads = Heads(decoder.num_heads, decoder.num_kv_heads, decoder.head_dim, decoder.use_qk_norm)
-    width, q = decoder.hidden_size, heads.number * heads.size
-    products = {
-        "qkv": (q + 2 * heads.num_kv * heads.size, width),
-        "o": (width, q),
-        "down": (width, decoder.intermediate_size),
-        "head": (decoder.vocab_size // 128 * 128 + 128, width),
-    }
+    width, products = decoder.hidden_size, list_products(decoder)
+    gate_up = products.pop("gate_up_silu")
     for rows in DECODER_ROWS[:-1]:
         for product, shape in products.items():
             yield Kernel(
@@ -273,8 +268,8 @@ def list_kin(name: str) -> Iterator[Kernel]:
                 lambda x, weight: size(x, weight),
             )  # fmt: skip
         yield Kernel(
-            f"{name} gate, up", rows, make_product(2 * decoder.intermediate_size, width), multiply_gated,
-            multiply_gated_plainly, lambda x, weight: size(x, weight),
+            f"{name} gate, up", rows, make_product(*gate_up), multiply_gated, multiply_gated_plainly,
+            lambda x, weight: size(x, weight),
         )  # fmt: skip
         yield Kernel(
             f"{name} norm", rows, make_add(width, has_scale=False), kernels.add_rms_norm, reference.add_rms_norm,

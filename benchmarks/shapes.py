@@ -44,3 +44,16 @@ TOWERS = {
     "300m": VisionConfig(1024, 24, 16, 4096, norm_type="layer_norm", use_qk_norm=False, use_qkv_bias=True),
     "6b": VisionConfig(3200, 45, 25, 12800),
 }
+
+
+def list_products(decoder: DecoderConfig) -> dict[str, tuple[int, int]]:
+    """Rows and columns of the weights that a decode step multiplies by; the head's rows are padded."""
+    width, inner = decoder.hidden_size, decoder.intermediate_size
+    q, kv = decoder.num_heads * decoder.head_dim, decoder.num_kv_heads * decoder.head_dim
+    return {
+        "qkv": (q + 2 * kv, width),
+        "o": (width, q),
+        "gate_up_silu": (2 * inner, width),
+        "down": (width, inner),
+        "head": (-(-decoder.vocab_size // 128) * 128, width),
+    }
