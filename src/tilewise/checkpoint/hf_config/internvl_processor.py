@@ -14,7 +14,12 @@ from tilewise.checkpoint.json_file import load_json
 # In processor_config.json (5.x) the image processor is a section; before, it had a file of its own.
 _COMBINED_NAME, _OWN_NAME = "processor_config.json", "preprocessor_config.json"
 # What our own pixels are made with; the first is Pillow's number of its bicubic filter.
-_PIXELS = {"resample": 3, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+_PIXELS = {
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
 _STEPS = ("do_resize", "do_rescale", "do_normalize")
 
 
