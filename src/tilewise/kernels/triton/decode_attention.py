@@ -137,11 +137,11 @@ def kernel() -> Any:
                 )  # fmt: skip
                 maxima = tl.load(maxima_ptr + share_row, mask=is_share, other=float("-inf"), cache_modifier=".cg")
                 sums = tl.load(sums_ptr + share_row, mask=is_share, other=0.0, cache_modifier=".cg")
-                merged_max = tl.max(maxima, 0)
-                shrinks = tl.exp(maxima - merged_max[None])  # (MERGED_SPLITS, MERGED_ROWS)
-                merged_sum = tl.sum(sums * shrinks, 0)
+                merged_max = tl.max(maxima, 0, keep_dims=True)
+                shrinks = tl.exp(maxima - merged_max)  # (MERGED_SPLITS, MERGED_ROWS)
+                merged_sum = tl.sum(sums * shrinks, 0, keep_dims=True)
                 if NUM_SPLITS == MERGED_SPLITS:
-                    shrinks = shrinks / merged_sum[None]
+                    shrinks = shrinks / merged_sum
                 merged = tl.sum(partials * shrinks[:, :, None], 0)
                 if NUM_SPLITS > MERGED_SPLITS:  # the shares that registers have no room for at once
                     for turn in range(MERGED_SPLITS, num_shares, MERGED_SPLITS):
@@ -155,13 +155,13 @@ def kernel() -> Any:
                             maxima_ptr + share_row, mask=is_share, other=float("-inf"), cache_modifier=".cg"
                         )
                         sums = tl.load(sums_ptr + share_row, mask=is_share, other=0.0, cache_modifier=".cg")
-                        new_max = tl.maximum(merged_max, tl.max(maxima, 0))
-                        shrink = tl.exp(merged_max - new_max)
-                        shrinks = tl.exp(maxima - new_max[None])
-                        merged_sum = merged_sum * shrink + tl.sum(sums * shrinks, 0)
-                        merged = merged * shrink[:, None] + tl.sum(partials * shrinks[:, :, None], 0)
-                        merged_max = new_max
-                    merged = merged / merged_sum[:, None]
+                        larger_max = tl.maximum(merged_max, tl.max(maxima, 0, keep_dims=True))
+                        former = tl.exp(merged_max - larger_max)  # (1, MERGED_ROWS)
+                        shrinks = tl.exp(maxima - larger_max)
+                        merged_sum = merged_sum * former + tl.sum(sums * shrinks, 0, keep_dims=True)
+                        merged = merged * tl.trans(former) + tl.sum(partials * shrinks[:, :, None], 0)
+                        merged_max = larger_max
+                    merged = merged / tl.trans(merged_sum)  # pyright: ignore[reportArgumentType]
                 tl.store(
                     heads_ptr + merged_row[:, None] * DIM + column[None], merged.to(out_ptr.dtype.element_ty),
                     mask=merged_row[:, None] < GROUP,
