@@ -71,19 +71,17 @@ def kernel() -> Any:
             sin = tl.load(sin_ptr + token * HALF + column, mask=column < HALF, other=0.0)
             wide_left, wide_right = left.to(tl.float32), right.to(tl.float32)
             if HAS_NORMS:  # rounded before the weight and behind it, as by the twin
-                weight_ptr = k_weight_ptr
                 if first < NUM_HEADS:
-                    weight_ptr = q_weight_ptr
-                left_weight = tl.load(weight_ptr + column, mask=column < HALF, other=0.0).to(tl.float32)
-                right_weight = tl.load(weight_ptr + HALF + column, mask=column < HALF, other=0.0).to(tl.float32)
+                    left_weight = tl.load(q_weight_ptr + column, mask=column < HALF, other=0.0).to(tl.float32)
+                    right_weight = tl.load(q_weight_ptr + HALF + column, mask=column < HALF, other=0.0).to(tl.float32)
+                else:
+                    left_weight = tl.load(k_weight_ptr + column, mask=column < HALF, other=0.0).to(tl.float32)
+                    right_weight = tl.load(k_weight_ptr + HALF + column, mask=column < HALF, other=0.0).to(tl.float32)
                 squares = wide_left * wide_left + wide_right * wide_right
                 shrink = tl.rsqrt(tl.sum(squares, 1, keep_dims=True) / (2 * HALF) + eps)  # (HEADS, 1)
-                wide_left = (wide_left * shrink).to(left.dtype).to(tl.float32) * left_weight
-                wide_right = (wide_right * shrink).to(left.dtype).to(tl.float32) * right_weight
-                wide_left, wide_right = (
-                    wide_left.to(left.dtype).to(tl.float32),
-                    wide_right.to(left.dtype).to(tl.float32),
-                )
+                left = ((wide_left * shrink).to(left.dtype).to(tl.float32) * left_weight).to(left.dtype)
+                right = ((wide_right * shrink).to(left.dtype).to(tl.float32) * right_weight).to(left.dtype)
+                wide_left, wide_right = left.to(tl.float32), right.to(tl.float32)
             left = (wide_left * cos - wide_right * sin).to(left.dtype)
             right = (wide_right * cos + wide_left * sin).to(right.dtype)
         if first < NUM_HEADS:
