@@ -80,6 +80,15 @@ def test_parts_of_the_plan_add_up_to_the_weights_in_the_engines_dtype() -> None:
         assert plan.weights == count_weights(MODEL).total * size
 
 
+def test_norms_of_heads_wider_than_the_model_are_planned_for() -> None:
+    wide = decoder_with(family="qwen3", head_dim=64, use_qk_norm=True)
+    without = replace(wide, decoder=replace(wide.decoder, use_qk_norm=False))
+    config = resolve(EngineConfig(), wide, CPU)
+    channels = (4 + 2) * 64 - wide.decoder.hidden_size
+    grown = plan_memory(config).decoder_workspace - plan_memory(replace(config, model=without)).decoder_workspace
+    assert grown == config.max_step_tokens * 3 * 4 * channels
+
+
 def test_an_asked_for_cache_size_is_taken_and_a_share_is_of_what_is_left() -> None:
     fixed = resolve(EngineConfig(kv_cache_bytes=10_000_000), MODEL, CPU)
     plan = plan_memory(fixed)

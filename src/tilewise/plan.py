@@ -75,6 +75,13 @@ def _count_vocabulary(config: DecoderConfig) -> int:
     return num_tables * config.vocab_size * config.hidden_size
 
 
+def _count_normed(config: DecoderConfig) -> int:
+    """Channels of a token that one call normalises at most: the stream's, or all queries and keys."""
+    if not config.use_qk_norm:
+        return config.hidden_size
+    return max(config.hidden_size, (config.num_heads + config.num_kv_heads) * config.head_dim)
+
+
 def count_weights(model: ModelConfig) -> WeightCounts:
     """Count the parameters that are loaded: tower layers behind `select_layer` are not."""
     vision, out = model.vision, model.decoder.hidden_size
@@ -143,7 +150,7 @@ def plan_memory(config: ResolvedConfig) -> MemoryPlan:
     context_token = 0
     if config.device.type == "cpu":  # where plain operations run, and contexts are gathered
         tower_token += _FP32_TEMPORARIES * vision.hidden_size
-        decoder_token += _FP32_TEMPORARIES * decoder.hidden_size
+        decoder_token += _FP32_TEMPORARIES * _count_normed(decoder)
         context_token = 4 * item * decoder.num_heads * decoder.head_dim
     sampler = config.max_batch_size * decoder.vocab_size * _SAMPLER_BYTES
     logits_row = (4 + item) * decoder.vocab_size

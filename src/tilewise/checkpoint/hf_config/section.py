@@ -1,5 +1,6 @@
 """JSON objects whose fields are read by type; every refusal names file and field."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -88,7 +89,7 @@ class Section:
     def only(self, key: str, supported: Any) -> None:
         """The one supported value, which is also the default."""
         if self.get(key, supported) != supported:
-            raise self.unsupported(key, f"{supported!r}")
+            raise self.unsupported(key, supported if isinstance(supported, str) else json.dumps(supported))
 
     def architecture(self, supported: Mapping[str, str]) -> str:
         """The first of `architectures`, or the one that `model_type` stands for (`supported` maps one to the other)."""
