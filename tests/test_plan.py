@@ -181,3 +181,66 @@ def test_a_tile_of_the_26b_costs_as_much_arithmetic_as_321_prompt_tokens() -> No
     projector = 2 * 256 * (12800 * 6144 + 6144**2)
     token = 2 * 48 * (6144 * (6144 + 2 * 1024) + 6144**2 + 3 * 6144 * 16384)
     assert count_tile_work(OFFICIAL) == pytest.approx((45 * layer + projector) / token, rel=0.01)
+
+
+# Of FAMILY: the smallest and the largest decoder, with the towers that they have.
+SMALL = replace(
+    MODEL,
+    dtype="bfloat16",
+    vision=VisionConfig(1024, 24, 16, 4096, norm_type="layer_norm", use_qk_norm=False, use_qkv_bias=True),
+    decoder=DecoderConfig("qwen2", 896, 4864, 24, 14, 2, 64, 151674, 32768, use_qkv_bias=True),
+)
+LARGE = replace(OFFICIAL, decoder=DecoderConfig("qwen2", 8192, 29568, 80, 64, 8, 128, 151674, 32768, use_qkv_bias=True))
+HOPPER = DeviceConfig("cuda", 0, (9, 0))
+
+
+def test_a_step_that_readers_wait_for_is_as_much_arithmetic_in_every_large_model_and_a_third_in_a_small_one() -> None:
+    def count_busy_multiplications(model: ModelConfig) -> float:
+        work = resolve(EngineConfig(), model, HOPPER).max_busy_work
+        assert work is not None
+        return work * model.decoder.num_layers * model.decoder.layer_matrix_size
+
+    official = count_busy_multiplications(OFFICIAL)
+    assert resolve(EngineConfig(), OFFICIAL, HOPPER).max_busy_work == 800
+    assert count_busy_multiplications(LARGE) == pytest.approx(official, rel=0.01)
+    assert count_busy_multiplications(SMALL) == pytest.approx(official / 3, rel=0.01)
+    assert resolve(EngineConfig(max_busy_token_num=7), SMALL, HOPPER).max_busy_work == 7
+
+
+def test_the_smallest_model_fills_a_busy_step_with_more_than_one_tile() -> None:
+    work = resolve(EngineConfig(), SMALL, HOPPER).max_busy_work
+    assert work is not None
+    assert work > 8 * (count_tile_work(SMALL) + SMALL.tokens_per_tile)
+
+
+def test_a_layers_matrices_are_what_a_layer_more_adds_without_vectors() -> None:
+    for model in (SMALL, LARGE, OFFICIAL):
+        decoder = model.decoder
+        deeper = replace(model, decoder=replace(decoder, num_layers=decoder.num_layers + 1))
+        vectors = 2 * decoder.hidden_size
+        if decoder.use_qkv_bias:
+            vectors += (decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim
+        assert count_tensors(deeper)[2] - count_tensors(model)[2] == decoder.layer_matrix_size + vectors
+
+
+def test_what_graphs_keep_grows_with_the_layers_that_they_launch() -> None:
+    def count_kept_bytes(model: ModelConfig) -> float:
+        fixed, graphs = plan_memory(resolve(EngineConfig(), model, HOPPER)), []
+        for number in (2, 4):  # tiles, so many graphs more that need no more room
+            config = resolve(EngineConfig(max_prefill_tiles=number), model, HOPPER)
+            assert config.graphs is not None
+            graphs.append((plan_memory(config).graphs, config.graphs.number))
+        assert fixed.graphs >= graphs[0][0]
+        return (graphs[1][0] - graphs[0][0]) / (graphs[1][1] - graphs[0][1])
+
+    assert count_kept_bytes(OFFICIAL) == 8 << 20
+    assert count_kept_bytes(SMALL) == 4 << 20
+    assert count_kept_bytes(LARGE) == pytest.approx((80 / 48) * (8 << 20), abs=1)
+
+
+def test_the_whole_family_fits_where_its_weights_leave_room() -> None:
+    for model, gib in ((SMALL, 8), (OFFICIAL, 80), (LARGE, 192)):
+        found = fit_memory(EngineConfig(), model, HOPPER, gib * GIB)
+        assert found.changes == {}
+        assert found.capacity >= 32768
+        assert found.total_bytes <= gib * GIB

@@ -32,9 +32,10 @@ _FP32_TEMPORARIES = 3 * 4  # bytes a channel that a norm holds in fp32 while it 
 # Source pixels and scratch of the largest accepted picture, 4 bytes a pixel in Pillow on the CPU; and the tiles that
 # are cut ahead of their step.
 _RESAMPLE_BYTES = 512 * MIB
-# What a captured graph keeps beside its tensors, with room: 48 of them take 4 MiB each (1,142 MiB beside torch's
-# allocations on an H200, 2026-11-28, against the 938 above without any).
-_GRAPH_BYTES = 8 * MIB
+# What a captured graph of so many layers keeps beside its tensors, with room: 48 of them take 4 MiB each in the 26B
+# (1,142 MiB beside torch's allocations on an H200, 2026-11-28, against the 938 above without any). It keeps what each
+# kernel is launched with, so that it grows with the layers.
+_GRAPH_BYTES, _GRAPH_LAYERS = 8 * MIB, 48
 _SAMPLER_BYTES = 2 * 4 + 5 * 8  # bytes a logit: fp32 and fp64 copies, and the order of a sort
 
 
@@ -65,7 +66,7 @@ def _count_decoder(config: DecoderConfig) -> int:
     width, q, kv = config.hidden_size, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     biases = (q + 2 * kv if config.use_qkv_bias else 0) + (width if config.use_output_bias else 0)
     norms = 2 * width + (2 * config.head_dim if config.use_qk_norm else 0)
-    layer = width * (q + 2 * kv) + q * width + biases + norms + 3 * width * config.intermediate_size
+    layer = config.layer_matrix_size + biases + norms
     return config.num_layers * layer + _count_vocabulary(config) + width
 
 
@@ -157,7 +158,9 @@ def plan_memory(config: ResolvedConfig) -> MemoryPlan:
     if config.graphs is not None:  # they share the largest one's memory, and one place for logits
         step = config.graphs.mixed[-1] * decoder_token + config.max_batch_size * logits_row
         tower = config.graphs.tiles[-1] * (1 + vision.num_patches) * tower_token
-        graphs = config.graphs.number * _GRAPH_BYTES + max(step, tower) + config.max_batch_size * 4 * decoder.num_logits
+        num_layers = config.graphs.number * max(decoder.num_layers, vision.num_layers)
+        launches = num_layers * _GRAPH_BYTES // _GRAPH_LAYERS
+        graphs = launches + max(step, tower) + config.max_batch_size * 4 * decoder.num_logits
         if config.max_step_tiles == config.graphs.tiles[-1]:
             tile_tokens = 0  # none are encoded outside of a graph
     tile_bytes = model.tokens_per_tile * decoder.hidden_size * item

@@ -36,8 +36,8 @@ ROOM_LINES = {
     "inputs/media": 1010,  # a pool of decoders, so that one client's pictures do not stop another's
     "inputs/text": 1010,  # byte-level BPE beside SentencePiece, its files, refusals; the family's prompts
     "inputs/text/tool_syntax": 75,
-    "kernels": 460,  # +25: norms of single heads, before the rotation
-    "kernels/triton": 940,
+    "kernels": 480,  # layer norms behind a branch, q/k norms with rope
+    "kernels/triton": 1000,  # the same, and contexts of few KV heads in more shares
     "layers": 265,
     "model": 300,  # +55: names of three layouts
     "model/families": 90,  # +45: Qwen2 and Qwen3

@@ -79,6 +79,12 @@ class DecoderConfig:
         """Logits of a position: one for each token that may be sampled."""
         return self.vocab_size if self.num_tokens is None else self.num_tokens
 
+    @property
+    def layer_matrix_size(self) -> int:
+        """Elements of a layer's matrices: what one token multiplies with in it, attention itself apart."""
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return self.hidden_size * (q + 2 * kv + q + 3 * self.intermediate_size)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:

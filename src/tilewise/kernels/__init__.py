@@ -6,6 +6,7 @@ Not here: parameters, layers, step plans.
 
 from tilewise.kernels.batch import AttentionBatch, PrefillChunk, count_items, list_items
 from tilewise.kernels.dispatch import (
+    add_layer_norm,
     add_rms_norm,
     attend_cached,
     attend_tiles,
@@ -29,6 +30,7 @@ __all__ = [
     "AttentionBatch",
     "HeadNorms",
     "PrefillChunk",
+    "add_layer_norm",
     "add_rms_norm",
     "apply_rope",
     "attend_cached",

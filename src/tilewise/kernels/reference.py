@@ -42,6 +42,18 @@ def add_rms_norm(
     return rms_norm(total, weight, eps), total
 
 
+def add_layer_norm(
+    residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Add a branch as `add_rms_norm` does, and take the layer norm of the sum: -> (normed, sum).
+
+    Numerics: the sum is rounded as there; the norm is fp32 inside and rounded once.
+    Source: Ba et al. 2016, "Layer Normalization", eq. 4.
+    """
+    total = residual + (x if scale is None else x * scale)
+    return F.layer_norm(total, weight.shape, weight, bias, eps), total
+
+
 def silu_and_multiply(gate_up: Tensor) -> Tensor:
     """SwiGLU's elementwise part: silu(left half) * right half, (T, 2I) -> (T, I).
 
