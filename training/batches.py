@@ -23,7 +23,8 @@ from training.scenes.sample import Chance, Picture, Sample
 from tilewise.inputs.conversation import ImagePart, Message
 from tilewise.inputs.media.tiling import choose_grid, has_thumbnail
 from tilewise.inputs.request_builder import IMAGE_CONTEXT
-from tilewise.inputs.text.profiles import PROFILES, ImageSlot, PromptProfile, Special, render
+from tilewise.inputs.text.layout import ImageSlot, Special, render
+from tilewise.inputs.text.profiles import PROFILES, PromptProfile
 from tilewise.inputs.text.tokenizer import Tokenizer
 from tilewise.types import TilingParameters
 
