@@ -71,6 +71,7 @@ def describe(vocab_size: int, **changes: dict) -> dict[str, object]:
         "min_dynamic_patch": 1,
         "ps_version": "v2",
         "select_layer": -1,
+        "system_message": PROFILES["internvl-internlm2"].meta_instruction,
         "template": "internlm2-chat",
         "torch_dtype": "bfloat16",
         "use_thumbnail": True,
