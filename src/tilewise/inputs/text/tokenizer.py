@@ -101,7 +101,7 @@ class Tokenizer:
         ordinary = (raw for token_id, raw in enumerate(pieces.token_bytes) if token_id not in self.reserved_ids)
         self._longest_piece = max(len(raw.translate(None, _CONTINUATION_BYTES)) for raw in ordinary)
         within = (token_id for token_id in self.reserved_ids if token_id < len(pieces.token_bytes))
-        self._stand_ins = {token_id: self._spell(pieces.token_bytes[token_id]) for token_id in within}
+        self._stand_ins = {token_id: self._replace(pieces.token_bytes[token_id]) for token_id in within}
         if self.decode(self.encode(_PROBE)) != _PROBE:
             raise CheckpointError(
                 f"{pieces.source} changes the text it encodes (a dummy prefix or a normaliser); such models are not "
@@ -123,6 +123,10 @@ class Tokenizer:
         if self.reserved_ids.isdisjoint(ids):
             return ids
         return list(chain.from_iterable(self._stand_ins.get(token_id, (token_id,)) for token_id in ids))
+
+    def spell(self, text: str) -> list[int]:
+        """The pieces of the single bytes of `text`, which nothing normalises."""
+        return [self._pieces.byte_ids[byte] for byte in text.encode()]
 
     def count_at_least(self, text: str) -> int:
         """A lower bound of `len(encode(text))` that costs nothing, to refuse what is far too long."""
@@ -150,7 +154,7 @@ class Tokenizer:
             known = ", ".join(self.special_tokens)
             raise CheckpointError(f"The model has no special token {name!r}; it has {known}.") from None
 
-    def _spell(self, raw: bytes) -> list[int]:
+    def _replace(self, raw: bytes) -> list[int]:
         """A reserved piece's text in ordinary pieces: cut after its first character, or else byte by byte."""
         text = raw.decode(errors="replace")
         ids = self._pieces.encode(text[:1]) + self._pieces.encode(text[1:])
