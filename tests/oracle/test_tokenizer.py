@@ -24,7 +24,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]))
 def folder(request: pytest.FixtureRequest, qwen_folder: Path) -> Path:
     if request.param == "small":
         return qwen_folder
-    return write_release(request.getfixturevalue("real_qwen_folder"), "qwen2_5")
+    return write_release(request.getfixturevalue("real_qwen_folder"), "Qwen2.5")
 
 
 @pytest.fixture(scope="module")

@@ -220,7 +220,7 @@ def create_builder(
     )
     if min_dynamic_patch is None:  # a caller who lowers only the most must not meet the checkpoint's least above it
         min_dynamic_patch = min(model.min_dynamic_patch, tiling.max_tiles)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, model.decoder.vocab_size)
     profile = fit_profile(choose_profile(model, chat_template), tokenizer.special_tokens)
     policy = ImagePolicy(allowed_media_hosts=cast(tuple[str, ...], allowed_media_hosts))
     tiling = replace(tiling, min_tiles=min_dynamic_patch)

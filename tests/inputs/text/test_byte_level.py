@@ -313,10 +313,10 @@ def test_other_threads_run_while_a_long_text_is_encoded(tokenizer: Tokenizer) ->
 
 @pytest.fixture(scope="module")
 def real_qwen(real_qwen_folder: Path) -> Tokenizer:
-    return load_tokenizer(write_release(real_qwen_folder, "qwen2_5"))
+    return load_tokenizer(write_release(real_qwen_folder, "Qwen2.5"))
 
 
-@pytest.mark.parametrize(("release", "context_id"), [("qwen2", 151648), ("qwen2_5", 151667), ("qwen3", 151671)])
+@pytest.mark.parametrize(("release", "context_id"), [("Qwen2", 151648), ("Qwen2.5", 151667), ("Qwen3", 151671)])
 def test_the_real_vocabulary_has_the_familys_ids(real_qwen_folder: Path, release: str, context_id: int) -> None:
     tokenizer = load_tokenizer(write_release(real_qwen_folder, release))
     assert tokenizer.special_id("<IMG_CONTEXT>") == context_id

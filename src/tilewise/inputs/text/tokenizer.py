@@ -79,24 +79,33 @@ class Tokenizer:
         vocab_size: Ids are below this.
     """
 
-    def __init__(self, pieces: Pieces) -> None:
+    def __init__(self, pieces: Pieces, num_rows: int | None = None) -> None:
         """Tabulate the bytes of every token and what stands for the pieces that text may not yield.
+
+        `num_rows` is how many ids the model has; added tokens beyond them are left out, as if no file named them.
 
         Raises:
             CheckpointError: the pieces cannot give every text back, or the added tokens do not fit them.
         """
         self._pieces = pieces
-        self._token_bytes = _place_added_tokens(pieces)
-        self.special_tokens = {token.name: token.token_id for token in pieces.added}
-        self.special_ids = frozenset(token.token_id for token in pieces.added if token.is_special)
+        if num_rows is not None and len(pieces.token_bytes) > num_rows:
+            raise CheckpointError(
+                f"{pieces.source} has {len(pieces.token_bytes)} pieces, the model only {num_rows} ids: they do not "
+                "fit. Take the files of both from the model's own repository."
+            )
+        # QUIRK: InternVL's Hugging Face checkpoints with Qwen2.5 add <video> just behind the model's last id.
+        added = [token for token in pieces.added if num_rows is None or token.token_id < num_rows]
+        self._token_bytes = _place_added_tokens(pieces, added)
+        self.special_tokens = {token.name: token.token_id for token in added}
+        self.special_ids = frozenset(token.token_id for token in added if token.is_special)
         self.reserved_ids = pieces.reserved_ids | frozenset(self.special_tokens.values())
         self.bos_id, self.eos_id = pieces.bos_id, pieces.eos_id
         self.vocab_size = len(self._token_bytes)
         ends = {token_id for token_id in (self.bos_id, self.eos_id) if token_id is not None}
         if not ends <= self.reserved_ids:
             raise CheckpointError(
-                "tokenizer_config.json names a bos_token or an eos_token that is an ordinary piece; it must be an "
-                "added token. Take the file from the model's own repository."
+                "tokenizer_config.json names a bos_token or an eos_token that is an ordinary piece, or that the model "
+                "has no id for; it must be an added token. Take the file from the model's own repository."
             )
         ordinary = (raw for token_id, raw in enumerate(pieces.token_bytes) if token_id not in self.reserved_ids)
         self._longest_piece = max(len(raw.translate(None, _CONTINUATION_BYTES)) for raw in ordinary)
@@ -163,8 +172,10 @@ class Tokenizer:
         return [self._pieces.byte_ids[byte] for byte in raw]
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path, num_rows: int | None = None) -> Tokenizer:
     """Read a model folder's tokenizer and its `tokenizer_config.json`; no code of the folder runs.
+
+    Added tokens from id `num_rows` on are left out: the model has no embedding of them.
 
     Where there are several, `tokenizer.model` (SentencePiece) wins: it is what InternLM2's own class reads, and a
     tokenizer.json beside it is a conversion, which may give other ids. Then `tokenizer.json`, which says all that is to
@@ -175,24 +186,24 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     config = load_tokenizer_config(folder / "tokenizer_config.json")
     if (folder / "tokenizer.model").exists():
-        return Tokenizer(sentence_pieces.load(folder, config))
+        return Tokenizer(sentence_pieces.load(folder, config), num_rows)
     if (folder / "tokenizer.json").exists():
-        return Tokenizer(byte_level_files.load_json(folder, config))
+        return Tokenizer(byte_level_files.load_json(folder, config), num_rows)
     if (folder / "vocab.json").exists() or (folder / "merges.txt").exists():
-        return Tokenizer(byte_level_files.load_vocab_and_merges(folder, config))
+        return Tokenizer(byte_level_files.load_vocab_and_merges(folder, config), num_rows)
     raise CheckpointError(
         f"{str(folder)!r:.200} holds no tokenizer: neither tokenizer.model, nor tokenizer.json, nor vocab.json with "
         "merges.txt. Take one from the model's own repository."
     )
 
 
-def _place_added_tokens(pieces: Pieces) -> list[bytes]:
+def _place_added_tokens(pieces: Pieces, added: Sequence[AddedToken]) -> list[bytes]:
     """Bytes of every token, the added ones put over and behind the pieces."""
     token_bytes = list(pieces.token_bytes)
-    by_id = {token.token_id: token.name.encode() for token in pieces.added}
+    by_id = {token.token_id: token.name.encode() for token in added}
     beyond = sorted(token_id for token_id in by_id if token_id >= len(token_bytes))
     is_gapless = beyond == list(range(len(token_bytes), len(token_bytes) + len(beyond)))
-    if len(by_id) != len(pieces.added) or not is_gapless or not by_id.keys().isdisjoint(pieces.byte_ids):
+    if len(by_id) != len(added) or not is_gapless or not by_id.keys().isdisjoint(pieces.byte_ids):
         raise CheckpointError(
             f"The special tokens of tokenizer_config.json do not fit {pieces.source}: ids must be distinct, "
             f"not those of bytes, and beyond its {len(token_bytes)} pieces without a gap."
