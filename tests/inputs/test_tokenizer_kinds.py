@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,6 +19,7 @@ from tilewise.config import ChatTemplateConfig, ModelConfig
 from tilewise.errors import CheckpointError, InputError
 from tilewise.inputs.conversation import ImagePart, Message, parse_prompt
 from tilewise.inputs.request_builder import RequestBuilder, create_builder
+from tilewise.inputs.text.grammar import create_guide
 from tilewise.types import GenerationConfig
 
 TOOLS = Message("tools", ("[]",))
@@ -83,6 +85,30 @@ def test_a_stop_word_that_is_shown_ends_the_text_whichever_way_it_is_written(bui
         detokenizer = builder.create_detokenizer(wish)
         assert detokenizer.push([*tokenizer.encode("a"), *ids, *tokenizer.encode("b")]) == "a"
         assert detokenizer.stop_word == "<tool_call>"
+
+
+def test_the_profiles_stops_are_tokens_even_where_the_tokenizer_shows_them(builder: RequestBuilder) -> None:
+    tokenizer = builder.tokenizer
+    builder = replace(builder, profile=replace(builder.profile, stop_words=("</tool_call>", "<|im_end|>")))
+    stops = builder.build(parse_prompt("q"), GenerationConfig(), "r").stop_token_ids
+    assert stops == tuple(map(tokenizer.special_id, ("</tool_call>", "<|im_end|>")))
+    detokenizer = builder.create_detokenizer(GenerationConfig())
+    assert detokenizer.push(tokenizer.encode("a</tool_call>b")) == "a"
+
+
+@pytest.mark.parametrize("stop_words", [(), ("###",), ("</tool_call>",)])
+def test_a_form_can_always_end(builder: RequestBuilder, stop_words: tuple[str, ...]) -> None:
+    tokenizer = builder.tokenizer
+    builder = replace(builder, profile=replace(builder.profile, stop_words=stop_words))
+    form = json.dumps({"type": "choice", "choice": ["a"]})
+    stops = builder.build(parse_prompt("q"), GenerationConfig(response_format=form), "r").stop_token_ids
+    guide = create_guide(form, tokenizer)
+    for token_id in tokenizer.encode("a"):
+        guide.consume(token_id)
+    mask = np.zeros(-(-tokenizer.vocab_size // 8), dtype=np.uint8)
+    guide.fill(mask, stops, (), is_short=False)
+    assert tuple(np.flatnonzero(np.unpackbits(mask, bitorder="little"))) == stops
+    assert bool(builder.build(parse_prompt("q"), GenerationConfig(), "r").stop_token_ids) == ("<" in str(stop_words))
 
 
 def test_bad_words_are_banned_by_either_kind_of_added_token(builder: RequestBuilder) -> None:

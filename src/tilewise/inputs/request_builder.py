@@ -146,11 +146,15 @@ class RequestBuilder:
         return replace(self.tiling, min_tiles=min_tiles, max_tiles=max_tiles)
 
     def _resolve_stops(self, generation: GenerationConfig) -> tuple[int, ...]:
-        """The caller's ids and special stop words, and the profile's unless the caller ignores them."""
+        """The caller's ids and special stop words, and the profile's, shown ones too, unless the caller ignores them."""
         self._check_ids("stop_token_ids", generation.stop_token_ids)
-        names = (*generation.stop_words, *(() if generation.ignore_eos else self.profile.stop_words))
-        special = (token_id for name in names if (token_id := self._find_special(name)) is not None)
-        return tuple(dict.fromkeys((*generation.stop_token_ids, *special)))
+        stops = [self._find_special(word) for word in generation.stop_words]
+        if not generation.ignore_eos:
+            stops += [self.tokenizer.special_tokens.get(word) for word in self.profile.stop_words]
+        named = [token_id for token_id in stops if token_id is not None]
+        if not named and generation.response_format is not None:
+            named = [self.tokenizer.eos_id]  # a complete form has to end at some token
+        return tuple(dict.fromkeys((*generation.stop_token_ids, *named)))
 
     def _resolve_bad_words(self, generation: GenerationConfig, stop_token_ids: tuple[int, ...]) -> GenerationConfig:
         self._check_ids("bad_token_ids", generation.bad_token_ids)
