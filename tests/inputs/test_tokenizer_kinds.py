@@ -20,6 +20,7 @@ from tilewise.errors import CheckpointError, InputError
 from tilewise.inputs.conversation import ImagePart, Message, parse_prompt
 from tilewise.inputs.request_builder import RequestBuilder, create_builder
 from tilewise.inputs.text.grammar import create_guide
+from tilewise.inputs.text.profiles import PROFILES
 from tilewise.types import GenerationConfig
 
 TOOLS = Message("tools", ("[]",))
@@ -135,6 +136,10 @@ def test_tools_are_refused_where_the_tokenizer_lacks_the_tokens_of_their_syntax(
     messages = [TOOLS, *parse_prompt("q")]
     with pytest.raises(InputError, match=mentions("internvl2_5", "tools")):
         builder.build(messages, GenerationConfig(), "r")
+    direct = replace(builder, profile=PROFILES["internvl2_5"])
+    assert direct.profile.tools == builder.profile.tools == ""
+    with pytest.raises(InputError, match=mentions("internvl2_5", "tools")):
+        direct.build(messages, GenerationConfig(), "r")
     other = create_builder(tokenizer_folders["demo"], model, ChatTemplateConfig("internvl2_5"))
     assert other.tokenizer.special_id("<|plugin|>") in other.build(messages, GenerationConfig(), "r").token_ids
 

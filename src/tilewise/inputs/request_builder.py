@@ -18,7 +18,7 @@ from tilewise.inputs.media.sources import ImageSource, prepare_image
 from tilewise.inputs.text.detokenizer import Detokenizer
 from tilewise.inputs.text.grammar import check_format
 from tilewise.inputs.text.layout import ImageSlot, Segment, Special, render
-from tilewise.inputs.text.profile_choice import choose_profile, fit_profile
+from tilewise.inputs.text.profile_choice import check_profile, choose_profile, fit_profile
 from tilewise.inputs.text.profiles import PromptProfile
 from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
 from tilewise.inputs.text.tool_syntax import internlm2
@@ -48,12 +48,13 @@ class RequestBuilder:
     prepare: PrepareImage = prepare_image
 
     def __post_init__(self) -> None:
-        """Hold the tokenizer to the model's vocabulary, and the profile to the tokenizer's special tokens."""
+        """Check that the parts fit, and leave out what the profile has no special tokens for."""
         known, used = self.model.decoder.vocab_size, self.tokenizer.vocab_size
         if used > known:
             raise CheckpointError(f"The tokenizer has {used} tokens, the model only {known}: they do not fit.")
         self.tokenizer.special_id(IMAGE_CONTEXT)
-        fit_profile(self.profile, self.tokenizer.special_tokens)
+        check_profile(self.profile, self.tokenizer.special_tokens)
+        object.__setattr__(self, "profile", fit_profile(self.profile, self.tokenizer.special_tokens))
 
     def build(
         self, messages: Sequence[Message], generation: GenerationConfig, request_id: str, namespace: str = ""
@@ -146,7 +147,7 @@ class RequestBuilder:
         return replace(self.tiling, min_tiles=min_tiles, max_tiles=max_tiles)
 
     def _resolve_stops(self, generation: GenerationConfig) -> tuple[int, ...]:
-        """The caller's ids and special stop words, and the profile's, shown ones too, unless the caller ignores them."""
+        """The caller's ids and special stop words, and the profile's unless the caller ignores them."""
         self._check_ids("stop_token_ids", generation.stop_token_ids)
         stops = [self._find_special(word) for word in generation.stop_words]
         if not generation.ignore_eos:
@@ -225,7 +226,7 @@ def create_builder(
     if min_dynamic_patch is None:  # a caller who lowers only the most must not meet the checkpoint's least above it
         min_dynamic_patch = min(model.min_dynamic_patch, tiling.max_tiles)
     tokenizer = load_tokenizer(folder, model.decoder.vocab_size)
-    profile = fit_profile(choose_profile(model, chat_template), tokenizer.special_tokens)
+    profile = choose_profile(model, chat_template)
     policy = ImagePolicy(allowed_media_hosts=cast(tuple[str, ...], allowed_media_hosts))
     tiling = replace(tiling, min_tiles=min_dynamic_patch)
     return RequestBuilder(model, model.decoder.max_position_embeddings, tokenizer, profile, policy, tiling)
