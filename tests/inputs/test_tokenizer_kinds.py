@@ -5,22 +5,24 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.messages import mentions
+from tests.scripted import TokenizerDouble
 from tests.small_tokenizers import write_config, write_json
 from tilewise import demo
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import ChatTemplateConfig, ModelConfig
-from tilewise.errors import CheckpointError, InputError
+from tilewise.errors import CheckpointError, InputError, PromptTooLongError
 from tilewise.inputs.conversation import ImagePart, Message, parse_prompt
 from tilewise.inputs.request_builder import RequestBuilder, create_builder
 from tilewise.inputs.text.grammar import create_guide
 from tilewise.inputs.text.profiles import PROFILES
+from tilewise.inputs.text.tokenizer import Tokenizer
 from tilewise.types import GenerationConfig
 
 TOOLS = Message("tools", ("[]",))
@@ -86,6 +88,30 @@ def test_a_stop_word_that_is_shown_ends_the_text_whichever_way_it_is_written(bui
         detokenizer = builder.create_detokenizer(wish)
         assert detokenizer.push([*tokenizer.encode("a"), *ids, *tokenizer.encode("b")]) == "a"
         assert detokenizer.stop_word == "<tool_call>"
+
+
+class Recorded(TokenizerDouble):
+    """Keeps the length of each text that is encoded."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        self.lengths: list[int] = []
+
+    def encode(self, text: str) -> list[int]:
+        self.lengths.append(len(text))
+        return self._tokenizer.encode(text)
+
+
+def test_what_may_fit_by_its_length_is_tokenised_no_further_than_to_twice_a_session(builder: RequestBuilder) -> None:
+    recorded = Recorded(builder.tokenizer)
+    double = replace(builder, tokenizer=cast(Tokenizer, recorded))
+    for texts in (["1 " * 40_000], ["1 " * 500] * 81):
+        recorded.lengths.clear()
+        assert builder.tokenizer.count_at_least("".join(texts)) < builder.session_len == 8192
+        messages = [Message("user" if at % 2 == 0 else "assistant", (text,)) for at, text in enumerate(texts)]
+        with pytest.raises(PromptTooLongError, match=mentions("at least", "--session-len")):
+            double.build(messages, GenerationConfig(), "r")
+        assert sum(recorded.lengths) < 2.5 * 8192
 
 
 def test_the_profiles_stops_are_tokens_even_where_the_tokenizer_shows_them(builder: RequestBuilder) -> None:

@@ -75,7 +75,7 @@ class RequestBuilder:
         stop_token_ids = self._resolve_stops(generation)
         generation = self._resolve_bad_words(generation, stop_token_ids)
         check_format(generation)
-        words = [self._encode(segment) for segment in segments]
+        words = self._encode_all(segments, len(parts))
         num_words = len(self._bos_ids) + sum(map(len, words))
         self._check_length(num_words + len(parts) * self.model.tokens_per_tile, len(parts), "at least ")
         images = self._load(parts)
@@ -103,6 +103,18 @@ class RequestBuilder:
         """The special token that a stop word names; one that is shown in any case is watched for in the text."""
         token_id = self.tokenizer.special_tokens.get(word)
         return token_id if token_id in self.tokenizer.special_ids else None
+
+    def _encode_all(self, segments: Sequence[Segment], num_images: int) -> list[list[int]]:
+        """The ids of each segment, refused before they are many more than fit; a picture takes one tile at least."""
+        words, num_tokens = list[list[int]](), len(self._bos_ids) + num_images * self.model.tokens_per_tile
+        for segment in segments:
+            if isinstance(segment, str) and self.tokenizer.is_far_longer(segment, self.session_len):
+                self._check_length(num_tokens + self.session_len, num_images, "at least ")
+            words.append(self._encode(segment))
+            num_tokens += len(words[-1])
+            if num_tokens > 2 * self.session_len:
+                self._check_length(num_tokens, num_images, "at least ")
+        return words
 
     def _encode(self, segment: Segment) -> list[int]:
         if isinstance(segment, str):

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -25,7 +25,9 @@ from tests.small_tokenizers import (
     write_vocab_and_merges,
 )
 from tilewise.errors import CheckpointError, InputError
-from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
+from tilewise.inputs.text.byte_level_files import load_json
+from tilewise.inputs.text.tokenizer import Pieces, Tokenizer, load_tokenizer
+from tilewise.inputs.text.tokenizer_config import load_tokenizer_config
 
 TEXT = "The picture isn't of 12 猫; cafe\u0301 😀\r\n\n  <|im_start|>user <tool_call>"
 WORDS = st.text(st.characters(exclude_categories=["Cs"]))
@@ -85,6 +87,51 @@ def test_lower_bound_is_met_where_a_piece_is_as_long_as_can_be(tokenizer: Tokeni
 def test_nfc_makes_one_character_of_four_at_most() -> None:
     characters = map(chr, (*range(0xD800), *range(0xE000, sys.maxunicode + 1)))
     assert max(len(unicodedata.normalize("NFD", character)) for character in characters) == 4
+
+
+class RecordedPieces:
+    """Pieces that keep the length of each text they encode."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self.lengths: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pieces, name)
+
+    def encode(self, text: str) -> list[int]:
+        self.lengths.append(len(text))
+        return self._pieces.encode(text)
+
+
+def test_a_text_that_is_far_longer_is_read_no_further_than_that_takes(qwen_folder: Path) -> None:
+    config = load_tokenizer_config(qwen_folder / "tokenizer_config.json")
+    pieces = RecordedPieces(load_json(qwen_folder, config))
+    tokenizer = Tokenizer(cast(Pieces, pieces))
+    for text, num_tokens in (("1" * 1_000_000, 40_000), ("\u03b1\u0313" * 500_000, 40_000), ("1 " * 100_000, 10_000)):
+        pieces.lengths.clear()
+        assert tokenizer.count_at_least(text) <= num_tokens
+        assert tokenizer.is_far_longer(text, num_tokens)
+        assert pieces.lengths == [max(8 * num_tokens, 1 << 16)]
+    pieces.lengths.clear()
+    assert tokenizer.is_far_longer("1" * 10_000_000, 10_000)
+    assert not tokenizer.is_far_longer("1" * 60_000, 10_000)
+    assert pieces.lengths == []
+
+
+@pytest.mark.parametrize(
+    "part", ["1", "the picture shows a cat. ", " ", "a", "\u03b1\u0313\u0300\u0345", "\U0001f600", "\n\n  x", "x" * 999]
+)
+def test_a_text_is_not_far_longer_than_it_is(tokenizer: Tokenizer, part: str) -> None:
+    text = part * (400_000 // len(part))
+    count = len(tokenizer.encode(text))
+    assert not tokenizer.is_far_longer(text, count)
+    assert tokenizer.is_far_longer(text, count // 20)
+
+
+def test_half_a_surrogate_pair_far_behind_is_refused_with_its_place(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match="character 100000"):
+        tokenizer.is_far_longer("a" * 100_000 + "\ud83d", 10_000)
 
 
 def test_shown_tokens_show_and_special_ones_do_not(tokenizer: Tokenizer) -> None:

@@ -15,6 +15,8 @@ from tilewise.inputs.text import byte_level_files, sentence_pieces
 from tilewise.inputs.text.tokenizer_config import AddedToken, load_tokenizer_config
 
 _PROBE = "a  b\n\n Ａ\t"
+# Slices in which a long text is counted: characters a token that is allowed, and at least so many.
+_SLICE_CHARS, _MIN_SLICE = 8, 1 << 16
 _CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
 
 
@@ -118,16 +120,14 @@ class Tokenizer:
             )
 
     def encode(self, text: str) -> list[int]:
-        """Ordinary pieces of `text`, never a special id. Takes 0.3 to 1 s a megabyte, in which other threads run.
+        """Ordinary pieces of `text`, never a special id. Other threads run meanwhile.
+
+        A megabyte takes up to 1 s and 330 MiB; ask `is_far_longer` before a stranger's text.
 
         Raises:
-            InputError: the text holds half a surrogate pair, which has no UTF-8 form, or it cannot be cut into words.
+            InputError: the text holds half a surrogate pair, which has no UTF-8 form, or a pattern gives up on it.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            where = error.start
-            raise InputError(f"The text holds half a surrogate pair at character {where}; send whole ones.") from None
+        _check_is_whole(text)
         ids = self._pieces.encode(text)
         if self.reserved_ids.isdisjoint(ids):
             return ids
@@ -141,6 +141,27 @@ class Tokenizer:
         """A lower bound of `len(encode(text))` that costs nothing, to refuse what is far too long."""
         max_shrink = 1 if text.isascii() else self._pieces.max_shrink
         return -(-len(text) // (self._longest_piece * max_shrink))
+
+    def is_far_longer(self, text: str, num_tokens: int) -> bool:
+        """Whether `text` takes many more than `num_tokens` tokens, told from no more of it than that needs.
+
+        A long text is counted in slices until they come to twice as many: a cut changes the pieces near it alone.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        if self.count_at_least(text) > num_tokens:
+            return True
+        size = max(_MIN_SLICE, _SLICE_CHARS * num_tokens)
+        if len(text) <= size:
+            return False
+        _check_is_whole(text)
+        found = 0
+        for start in range(0, len(text), size):
+            found += len(self._pieces.encode(text[start : start + size]))
+            if found > 2 * num_tokens:
+                return True
+        return False
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD, ids outside the vocabulary nothing."""
@@ -195,6 +216,14 @@ def load_tokenizer(folder: Path, num_rows: int | None = None) -> Tokenizer:
         f"{str(folder)!r:.200} holds no tokenizer: neither tokenizer.model, nor tokenizer.json, nor vocab.json with "
         "merges.txt. Take one from the model's own repository."
     )
+
+
+def _check_is_whole(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        where = error.start
+        raise InputError(f"The text holds half a surrogate pair at character {where}; send whole ones.") from None
 
 
 def _place_added_tokens(pieces: Pieces, added: Sequence[AddedToken]) -> list[bytes]:
