@@ -158,6 +158,27 @@ def test_a_text_on_which_the_words_pattern_gives_up_is_refused_and_the_next_one_
         assert tokenizer.decode(tokenizer.encode("xxy z")) == "xxy z"
 
 
+def test_an_error_that_is_no_panic_of_the_words_pattern_is_not_blamed_on_the_text(qwen_folder: Path) -> None:
+    pieces = load_json(qwen_folder, load_tokenizer_config(qwen_folder / "tokenizer_config.json"))
+    with pytest.raises(TypeError):
+        pieces.encode(cast(str, 7))
+
+
+def nest(file: dict[str, Any], depth: int) -> None:
+    """Put steps into sequences of sequences, and the first step apart from the others."""
+    first, *others = file["pre_tokenizer"]["pretokenizers"]
+    inner = {"type": "Sequence", "pretokenizers": [first]}
+    for _ in range(depth):
+        inner = {"type": "Sequence", "pretokenizers": [inner]}
+    file["pre_tokenizer"]["pretokenizers"] = [inner, *others]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 150])
+def test_sequences_of_sequences_are_cut_in_their_order(tokenizer: Tokenizer, tmp_path: Path, depth: int) -> None:
+    other = load_tokenizer(write_json(tmp_path, lambda file: nest(file, depth)))
+    assert other.encode(TEXT) == tokenizer.encode(TEXT)
+
+
 def test_all_forms_of_the_files_give_the_same_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("text", "old", "bare", "sequence")]
     for folder in folders:
@@ -189,7 +210,7 @@ def test_a_prompt_begins_with_what_the_files_say(tmp_path: Path) -> None:
     write_json(tmp_path)
     assert load_tokenizer(tmp_path).bos_id is None
     write_config(tmp_path, bos_token={"content": "<|im_start|>"}, add_bos_token=True)
-    assert load_tokenizer(tmp_path).bos_id == count_pieces() + 1
+    assert load_tokenizer(tmp_path).bos_id is None  # Qwen2's class ignores both fields
     write_json(tmp_path, lambda file: file.update(post_processor=with_bos()))
     assert load_tokenizer(tmp_path).bos_id == count_pieces()
 
@@ -274,6 +295,8 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], object], str]] = [
         "single",
     ),
     (lambda file: file["added_tokens"][1].update(lstrip=True), "strips the white space"),
+    (lambda file: file["added_tokens"][1].update(content=""), "added token '' is empty or white space"),
+    (lambda file: file["added_tokens"][1].update(content=" \n"), "is empty or white space"),
     (lambda file: file["added_tokens"][1].update(id=file["added_tokens"][2]["id"]), "distinct"),
     (lambda file: file["added_tokens"][1].update(content="<|other|>"), "disagree"),
     (lambda file: file["added_tokens"][0].update(id=0), "fit|disagree"),

@@ -161,12 +161,15 @@ def _refuse(name: str, value: object) -> CheckpointError:
 
 
 def _steps(part: _Step | None) -> list[_Step]:
-    """The steps of a part of the file, be it none, one, or a sequence."""
-    if part is None:
-        return []
-    if part.type != "Sequence":
-        return [part]
-    return [*part.normalizers, *part.pretokenizers, *part.decoders, *part.processors]
+    """The steps of a part of the file, be it none, one, or a sequence, which may hold sequences."""
+    waiting, steps = [part] if part is not None else [], list[_Step]()
+    while waiting:
+        step = waiting.pop()
+        if step.type == "Sequence":
+            waiting += reversed([*step.normalizers, *step.pretokenizers, *step.decoders, *step.processors])
+        else:
+            steps.append(step)
+    return steps
 
 
 def _read_nfc(normalizer: _Step | None) -> bool:
