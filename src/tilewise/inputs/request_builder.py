@@ -1,6 +1,6 @@
-"""A conversation to a `Request`: pictures loaded and placed as spans, words as ids, limits checked.
+"""A conversation to a `Request`: pictures loaded and placed as spans, text encoded, limits checked.
 
-The one place where pictures and words meet. What is far too long is refused before anything is tokenised,
+The one place where pictures and text meet. What is far too long is refused before anything is tokenised,
 fetched or decoded. Slots are placed by structure: no text adds or removes one.
 """
 
@@ -75,13 +75,13 @@ class RequestBuilder:
         stop_token_ids = self._resolve_stops(generation)
         generation = self._resolve_bad_words(generation, stop_token_ids)
         check_format(generation)
-        words = self._encode_all(segments, len(parts))
-        num_words = len(self._bos_ids) + sum(map(len, words))
-        self._check_length(num_words + len(parts) * self.model.tokens_per_tile, len(parts), "at least ")
+        encoded = self._encode_all(segments, len(parts))
+        num_text = len(self._bos_ids) + sum(map(len, encoded))
+        self._check_length(num_text + len(parts) * self.model.tokens_per_tile, len(parts), "at least ")
         images = self._load(parts)
         num_tiles = sum(image.num_tiles for image in images)
-        self._check_length(num_words + num_tiles * self.model.tokens_per_tile, num_tiles)
-        token_ids, spans = self._place(segments, words, images)
+        self._check_length(num_text + num_tiles * self.model.tokens_per_tile, num_tiles)
+        token_ids, spans = self._place(segments, encoded, images)
         return Request(request_id, token_ids, spans, images, generation, stop_token_ids, namespace)
 
     def create_detokenizer(self, generation: GenerationConfig) -> Detokenizer:
@@ -106,15 +106,16 @@ class RequestBuilder:
 
     def _encode_all(self, segments: Sequence[Segment], num_images: int) -> list[list[int]]:
         """The ids of each segment, refused before they are many more than fit; a picture takes one tile at least."""
-        words, num_tokens = list[list[int]](), len(self._bos_ids) + num_images * self.model.tokens_per_tile
+        encoded = list[list[int]]()
+        num_tokens = len(self._bos_ids) + num_images * self.model.tokens_per_tile
         for segment in segments:
             if isinstance(segment, str) and self.tokenizer.is_far_longer(segment, self.session_len):
                 self._check_length(num_tokens + self.session_len, num_images, "at least ")
-            words.append(self._encode(segment))
-            num_tokens += len(words[-1])
+            encoded.append(self._encode(segment))
+            num_tokens += len(encoded[-1])
             if num_tokens > 2 * self.session_len:
                 self._check_length(num_tokens, num_images, "at least ")
-        return words
+        return encoded
 
     def _encode(self, segment: Segment) -> list[int]:
         if isinstance(segment, str):
@@ -122,11 +123,11 @@ class RequestBuilder:
         return [self.tokenizer.special_id(segment.name)] if isinstance(segment, Special) else []
 
     def _place(
-        self, segments: Sequence[Segment], words: Sequence[list[int]], images: Sequence[PreparedImage]
+        self, segments: Sequence[Segment], encoded: Sequence[list[int]], images: Sequence[PreparedImage]
     ) -> tuple[tuple[int, ...], tuple[ImageSpan, ...]]:
         context_id = self.tokenizer.special_id(IMAGE_CONTEXT)
         token_ids, spans = list(self._bos_ids), list[ImageSpan]()
-        for segment, ids in zip(segments, words, strict=True):
+        for segment, ids in zip(segments, encoded, strict=True):
             token_ids += ids
             if isinstance(segment, ImageSlot):
                 start = len(token_ids)
@@ -197,17 +198,17 @@ class RequestBuilder:
 
     def _check_at_least(self, segments: Sequence[Segment]) -> None:
         num_tiles = sum(isinstance(segment, ImageSlot) for segment in segments)
-        num_words = sum(self.tokenizer.count_at_least(segment) for segment in segments if isinstance(segment, str))
-        self._check_length(num_words + num_tiles * self.model.tokens_per_tile, num_tiles, "at least ")
+        num_text = sum(self.tokenizer.count_at_least(segment) for segment in segments if isinstance(segment, str))
+        self._check_length(num_text + num_tiles * self.model.tokens_per_tile, num_tiles, "at least ")
 
     def _check_length(self, num_tokens: int, num_tiles: int, quantity: str = "") -> None:
         if num_tokens < self.session_len:
             return
         per_tile = self.model.tokens_per_tile
-        num_words = num_tokens - num_tiles * per_tile
+        num_text = num_tokens - num_tiles * per_tile
         fewer_tiles = "lower max_dynamic_patch (--max-dynamic-patch), " if num_tiles else ""
         raise PromptTooLongError(
-            f"The prompt takes {quantity}{num_tokens} tokens ({num_words} of text, {num_tiles} tiles of {per_tile}), "
+            f"The prompt takes {quantity}{num_tokens} tokens ({num_text} of text, {num_tiles} tiles of {per_tile}), "
             f"and the session of {self.session_len} must hold it and at least one token of answer. Raise session_len "
             f"(--session-len), {fewer_tiles}or shorten the conversation.",
             param="messages",

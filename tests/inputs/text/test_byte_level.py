@@ -30,8 +30,8 @@ from tilewise.inputs.text.tokenizer import Pieces, Tokenizer, load_tokenizer
 from tilewise.inputs.text.tokenizer_config import load_tokenizer_config
 
 TEXT = "The picture isn't of 12 猫; cafe\u0301 😀\r\n\n  <|im_start|>user <tool_call>"
-WORDS = st.text(st.characters(exclude_categories=["Cs"]))
-HOSTILE = st.one_of(st.sampled_from([*QWEN_NAMES, "<|im_", "start|>", "<", "|>"]), WORDS)
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+HOSTILE = st.one_of(st.sampled_from([*QWEN_NAMES, "<|im_", "start|>", "<", "|>"]), ANY_TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def with_bos(**single: Any) -> dict[str, Any]:
     return {"type": "Sequence", "processors": [{"type": "ByteLevel", "trim_offsets": False}, template]}
 
 
-@given(text=WORDS)
+@given(text=ANY_TEXT)
 def test_what_was_encoded_comes_back_up_to_nfc(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     decoded = tokenizer.decode(ids)
@@ -70,7 +70,7 @@ def test_no_text_becomes_an_added_token_of_either_kind(tokenizer: Tokenizer, par
         assert tokenizer.reserved_ids == set(tokenizer.special_tokens.values())
 
 
-@given(text=st.one_of(WORDS, st.text("a \u0301\u0313\u0345\u03b1\u1f82<|>"), st.text(" ", max_size=300)))
+@given(text=st.one_of(ANY_TEXT, st.text("a \u0301\u0313\u0345\u03b1\u1f82<|>"), st.text(" ", max_size=300)))
 def test_lower_bound_never_exceeds_the_count(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.count_at_least(text) <= len(tokenizer.encode(text))
 
@@ -147,7 +147,7 @@ def test_half_a_surrogate_pair_is_refused_with_its_place(tokenizer: Tokenizer) -
         tokenizer.encode("ab\ud83d")
 
 
-def test_a_text_on_which_the_words_pattern_gives_up_is_refused_and_the_next_one_is_not(tmp_path: Path) -> None:
+def test_a_text_on_which_the_pattern_gives_up_is_refused_and_the_next_one_is_not(tmp_path: Path) -> None:
     def put(file: dict[str, Any]) -> None:
         file["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(x+x+)+y"}
 
@@ -158,7 +158,7 @@ def test_a_text_on_which_the_words_pattern_gives_up_is_refused_and_the_next_one_
         assert tokenizer.decode(tokenizer.encode("xxy z")) == "xxy z"
 
 
-def test_an_error_that_is_no_panic_of_the_words_pattern_is_not_blamed_on_the_text(qwen_folder: Path) -> None:
+def test_an_error_that_is_no_panic_of_the_pattern_is_not_blamed_on_the_text(qwen_folder: Path) -> None:
     pieces = load_json(qwen_folder, load_tokenizer_config(qwen_folder / "tokenizer_config.json"))
     with pytest.raises(TypeError):
         pieces.encode(cast(str, 7))
@@ -220,7 +220,7 @@ def test_without_a_normaliser_text_comes_back_as_it_was(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode("e\u0301")) == "e\u0301"
 
 
-def test_words_are_cut_as_gpt2_does_where_the_file_says_so(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_text_is_cut_as_gpt2_does_where_the_file_says_so(tmp_path: Path, tokenizer: Tokenizer) -> None:
     gpt2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     other = load_tokenizer(write_json(tmp_path, lambda file: file.update(pre_tokenizer=gpt2)))
     assert other.decode(other.encode(TEXT)) == unicodedata.normalize("NFC", TEXT)
@@ -239,8 +239,8 @@ def put_piece(file: dict[str, Any], name: str) -> int:
 @pytest.mark.parametrize("by_merges", [True, False])
 def test_an_added_token_among_the_pieces_is_out_of_reach_of_text(tmp_path: Path, by_merges: bool) -> None:
     """Merges may lead to it, or a file that ignores merges may hold the whole word."""
-    words = [name for name in train()["vocab"] if name.isascii() and name.isalpha()]
-    name = max(words, key=len) if by_merges else "zebra"
+    names = [name for name in train()["vocab"] if name.isascii() and name.isalpha()]
+    name = max(names, key=len) if by_merges else "zebra"
     assert len(load_tokenizer(write_json(tmp_path)).encode(name)) == 1 or not by_merges
 
     def put(file: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""Text to ids and back: a library's pieces for words, the model folder's table for special tokens.
+"""Text to ids and back: a library's pieces for text, the model folder's table for special tokens.
 
-Special ids come from structure only. `encode` treats whatever it is given as words, so text that looks like a
+Special ids come from structure only. `encode` treats whatever it is given as plain text, so what looks like a
 special token becomes ordinary pieces, and `special_id` is the one way to a special id. `decode(encode(text))`
 is `text` for every text, up to NFC where the tokenizer normalises. Knows nothing of prompts and pictures.
 """
@@ -21,7 +21,7 @@ _CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
 
 
 class Pieces(Protocol):
-    """What one library makes of words; `Tokenizer` keeps special tokens out of it. Safe to share between threads."""
+    """What one library makes of text; `Tokenizer` keeps special tokens out of it. Safe to share between threads."""
 
     @property
     def source(self) -> str:
@@ -69,14 +69,14 @@ class Pieces(Protocol):
 
 
 class Tokenizer:
-    """Pieces for words, and added tokens beside them. Safe to share between threads.
+    """Pieces for text, and added tokens beside them. Safe to share between threads.
 
     Attributes:
         special_tokens: Ids of all added tokens by their names.
         special_ids: The added tokens that are left out of a text where special tokens are skipped. Others are shown
             always, as Qwen's <tool_call> is; text does not become one of those either.
-        reserved_ids: What text never becomes: the added tokens, and pieces that are no words.
-        bos_id: What every prompt begins with; None where prompts begin with their first word.
+        reserved_ids: What text never becomes: the added tokens, and pieces that the library reserves.
+        bos_id: What every prompt begins with; None where nothing is put before the prompt.
         eos_id: What ends a text; never part of one.
         vocab_size: Ids are below this.
     """
@@ -200,7 +200,7 @@ def load_tokenizer(folder: Path, num_rows: int | None = None) -> Tokenizer:
 
     Where there are several, `tokenizer.model` (SentencePiece) wins: it is what InternLM2's own class reads, and a
     tokenizer.json beside it is a conversion, which may give other ids. Then `tokenizer.json`, which says all that is to
-    be known, and last `vocab.json` with `merges.txt`, of which Qwen2's class alone knows how words are cut.
+    be known, and last `vocab.json` with `merges.txt`, which leave it to Qwen2's class how text is cut.
 
     Raises:
         CheckpointError: a file is missing or malformed, or holds what cannot be honoured; the message names it.
