@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FAMILY = ROOT / "tests" / "data" / "family"
 # Releases by the start of their names, in the order in which to look.
-_ADDED_TOKENS = {"InternVL3_5": "qwen3", "InternVL3": "qwen2_5", "InternVL2_5": "qwen2_5", "InternVL2": "qwen2"}
+_ADDED_TOKENS = {"InternVL3_5": "Qwen3", "InternVL3": "Qwen2.5", "InternVL2_5": "Qwen2.5", "InternVL2": "Qwen2"}
 
 
 def write_member(name: str, folder: Path) -> Path:
@@ -24,8 +24,8 @@ def write_member(name: str, folder: Path) -> Path:
         SystemExit: with the names that there are.
     """
     source = FAMILY / name
-    release = next((own for start, own in _ADDED_TOKENS.items() if name.startswith(start)), None)
-    if release is None or not source.is_dir():
+    generation = next((own for start, own in _ADDED_TOKENS.items() if name.startswith(start)), None)
+    if generation is None or not source.is_dir():
         names = ", ".join(sorted(path.name for path in FAMILY.iterdir() if path.name.startswith("InternVL")))
         raise SystemExit(f"{name} is no member with a Qwen here; choose from {names}.")
     shutil.copytree(source, folder, dirs_exist_ok=True)
@@ -37,7 +37,7 @@ def write_member(name: str, folder: Path) -> Path:
         small_tokenizers.write_json(folder)
         return folder
     real_qwen.write_pieces(ranks, folder)
-    return real_qwen.write_release(folder, release)
+    return real_qwen.write_release(folder, generation)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,11 @@ merges that make them, the cut yields what the whole vocabulary of 151,643 piece
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tests.small_tokenizers import NINE
 
 _DATA: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "qwen" / "pieces.json").read_text("utf-8"))
 _QWEN2 = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -19,33 +22,33 @@ _SHOWN = (
     *("<|repo_name|>", "<|file_sep|>"),
 )
 _QWEN3 = ("<tool_response>", "</tool_response>", "<think>", "</think>")
-_NINE = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
-_FIRST_ADDED = 151643
+# What the base tokenizers show even where special tokens are skipped.
+SHOWN = frozenset((*_SHOWN, *_QWEN3))
+NUM_PIECES = 151643
 # The added tokens of each generation in the order of their ids, the family's nine behind the base tokenizer's.
 ADDED = {
-    "Qwen2": (*_QWEN2, *_NINE),
-    "Qwen2.5": (*_QWEN2, *_QWEN2_5, *_SHOWN, *_NINE),
-    "Qwen3": (*_QWEN2, *_QWEN2_5, *_SHOWN, *_QWEN3, *_NINE),
+    "Qwen2": (*_QWEN2, *NINE),
+    "Qwen2.5": (*_QWEN2, *_QWEN2_5, *_SHOWN, *NINE),
+    "Qwen3": (*_QWEN2, *_QWEN2_5, *_SHOWN, *_QWEN3, *NINE),
 }
 
 
 def find_special_ids(generation: str) -> dict[str, int]:
     """The real ids of the added tokens."""
-    return {name: _FIRST_ADDED + number for number, name in enumerate(ADDED[generation])}
+    return {name: NUM_PIECES + number for number, name in enumerate(ADDED[generation])}
 
 
-def write_cut(folder: Path, generation: str) -> dict[int, int]:
-    """Write the tokenizer's files; give the real id of each id of the cut."""
+def write_cut(folder: Path, generation: str, more: Sequence[str] = ()) -> dict[int, int]:
+    """Write the tokenizer's files; give the real id of each id of the cut. The last added tokens may be `more`."""
     pieces: dict[str, int] = _DATA["pieces"]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *_DATA["merges"], ""]), encoding="utf-8")
     special_ids = find_special_ids(generation)
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-    shown = {*_SHOWN, *_QWEN3}
     table = {
-        str(len(pieces) + number): {"content": name, **flags, "special": name not in shown}
-        for number, name in enumerate(special_ids)
+        str(len(pieces) + number): {"content": name, **flags, "special": name not in SHOWN}
+        for number, name in enumerate((*special_ids, *more))
     }
     config = {
         "add_prefix_space": False,

@@ -1,24 +1,11 @@
-"""Qwen's own vocabulary, where a package that ships it is installed: its files, and releases' added tokens."""
+"""Qwen's own vocabulary, where a package that ships it is installed: its files."""
 
 import base64
 import importlib.util
 import json
 from pathlib import Path
 
-from tests.small_tokenizers import NINE
-
-NUM_PIECES = 151643
-_QWEN2 = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_QWEN2_5 = (
-    *(*_QWEN2, "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|quad_start|>"),
-    *("<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
-    *("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>"),
-    *("<|repo_name|>", "<|file_sep|>"),
-)
-_QWEN3 = (*_QWEN2_5, "<tool_response>", "</tool_response>", "<think>", "</think>")
-RELEASES = {"qwen2": _QWEN2, "qwen2_5": _QWEN2_5, "qwen3": _QWEN3}
-# As the releases' own configurations have it, and everything that code is filled in with.
-_SHOWN = {"<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>", *_QWEN2_5[16:]}
+from tests.qwen_vocabulary import ADDED, NUM_PIECES, SHOWN
 
 
 def find_ranks() -> Path | None:
@@ -55,10 +42,10 @@ def write_pieces(ranks_path: Path, folder: Path) -> None:
     (folder / "vocab.json").write_text(json.dumps({show(raw): rank for raw, rank in ranks.items()}), encoding="utf-8")
 
 
-def write_release(folder: Path, release: str) -> Path:
-    """tokenizer_config.json of InternVL's form of a release, beside the pieces."""
-    names = (*RELEASES[release], *NINE)
-    table = {str(NUM_PIECES + at): {"content": name, "special": name not in _SHOWN} for at, name in enumerate(names)}
+def write_release(folder: Path, generation: str) -> Path:
+    """tokenizer_config.json of InternVL's form of a generation of Qwen, beside the pieces."""
+    names = enumerate(ADDED[generation])
+    table = {str(NUM_PIECES + at): {"content": name, "special": name not in SHOWN} for at, name in names}
     config = {"added_tokens_decoder": table, "eos_token": "<|im_end|>", "tokenizer_class": "Qwen2Tokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder

@@ -1,4 +1,4 @@
-"""Small tokenizers of Qwen's form: byte-level BPE, NFC, its way to cut words, and its added tokens."""
+"""Small tokenizers of Qwen's form: byte-level BPE, NFC, its pattern, and its added tokens."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 # Source: transformers, models/qwen2/tokenization_qwen2.py.
-QWEN_WORDS = (
+QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 NINE = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
@@ -71,7 +71,7 @@ def write_json(
     """tokenizer.json and its configuration; merges as pairs, or `as_text`. The test may `change` the file first."""
     model = train()
     merges = [" ".join(pair) for pair in model["merges"]] if as_text else model["merges"]
-    split = {"type": "Split", "pattern": {"Regex": QWEN_WORDS}, "behavior": "Isolated", "invert": False}
+    split = {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}, "behavior": "Isolated", "invert": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     file: dict[str, Any] = {
         "version": "1.0",

@@ -136,6 +136,10 @@ def test_unknown_keys_and_auto_map_are_ignored_and_nothing_of_the_folder_runs(tm
 
 
 REFUSED_BY_NAME = [
+    ({"quantization_config": {"quant_method": "awq"}}, "quantization_config", "unquantised"),
+    ({"llm_config.quantization_config": {"quant_method": "awq"}}, "llm_config.quantization_config", "unquantised"),
+    ({"use_llm_lora": 64}, "use_llm_lora=64", "0"),
+    ({"use_backbone_lora": 64}, "use_backbone_lora=64", "0"),
     ({"architectures": ["LlavaForConditionalGeneration"]}, "LlavaForConditionalGeneration", "InternVLChatModel"),
     ({"architectures": ..., "model_type": "llava"}, "llava", "InternVLChatModel"),
     ({"architectures": ...}, "None", "InternVLChatModel"),

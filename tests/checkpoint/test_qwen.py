@@ -64,6 +64,11 @@ def test_an_explicit_head_size_is_no_share_of_the_width(tmp_path: Path) -> None:
         ),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}, 5e6, None),
         ({"rope_parameters": {"rope_theta": 5e6}}, 5e6, None),
+        (
+            {"rope_scaling": {}, "rope_parameters": {"rope_theta": 5e6, "rope_type": "dynamic", "factor": 2}},
+            5e6,
+            RopeScaling("dynamic", 2.0),
+        ),
         ({"rope_parameters": {"rope_type": "linear", "factor": 4, "rope_theta": 5e6}}, 5e6, RopeScaling("linear", 4.0)),
         (
             {"rope_theta": 3.0, "rope_parameters": {"rope_type": "dynamic", "factor": 2}},
@@ -104,6 +109,7 @@ def test_rope_is_read_in_both_spellings_as_transformers_reads_it(
         {"sliding_window": 16, "use_sliding_window": True},
         {"sliding_window": 16, "use_sliding_window": True, "layer_types": ["full_attention"] * 2},
         {"layer_types": ["full_attention"] * 2, "sliding_window": None},
+        {"sliding_window": None, "use_sliding_window": True, "max_window_layers": 0},
     ],
     ids=str,
 )
@@ -153,6 +159,8 @@ def test_what_would_compute_something_else_is_refused_by_name(
         ({"layer_types": "full_attention"}, "layer_types"),
         ({"use_sliding_window": 1}, "use_sliding_window"),
         ({"rope_scaling": {"factor": 2.0}}, "rope_scaling"),
+        ({"rope_scaling": {"kind": "linear"}}, "rope_scaling"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 1e6}}}, "rope_parameters"),
         ({"rope_parameters": [1]}, "rope_parameters"),
         ({"rope_parameters": {"rope_type": "linear"}}, "factor"),
         ({"architectures": ["Qwen3ForCausalLM"], "attention_bias": "yes"}, "attention_bias"),
@@ -165,6 +173,13 @@ def test_a_malformed_field_is_an_error_that_names_it(changes: dict[str, Any], fi
         read(tmp_path, changes)
     assert field in str(refusal.value)
     assert len(str(refusal.value)) < 300
+
+
+@pytest.mark.parametrize("architecture", CLASSES)
+def test_null_kv_heads_are_as_many_as_heads_as_in_transformers(architecture: str, tmp_path: Path) -> None:
+    decoder = read(tmp_path, {"num_key_value_heads": None, "architectures": [architecture]})
+    theirs = CLASSES[architecture](num_attention_heads=decoder.num_heads, num_key_value_heads=None)
+    assert decoder.num_kv_heads == decoder.num_heads == theirs.num_key_value_heads
 
 
 @pytest.mark.parametrize("head", ["language_model.lm_head.weight", None])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.messages import mentions
 from tests.qwen_vocabulary import find_special_ids, write_cut
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import DeviceConfig, EngineConfig, RopeScaling, resolve
-from tilewise.errors import InputError
+from tilewise.errors import CheckpointError, InputError
 from tilewise.inputs.conversation import Message
 from tilewise.inputs.request_builder import RequestBuilder, create_builder
 from tilewise.types import GenerationConfig
@@ -25,6 +26,8 @@ GENERATIONS = {
     "InternVL3_5-8B": "Qwen3",
     "InternVL3_5-8B-HF": "Qwen3",
 }
+# Its vocabulary ends before <video>, as that of all in the Hugging Face layout with Qwen2.5.
+BEYOND = "InternVL3-1B-hf"
 EVERY = pytest.mark.parametrize("name", GENERATIONS)
 
 
@@ -34,7 +37,11 @@ class Folder:
     def __init__(self, path: Path, name: str) -> None:
         shutil.copytree(FOLDER / name, path, dirs_exist_ok=True)
         self.path = path
-        self.real_ids = write_cut(path, GENERATIONS[name])
+        is_hf = name.lower().endswith("-hf")
+        self.real_ids = write_cut(path, GENERATIONS[name], ("<video>",) if is_hf else ())
+        if name == BEYOND:
+            text = json.loads((path / "config.json").read_text())["text_config"]
+            self.change("config.json", text_config={**text, "vocab_size": len(self.real_ids)})
         self.special_ids = find_special_ids(GENERATIONS[name])
 
     def change(self, name: str, **fields: object) -> None:
@@ -88,6 +95,24 @@ def test_tools_are_refused_by_name_where_the_vocabulary_has_no_tokens_for_them(f
     messages = [Message("tools", ("[]",)), *CONVERSATIONS["no picture"]]
     with pytest.raises(InputError, match=mentions("tools", "syntax")):
         folder.create_builder().build(messages, GenerationConfig(), "r")
+
+
+@pytest.mark.parametrize("name", [BEYOND, "InternVL3_5-8B-HF"])
+def test_an_added_token_that_the_model_has_no_id_for_is_no_token(folder, name):
+    model = load_model_config(folder.path)
+    tokenizer = folder.create_builder().tokenizer
+    assert ("<video>" in tokenizer.special_tokens) == (name != BEYOND)
+    assert tokenizer.vocab_size <= model.decoder.vocab_size
+    assert tokenizer.decode(tokenizer.encode("a <video> b")) == "a <video> b"
+
+
+@pytest.mark.parametrize("name", [BEYOND])
+@pytest.mark.parametrize(("num_missing", "match"), [(7, "<IMG_CONTEXT>"), (100, "do not fit")])
+def test_tokens_that_a_prompt_needs_are_missed_where_the_model_has_no_ids_for_them(folder, num_missing, match):
+    model = load_model_config(folder.path)
+    decoder = replace(model.decoder, vocab_size=model.decoder.vocab_size - num_missing)
+    with pytest.raises(CheckpointError, match=match):
+        create_builder(folder.path, replace(model, decoder=decoder))
 
 
 @EVERY

@@ -5,19 +5,24 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.messages import mentions
+from tests.scripted import TokenizerDouble
 from tests.small_tokenizers import write_config, write_json
 from tilewise import demo
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import ChatTemplateConfig, ModelConfig
-from tilewise.errors import CheckpointError, InputError
+from tilewise.errors import CheckpointError, InputError, PromptTooLongError
 from tilewise.inputs.conversation import ImagePart, Message, parse_prompt
 from tilewise.inputs.request_builder import RequestBuilder, create_builder
+from tilewise.inputs.text.grammar import create_guide
+from tilewise.inputs.text.profiles import PROFILES
+from tilewise.inputs.text.tokenizer import Tokenizer
 from tilewise.types import GenerationConfig
 
 TOOLS = Message("tools", ("[]",))
@@ -85,6 +90,54 @@ def test_a_stop_word_that_is_shown_ends_the_text_whichever_way_it_is_written(bui
         assert detokenizer.stop_word == "<tool_call>"
 
 
+class Recorded(TokenizerDouble):
+    """Keeps the length of each text that is encoded."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        self.lengths: list[int] = []
+
+    def encode(self, text: str) -> list[int]:
+        self.lengths.append(len(text))
+        return self._tokenizer.encode(text)
+
+
+def test_what_may_fit_by_its_length_is_tokenised_no_further_than_to_twice_a_session(builder: RequestBuilder) -> None:
+    recorded = Recorded(builder.tokenizer)
+    double = replace(builder, tokenizer=cast(Tokenizer, recorded))
+    for texts in (["1 " * 40_000], ["1 " * 500] * 81):
+        recorded.lengths.clear()
+        assert builder.tokenizer.count_at_least("".join(texts)) < builder.session_len == 8192
+        messages = [Message("user" if at % 2 == 0 else "assistant", (text,)) for at, text in enumerate(texts)]
+        with pytest.raises(PromptTooLongError, match=mentions("at least", "--session-len")):
+            double.build(messages, GenerationConfig(), "r")
+        assert sum(recorded.lengths) < 2.5 * 8192
+
+
+def test_the_profiles_stops_are_tokens_even_where_the_tokenizer_shows_them(builder: RequestBuilder) -> None:
+    tokenizer = builder.tokenizer
+    builder = replace(builder, profile=replace(builder.profile, stop_words=("</tool_call>", "<|im_end|>")))
+    stops = builder.build(parse_prompt("q"), GenerationConfig(), "r").stop_token_ids
+    assert stops == tuple(map(tokenizer.special_id, ("</tool_call>", "<|im_end|>")))
+    detokenizer = builder.create_detokenizer(GenerationConfig())
+    assert detokenizer.push(tokenizer.encode("a</tool_call>b")) == "a"
+
+
+@pytest.mark.parametrize("stop_words", [(), ("###",), ("</tool_call>",)])
+def test_a_form_can_always_end(builder: RequestBuilder, stop_words: tuple[str, ...]) -> None:
+    tokenizer = builder.tokenizer
+    builder = replace(builder, profile=replace(builder.profile, stop_words=stop_words))
+    form = json.dumps({"type": "choice", "choice": ["a"]})
+    stops = builder.build(parse_prompt("q"), GenerationConfig(response_format=form), "r").stop_token_ids
+    guide = create_guide(form, tokenizer)
+    for token_id in tokenizer.encode("a"):
+        guide.consume(token_id)
+    mask = np.zeros(-(-tokenizer.vocab_size // 8), dtype=np.uint8)
+    guide.fill(mask, stops, (), is_short=False)
+    assert tuple(np.flatnonzero(np.unpackbits(mask, bitorder="little"))) == stops
+    assert bool(builder.build(parse_prompt("q"), GenerationConfig(), "r").stop_token_ids) == ("<" in str(stop_words))
+
+
 def test_bad_words_are_banned_by_either_kind_of_added_token(builder: RequestBuilder) -> None:
     wish = GenerationConfig(bad_words=("<tool_call>", "<img>"))
     banned = builder.build(parse_prompt("q"), wish, "r").generation.bad_token_ids
@@ -109,6 +162,10 @@ def test_tools_are_refused_where_the_tokenizer_lacks_the_tokens_of_their_syntax(
     messages = [TOOLS, *parse_prompt("q")]
     with pytest.raises(InputError, match=mentions("internvl2_5", "tools")):
         builder.build(messages, GenerationConfig(), "r")
+    direct = replace(builder, profile=PROFILES["internvl2_5"])
+    assert direct.profile.tools == builder.profile.tools == ""
+    with pytest.raises(InputError, match=mentions("internvl2_5", "tools")):
+        direct.build(messages, GenerationConfig(), "r")
     other = create_builder(tokenizer_folders["demo"], model, ChatTemplateConfig("internvl2_5"))
     assert other.tokenizer.special_id("<|plugin|>") in other.build(messages, GenerationConfig(), "r").token_ids
 

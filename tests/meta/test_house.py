@@ -27,14 +27,14 @@ ROOM_LINES = {
     "": 910,  # the catalogue: a row for each of the family's 33 releases and 24 language models
     "cache": 180,
     "checkpoint": 320,
-    "checkpoint/hf_config": 440,  # +220: Qwen2, Qwen3, and the Hugging Face layout with its tower and processor
+    "checkpoint/hf_config": 460,  # +240: Qwen2, Qwen3, the Hugging Face layout, and what is not served yet
     "cli": 830,
     "config": 360,
     "demo": 28,
     "engine": 850,
     "inputs": 375,
     "inputs/media": 1010,  # a pool of decoders, so that one client's pictures do not stop another's
-    "inputs/text": 1010,  # byte-level BPE beside SentencePiece, its files, refusals; the family's prompts
+    "inputs/text": 1050,  # byte-level BPE beside SentencePiece, its files, refusals, bounds; the family's prompts
     "inputs/text/tool_syntax": 75,
     "kernels": 480,  # layer norms behind a branch, q/k norms with rope
     "kernels/triton": 1000,  # the same, and contexts of few KV heads in more shares

@@ -17,14 +17,14 @@ TEXTS = [
     "Ünïcode cafe\u0301 \u1112\u1161\u11ab 😀👩‍👩‍👧 ＡＢＣ ½ \u00a0\u3000x",
     "<|im_star t|> <img >",
 ]
-WORDS = st.text(st.characters(exclude_categories=["Cs"]))
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @pytest.fixture(scope="module", params=["small", "real"])
 def folder(request: pytest.FixtureRequest, qwen_folder: Path) -> Path:
     if request.param == "small":
         return qwen_folder
-    return write_release(request.getfixturevalue("real_qwen_folder"), "qwen2_5")
+    return write_release(request.getfixturevalue("real_qwen_folder"), "Qwen2.5")
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +47,11 @@ def check(tokenizer: Tokenizer, reference: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_words_get_the_ids_that_transformers_gives(tokenizer: Tokenizer, reference: Any, text: str) -> None:
+def test_text_gets_the_ids_that_transformers_gives(tokenizer: Tokenizer, reference: Any, text: str) -> None:
     check(tokenizer, reference, text)
 
 
-@given(text=WORDS)
+@given(text=ANY_TEXT)
 def test_any_text_gets_the_ids_that_transformers_gives(tokenizer: Tokenizer, reference: Any, text: str) -> None:
     if not any(name in text for name in QWEN_NAMES):
         check(tokenizer, reference, text)

@@ -301,7 +301,7 @@ def build_core(
     )
     scheduler = Scheduler(budgets, num_blocks, plan.num_tile_rows)
     runner = Runner(model, caches, resolved)
-    compiler = GuideCompiler(folder)
+    compiler = GuideCompiler(folder, model_config.decoder.vocab_size)
     if is_served:
         compiler.warm_up()
     cutter = ImageCutter(device, model_config.vision.image_size)

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -25,11 +25,13 @@ from tests.small_tokenizers import (
     write_vocab_and_merges,
 )
 from tilewise.errors import CheckpointError, InputError
-from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
+from tilewise.inputs.text.byte_level_files import load_json
+from tilewise.inputs.text.tokenizer import Pieces, Tokenizer, load_tokenizer
+from tilewise.inputs.text.tokenizer_config import load_tokenizer_config
 
 TEXT = "The picture isn't of 12 猫; cafe\u0301 😀\r\n\n  <|im_start|>user <tool_call>"
-WORDS = st.text(st.characters(exclude_categories=["Cs"]))
-HOSTILE = st.one_of(st.sampled_from([*QWEN_NAMES, "<|im_", "start|>", "<", "|>"]), WORDS)
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+HOSTILE = st.one_of(st.sampled_from([*QWEN_NAMES, "<|im_", "start|>", "<", "|>"]), ANY_TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def with_bos(**single: Any) -> dict[str, Any]:
     return {"type": "Sequence", "processors": [{"type": "ByteLevel", "trim_offsets": False}, template]}
 
 
-@given(text=WORDS)
+@given(text=ANY_TEXT)
 def test_what_was_encoded_comes_back_up_to_nfc(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     decoded = tokenizer.decode(ids)
@@ -68,7 +70,7 @@ def test_no_text_becomes_an_added_token_of_either_kind(tokenizer: Tokenizer, par
         assert tokenizer.reserved_ids == set(tokenizer.special_tokens.values())
 
 
-@given(text=st.one_of(WORDS, st.text("a \u0301\u0313\u0345\u03b1\u1f82<|>"), st.text(" ", max_size=300)))
+@given(text=st.one_of(ANY_TEXT, st.text("a \u0301\u0313\u0345\u03b1\u1f82<|>"), st.text(" ", max_size=300)))
 def test_lower_bound_never_exceeds_the_count(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.count_at_least(text) <= len(tokenizer.encode(text))
 
@@ -87,6 +89,51 @@ def test_nfc_makes_one_character_of_four_at_most() -> None:
     assert max(len(unicodedata.normalize("NFD", character)) for character in characters) == 4
 
 
+class RecordedPieces:
+    """Pieces that keep the length of each text they encode."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self.lengths: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pieces, name)
+
+    def encode(self, text: str) -> list[int]:
+        self.lengths.append(len(text))
+        return self._pieces.encode(text)
+
+
+def test_a_text_that_is_far_longer_is_read_no_further_than_that_takes(qwen_folder: Path) -> None:
+    config = load_tokenizer_config(qwen_folder / "tokenizer_config.json")
+    pieces = RecordedPieces(load_json(qwen_folder, config))
+    tokenizer = Tokenizer(cast(Pieces, pieces))
+    for text, num_tokens in (("1" * 1_000_000, 40_000), ("\u03b1\u0313" * 500_000, 40_000), ("1 " * 100_000, 10_000)):
+        pieces.lengths.clear()
+        assert tokenizer.count_at_least(text) <= num_tokens
+        assert tokenizer.is_far_longer(text, num_tokens)
+        assert pieces.lengths == [max(8 * num_tokens, 1 << 16)]
+    pieces.lengths.clear()
+    assert tokenizer.is_far_longer("1" * 10_000_000, 10_000)
+    assert not tokenizer.is_far_longer("1" * 60_000, 10_000)
+    assert pieces.lengths == []
+
+
+@pytest.mark.parametrize(
+    "part", ["1", "the picture shows a cat. ", " ", "a", "\u03b1\u0313\u0300\u0345", "\U0001f600", "\n\n  x", "x" * 999]
+)
+def test_a_text_is_not_far_longer_than_it_is(tokenizer: Tokenizer, part: str) -> None:
+    text = part * (400_000 // len(part))
+    count = len(tokenizer.encode(text))
+    assert not tokenizer.is_far_longer(text, count)
+    assert tokenizer.is_far_longer(text, count // 20)
+
+
+def test_half_a_surrogate_pair_far_behind_is_refused_with_its_place(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match="character 100000"):
+        tokenizer.is_far_longer("a" * 100_000 + "\ud83d", 10_000)
+
+
 def test_shown_tokens_show_and_special_ones_do_not(tokenizer: Tokenizer) -> None:
     names = ("<|im_start|>", "<tool_call>", "<img>")
     ids = [tokenizer.special_id(name) for name in names]
@@ -100,7 +147,7 @@ def test_half_a_surrogate_pair_is_refused_with_its_place(tokenizer: Tokenizer) -
         tokenizer.encode("ab\ud83d")
 
 
-def test_a_text_on_which_the_words_pattern_gives_up_is_refused_and_the_next_one_is_not(tmp_path: Path) -> None:
+def test_a_text_on_which_the_pattern_gives_up_is_refused_and_the_next_one_is_not(tmp_path: Path) -> None:
     def put(file: dict[str, Any]) -> None:
         file["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": "(x+x+)+y"}
 
@@ -109,6 +156,27 @@ def test_a_text_on_which_the_words_pattern_gives_up_is_refused_and_the_next_one_
         with pytest.raises(InputError, match="shorter"):
             tokenizer.encode("x" * 40 + "z")
         assert tokenizer.decode(tokenizer.encode("xxy z")) == "xxy z"
+
+
+def test_an_error_that_is_no_panic_of_the_pattern_is_not_blamed_on_the_text(qwen_folder: Path) -> None:
+    pieces = load_json(qwen_folder, load_tokenizer_config(qwen_folder / "tokenizer_config.json"))
+    with pytest.raises(TypeError):
+        pieces.encode(cast(str, 7))
+
+
+def nest(file: dict[str, Any], depth: int) -> None:
+    """Put steps into sequences of sequences, and the first step apart from the others."""
+    first, *others = file["pre_tokenizer"]["pretokenizers"]
+    inner = {"type": "Sequence", "pretokenizers": [first]}
+    for _ in range(depth):
+        inner = {"type": "Sequence", "pretokenizers": [inner]}
+    file["pre_tokenizer"]["pretokenizers"] = [inner, *others]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 150])
+def test_sequences_of_sequences_are_cut_in_their_order(tokenizer: Tokenizer, tmp_path: Path, depth: int) -> None:
+    other = load_tokenizer(write_json(tmp_path, lambda file: nest(file, depth)))
+    assert other.encode(TEXT) == tokenizer.encode(TEXT)
 
 
 def test_all_forms_of_the_files_give_the_same_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -142,7 +210,7 @@ def test_a_prompt_begins_with_what_the_files_say(tmp_path: Path) -> None:
     write_json(tmp_path)
     assert load_tokenizer(tmp_path).bos_id is None
     write_config(tmp_path, bos_token={"content": "<|im_start|>"}, add_bos_token=True)
-    assert load_tokenizer(tmp_path).bos_id == count_pieces() + 1
+    assert load_tokenizer(tmp_path).bos_id is None  # Qwen2's class ignores both fields
     write_json(tmp_path, lambda file: file.update(post_processor=with_bos()))
     assert load_tokenizer(tmp_path).bos_id == count_pieces()
 
@@ -152,7 +220,7 @@ def test_without_a_normaliser_text_comes_back_as_it_was(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode("e\u0301")) == "e\u0301"
 
 
-def test_words_are_cut_as_gpt2_does_where_the_file_says_so(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_text_is_cut_as_gpt2_does_where_the_file_says_so(tmp_path: Path, tokenizer: Tokenizer) -> None:
     gpt2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     other = load_tokenizer(write_json(tmp_path, lambda file: file.update(pre_tokenizer=gpt2)))
     assert other.decode(other.encode(TEXT)) == unicodedata.normalize("NFC", TEXT)
@@ -171,8 +239,8 @@ def put_piece(file: dict[str, Any], name: str) -> int:
 @pytest.mark.parametrize("by_merges", [True, False])
 def test_an_added_token_among_the_pieces_is_out_of_reach_of_text(tmp_path: Path, by_merges: bool) -> None:
     """Merges may lead to it, or a file that ignores merges may hold the whole word."""
-    words = [name for name in train()["vocab"] if name.isascii() and name.isalpha()]
-    name = max(words, key=len) if by_merges else "zebra"
+    names = [name for name in train()["vocab"] if name.isascii() and name.isalpha()]
+    name = max(names, key=len) if by_merges else "zebra"
     assert len(load_tokenizer(write_json(tmp_path)).encode(name)) == 1 or not by_merges
 
     def put(file: dict[str, Any]) -> None:
@@ -227,6 +295,8 @@ REFUSED: list[tuple[Callable[[dict[str, Any]], object], str]] = [
         "single",
     ),
     (lambda file: file["added_tokens"][1].update(lstrip=True), "strips the white space"),
+    (lambda file: file["added_tokens"][1].update(content=""), "added token '' is empty or white space"),
+    (lambda file: file["added_tokens"][1].update(content=" \n"), "is empty or white space"),
     (lambda file: file["added_tokens"][1].update(id=file["added_tokens"][2]["id"]), "distinct"),
     (lambda file: file["added_tokens"][1].update(content="<|other|>"), "disagree"),
     (lambda file: file["added_tokens"][0].update(id=0), "fit|disagree"),
@@ -313,10 +383,10 @@ def test_other_threads_run_while_a_long_text_is_encoded(tokenizer: Tokenizer) ->
 
 @pytest.fixture(scope="module")
 def real_qwen(real_qwen_folder: Path) -> Tokenizer:
-    return load_tokenizer(write_release(real_qwen_folder, "qwen2_5"))
+    return load_tokenizer(write_release(real_qwen_folder, "Qwen2.5"))
 
 
-@pytest.mark.parametrize(("release", "context_id"), [("qwen2", 151648), ("qwen2_5", 151667), ("qwen3", 151671)])
+@pytest.mark.parametrize(("release", "context_id"), [("Qwen2", 151648), ("Qwen2.5", 151667), ("Qwen3", 151671)])
 def test_the_real_vocabulary_has_the_familys_ids(real_qwen_folder: Path, release: str, context_id: int) -> None:
     tokenizer = load_tokenizer(write_release(real_qwen_folder, release))
     assert tokenizer.special_id("<IMG_CONTEXT>") == context_id

@@ -114,6 +114,34 @@ def test_a_regex_means_itself(tokenizer: Tokenizer, regex: str, text: str, other
     assert not write(start(form, tokenizer), tokenizer, other)
 
 
+DECOMPOSED = "cafe\u0301 a"
+DECOMPOSED_FORMS = [
+    ({"type": "choice", "choice": [DECOMPOSED]}, DECOMPOSED),
+    ({"type": "choice", "choice": ["\u212b\u0958\ufb2a"]}, "\u212b\u0958\ufb2a"),
+    ({"type": "regex", "regex": DECOMPOSED}, DECOMPOSED),
+    (schema_format({"enum": [DECOMPOSED]}), f'"{DECOMPOSED}"'),
+    (
+        schema_format(
+            {
+                "type": "object",
+                "properties": {DECOMPOSED: {"const": 1}},
+                "required": [DECOMPOSED],
+                "additionalProperties": False,
+            }
+        ),
+        {DECOMPOSED: 1},
+    ),
+]
+
+
+@pytest.mark.parametrize(("form", "answer"), DECOMPOSED_FORMS)
+def test_a_text_that_normalising_changes_is_answered_as_it_was_asked_for(
+    tokenizer: Tokenizer, form: dict, answer: str | dict
+) -> None:
+    text = wander(start(form, tokenizer), tokenizer, 0)
+    assert (text if isinstance(answer, str) else json.loads(text)) == answer
+
+
 @pytest.mark.parametrize("text", ['{"a": [1, {"b": null}]}', "{}", '{\n    "a": 1\n}'])
 def test_json_object_takes_objects_only(tokenizer: Tokenizer, text: str) -> None:
     assert write(start({"type": "json_object"}, tokenizer), tokenizer, text)

@@ -136,6 +136,13 @@ def test_malformed_table_is_refused(folder, table):
         load_tokenizer(folder)
 
 
+@pytest.mark.parametrize("name", ["", " ", "\n\t"])
+def test_an_added_token_that_is_no_more_than_white_space_is_refused_by_name(folder, name):
+    rewrite_table(folder, lambda table: table["1"].update(content=name))
+    with pytest.raises(CheckpointError, match=mentions(repr(name), "white space")):
+        load_tokenizer(folder)
+
+
 @pytest.mark.parametrize("key", ["5000", "999999999999"])
 def test_special_id_beyond_a_gap_is_refused(folder, key):
     rewrite_table(folder, lambda table: table.update({key: {"content": "<extra>"}}))

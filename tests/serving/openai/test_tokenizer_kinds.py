@@ -73,6 +73,12 @@ def test_tokenize_and_detokenize_are_inverse_and_never_tell_of_special_tokens(
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tokens")
 
 
+def test_a_text_of_far_more_tokens_than_a_session_is_refused(serve: Callable[[Script], Send]) -> None:
+    refused = serve(lambda _: [])("/tokenize", {"prompt": "1 " * 40_000})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
+    assert "8192 tokens" in refused.json()["error"]["message"]
+
+
 def test_the_bytes_of_logprobs_add_up_to_the_answers_text(
     serve: Callable[[Script], Send], tokenizer: Tokenizer
 ) -> None:

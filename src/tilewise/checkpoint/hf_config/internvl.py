@@ -10,7 +10,7 @@ from tilewise.checkpoint.hf_config.internvl_processor import read_tiling
 from tilewise.checkpoint.hf_config.internvl_vision import read_vision
 from tilewise.checkpoint.hf_config.language_models import read_language_model, tie_head
 from tilewise.checkpoint.hf_config.section import Section
-from tilewise.checkpoint.hf_config.shared_fields import read_downsample_ratio, read_dtype
+from tilewise.checkpoint.hf_config.shared_fields import check_is_plain, read_downsample_ratio, read_dtype
 from tilewise.checkpoint.shards import list_tensor_names
 from tilewise.config import ModelConfig
 
@@ -26,12 +26,13 @@ def read_model(top: Section, folder: Path) -> ModelConfig:
     """
     vision_section, decoder_section = top.section("vision_config"), top.section("text_config")
     vision = read_vision(vision_section)
-    tensor_names = list_tensor_names(folder)
     decoder = read_language_model(decoder_section, LANGUAGE_MODELS)
     top.only("projector_hidden_act", "gelu")
     top.only("vision_feature_select_strategy", "default")
-    is_nested = any(name.startswith("model.") for name in tensor_names)
+    check_is_plain(top, decoder_section)
     tiling = read_tiling(folder, vision.image_size)
+    tensor_names = list_tensor_names(folder)
+    is_nested = any(name.startswith("model.") for name in tensor_names)
     model = ModelConfig(
         architecture=ARCHITECTURE,
         layout="hf_nested" if is_nested else "hf_flat",

@@ -11,7 +11,7 @@ from typing import Literal, cast
 from tilewise.checkpoint.hf_config.intern_vision import read_vision
 from tilewise.checkpoint.hf_config.language_models import read_language_model, tie_head
 from tilewise.checkpoint.hf_config.section import Section
-from tilewise.checkpoint.hf_config.shared_fields import MAX_TILES, read_downsample_ratio, read_dtype
+from tilewise.checkpoint.hf_config.shared_fields import MAX_TILES, check_is_plain, read_downsample_ratio, read_dtype
 from tilewise.checkpoint.shards import list_tensor_names
 from tilewise.config import ModelConfig
 
@@ -27,6 +27,9 @@ def read_model(top: Section, folder: Path) -> ModelConfig:
     vision_section, decoder_section = top.section("vision_config"), top.section("llm_config")
     vision = read_vision(vision_section)
     decoder = read_language_model(decoder_section)
+    check_is_plain(top, decoder_section)
+    for key in ("use_backbone_lora", "use_llm_lora"):
+        top.only(key, 0)
     # QUIRK: the official class unties the head whatever this says, and checkpoints with a head of their own say true.
     if decoder_section.flag("tie_word_embeddings", False):
         decoder = tie_head(decoder, True, list_tensor_names(folder))

@@ -19,7 +19,7 @@ def check_language_model(section: Section, served: Iterable[str]) -> None:
     key = "architectures" if section.get("architectures", []) else "model_type"
     releases = ", ".join(release.name for release in find_releases(name))
     raise UnsupportedModelError(
-        f"{section.unsupported(key, ', '.join(served))} {name}, as in {releases}, is not served yet; tilewise list names "
-        "the checkpoints that are.",
+        f"{section.unsupported(key, ', '.join(served))} {name}, as in {releases}, is not served yet; tilewise list "
+        "names the checkpoints that are.",
         param=key,
     )

@@ -18,7 +18,8 @@ def _check_windows(section: Section, num_layers: int, num_positions: int) -> Non
         raise section.error("layer_types", f"a list of num_hidden_layers={num_layers} names")
     if not {_FULL, _SLIDING}.issuperset(kinds):
         raise section.unsupported("layer_types", _FULL)
-    if not section.flag("use_sliding_window", False):
+    is_null = section.has("sliding_window") and section.get("sliding_window", None) is None
+    if is_null or not section.flag("use_sliding_window", False):
         return
     if _SLIDING in kinds and section.count("sliding_window", 4096, high=MAX_VOCAB) < num_positions:
         remedy = f"a window of at least max_position_embeddings={num_positions}, or use_sliding_window=false"
@@ -29,7 +30,8 @@ def read_qwen(section: Section, family: str, head_dim: int, *, has_qk_norm: bool
     """Read what both classes spell alike, with their common defaults; biases are the caller's."""
     section.choice("hidden_act", "silu", ("silu",))
     num_heads = section.count("num_attention_heads", 32)
-    num_kv_heads = section.count("num_key_value_heads", 32)
+    # QUIRK: null, unlike an absent key, stands for as many as there are heads.
+    num_kv_heads = section.count("num_key_value_heads", num_heads if section.has("num_key_value_heads") else 32)
     if num_heads % num_kv_heads:
         raise section.error("num_key_value_heads", f"a divisor of num_attention_heads={num_heads}")
     if head_dim % 2:

@@ -41,6 +41,14 @@ class Section:
         given = _shown(self._data.get(key))
         return UnsupportedModelError(f"{self._path}{key}={given} is not supported; only {supported}.", param=key)
 
+    def keys(self) -> set[str]:
+        """The names of all fields that are not null."""
+        return {key for key, value in self._data.items() if value is not None}
+
+    def has(self, key: str) -> bool:
+        """Whether the field is there, null or not."""
+        return key in self._data
+
     def get(self, key: str, default: Any = _REQUIRED) -> Any:
         """The value as it is, or the default where there is none."""
         value = self._data.get(key)

@@ -17,7 +17,7 @@ from tilewise.inputs.text.tokenizer_config import MAX_FILE_BYTES, AddedToken, To
 
 _QWEN_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 # Source: transformers, models/qwen2/tokenization_qwen2.py.
-_QWEN_WORDS = (
+_QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 # Without `Removed`, which drops text.
@@ -104,14 +104,14 @@ def load_json(folder: Path, config: TokenizerConfig) -> ByteLevelPieces:
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if getattr(model, name):
             raise _refuse(f"model.{name}", getattr(model, name))
-    splits, use_own_words = _read_words(file.pre_tokenizer)
+    splits, use_gpt2_pattern = _read_patterns(file.pre_tokenizer)
     _check_decoder(file.decoder)
     pairs = BytePairs(
         source="tokenizer.json",
         vocab=model.vocab,
         merges=model.merges,
         splits=splits,
-        use_own_words=use_own_words,
+        use_gpt2_pattern=use_gpt2_pattern,
         use_nfc=_read_nfc(file.normalizer),
         ignore_merges=model.ignore_merges,
     )
@@ -122,7 +122,7 @@ def load_json(folder: Path, config: TokenizerConfig) -> ByteLevelPieces:
 
 
 def load_vocab_and_merges(folder: Path, config: TokenizerConfig) -> ByteLevelPieces:
-    """Read `vocab.json` and `merges.txt`, which do not say how words are cut: it must be Qwen2's way.
+    """Read `vocab.json` and `merges.txt`, which do not say how text is cut: it must be Qwen2's way.
 
     Raises:
         CheckpointError: a file is missing or malformed, or is of another tokenizer than Qwen2's.
@@ -138,7 +138,7 @@ def load_vocab_and_merges(folder: Path, config: TokenizerConfig) -> ByteLevelPie
     except UnicodeDecodeError:
         raise CheckpointError("merges.txt is not UTF-8; download it again.") from None
     merges = [line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version")]
-    pairs = BytePairs("vocab.json", vocab, merges, [Split(_QWEN_WORDS)])
+    pairs = BytePairs("vocab.json", vocab, merges, [Split(_QWEN_PATTERN)])
     return ByteLevelPieces(pairs, config.added, config)
 
 
@@ -161,12 +161,15 @@ def _refuse(name: str, value: object) -> CheckpointError:
 
 
 def _steps(part: _Step | None) -> list[_Step]:
-    """The steps of a part of the file, be it none, one, or a sequence."""
-    if part is None:
-        return []
-    if part.type != "Sequence":
-        return [part]
-    return [*part.normalizers, *part.pretokenizers, *part.decoders, *part.processors]
+    """The steps of a part of the file, be it none, one, or a sequence, which may hold sequences."""
+    waiting, steps = [part] if part is not None else [], list[_Step]()
+    while waiting:
+        step = waiting.pop()
+        if step.type == "Sequence":
+            waiting += reversed([*step.normalizers, *step.pretokenizers, *step.decoders, *step.processors])
+        else:
+            steps.append(step)
+    return steps
 
 
 def _read_nfc(normalizer: _Step | None) -> bool:
@@ -177,8 +180,8 @@ def _read_nfc(normalizer: _Step | None) -> bool:
     return bool(steps)
 
 
-def _read_words(pre_tokenizer: _Step | None) -> tuple[list[Split], bool]:
-    """How words are cut: at splits, then as GPT-2 does if that is asked for."""
+def _read_patterns(pre_tokenizer: _Step | None) -> tuple[list[Split], bool]:
+    """The patterns that cut text, in their order, and whether GPT-2's own follows them."""
     steps = _steps(pre_tokenizer)
     if not steps or steps[-1].type != "ByteLevel":
         raise _refuse("pre_tokenizer", steps[-1].type if steps else None)

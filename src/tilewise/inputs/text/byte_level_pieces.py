@@ -1,4 +1,4 @@
-"""Pieces of byte-level BPE, as Qwen has: a vocabulary and merges, cut into words and merged by `tokenizers`.
+"""Pieces of byte-level BPE, as Qwen has: a vocabulary and merges; `tokenizers` cuts text and merges the parts.
 
 The library never knows an added token, so text cannot become one. Which files say all this, and what else they hold, is
 `byte_level_files`' matter.
@@ -24,7 +24,7 @@ Merge = str | tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One way to cut words further: at a pattern, or at a text as it is."""
+    """Where text is cut: at the matches of a regular expression, or at a fixed text."""
 
     pattern: str
     is_regex: bool = True
@@ -34,13 +34,13 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class BytePairs:
-    """What makes up a byte-level BPE; `use_own_words` cuts words as GPT-2 does, behind the splits."""
+    """What makes up a byte-level BPE; `use_gpt2_pattern` cuts at GPT-2's pattern after the splits."""
 
     source: str
     vocab: dict[str, int]
     merges: Sequence[Merge]
     splits: Sequence[Split]
-    use_own_words: bool = False
+    use_gpt2_pattern: bool = False
     use_nfc: bool = True
     ignore_merges: bool = False
 
@@ -62,8 +62,7 @@ class ByteLevelPieces:
         self.max_shrink = _NFC_SHRINK if pairs.use_nfc else 1
         self.token_bytes = _tabulate(pairs, {token.token_id for token in added})
         self.byte_ids = _find_bytes(pairs)
-        if bos_id is None and config.has_bos:
-            bos_id = find_token(config.bos_name, added, "bos_token")
+        # QUIRK: bos_token and add_bos_token of tokenizer_config.json say nothing here; Qwen2's class ignores both.
         self.bos_id = bos_id
         eos_id = find_token(config.eos_name, added, "eos_token")
         if eos_id is None:
@@ -75,17 +74,17 @@ class ByteLevelPieces:
         """Pieces of `text`, normalised to NFC where the model wants it.
 
         Raises:
-            InputError: the pattern that cuts words gave up, as it does on runs of more than ten million spaces.
+            InputError: the pattern that cuts text gave up, as it does on runs of more than ten million spaces.
         """
         # PERF: `encode` holds the interpreter's lock: 2.1 s for 2 MB, in which no other thread runs; this one does not,
         # and takes 1.5 s (one core of an x86 server, tokenizers 0.23, 2026-12).
         try:
             return self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # a panic of the library is no Exception, and has no name to import
+        except BaseException as error:  # a panic of the library is no Exception, and its type cannot be imported
+            if type(error).__name__ != "PanicException":
+                raise
             raise InputError(
-                "The tokenizer could not cut the text into words; send a shorter one, or shorter runs of spaces."
+                "The tokenizer could not cut the text at its pattern; send a shorter one, or shorter runs of spaces."
             ) from error
 
 
@@ -143,7 +142,7 @@ def _build_library(pairs: BytePairs) -> "Tokenizer":
             pre_tokenizers.Split(Regex(s.pattern) if s.is_regex else s.pattern, s.behavior, s.invert)
             for s in pairs.splits
         ]
-        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pairs.use_own_words))
+        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pairs.use_gpt2_pattern))
         library.pre_tokenizer = pre_tokenizers.Sequence(steps)
     except Exception as error:  # the library raises nothing narrower
         raise CheckpointError(f"{pairs.source} is malformed: {error!s:.200}. Download it again.") from None

@@ -160,7 +160,11 @@ def wrap_tokenizer(tokenizer: Tokenizer | None) -> "LLTokenizer":
                 self.eos_token_id, self.special_token_ids = tokenizer.eos_id, sorted(tokenizer.reserved_ids)
 
         def __call__(self, s: str) -> list[int]:
-            return list(s.encode()) if tokenizer is None else tokenizer.encode(s)
+            if tokenizer is None:
+                return list(s.encode())
+            # A form asks for its own bytes, which normalised text may not have.
+            ids = tokenizer.encode(s)
+            return ids if tokenizer.decode(ids) == s else tokenizer.spell(s)
 
     return LLTokenizer(Wrapper())
 

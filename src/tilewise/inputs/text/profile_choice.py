@@ -169,8 +169,8 @@ def _read_stop_words(words: object) -> tuple[str, ...]:
     return cast(tuple[str, ...], tuple(given))
 
 
-def fit_profile(profile: PromptProfile, special_names: Collection[str]) -> PromptProfile:
-    """Hold a profile to a tokenizer's special tokens; its syntax of tools is kept where they are all there.
+def check_profile(profile: PromptProfile, special_names: Collection[str]) -> None:
+    """Refuse a profile whose special tokens the tokenizer lacks; those of tools may be missing.
 
     Built-in stop words whose special tokens the tokenizer lacks go, too: as text nothing would say them. Not looked at
     are `meta_instruction`, the user's own stop words, and, but around pictures, names without bars (`<s>`): text may
@@ -189,6 +189,10 @@ def fit_profile(profile: PromptProfile, special_names: Collection[str]) -> Promp
             f"The tokenizer lacks special tokens of the prompt profile {profile.name}: {', '.join(missing)}. Choose "
             "another with --chat-template, or take the tokenizer's files from the model's own repository."
         )
+
+
+def fit_profile(profile: PromptProfile, special_names: Collection[str]) -> PromptProfile:
+    """The profile without its syntax of tools where the tokenizer lacks special tokens of it."""
     tools = "".join((profile.tools, profile.tool, profile.call_start, profile.call_end))
     lacking = {*_MARK.findall(tools), *internlm2.SPECIAL_NAMES}.difference(special_names)
     if profile.tools and lacking:

@@ -76,7 +76,15 @@ def _read_added_tokens(table: Any) -> tuple[AddedToken, ...]:
 
 
 def check_is_plain(name: str, *strips: object) -> None:
-    """Refuse an added token that swallows white space beside it, which a prompt's template would have to know."""
+    """Refuse an added token that swallows white space beside it, or is none but white space.
+
+    A prompt's template would have to know the one, and would be cut at every such space by the other.
+    """
+    if not name.strip():
+        raise CheckpointError(
+            f"The added token {name!r:.80} is empty or white space, which is not supported; take the tokenizer's files "
+            "from the model's own repository."
+        )
     if any(strips):
         raise CheckpointError(
             f"The added token {name!r:.80} strips the white space beside it (lstrip, rstrip), which is not supported; "

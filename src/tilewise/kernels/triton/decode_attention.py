@@ -77,7 +77,7 @@ def kernel() -> Any:
         num_blocks = tl.cdiv(length, BLOCK)
         share = tl.cdiv(num_blocks, NUM_SPLITS)
         if NUM_SPLITS > MERGED_SPLITS:
-            share = tl.maximum(share, 2)
+            share = tl.maximum(share, tl.minimum(2, tl.cdiv(num_blocks, MERGED_SPLITS)))
         first = split * share
         last = tl.minimum(first + share, num_blocks)
         is_head = row[:, None] < GROUP
