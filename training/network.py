@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import DeviceConfig, EngineConfig, ModelConfig, resolve
+from tilewise.inputs.text.profiles import PROFILES
 from tilewise.kernels import apply_rope, rms_norm, silu_and_multiply
 from tilewise.model.internvl import InternVL
 

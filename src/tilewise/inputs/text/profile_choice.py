@@ -68,7 +68,7 @@ def _find_profile(model: ModelConfig, name: str | None) -> PromptProfile:
 
 
 def _with_message(profile: PromptProfile, model: ModelConfig) -> PromptProfile:
-    """Put the checkpoint's own system sentence, where it has one, in the place of the template's, not of the user's."""
+    """Put the checkpoint's own system sentence, if it has one, in the place of the template's, not of the user's."""
     if model.system_message is None or "meta_instruction" in profile.user_fields:
         return profile
     return replace(profile, meta_instruction=model.system_message)
@@ -76,7 +76,7 @@ def _with_message(profile: PromptProfile, model: ModelConfig) -> PromptProfile:
 
 def _change(profile: PromptProfile, changes: Mapping[str, Any]) -> PromptProfile:
     """Put what the user sets into a profile, and note which fields that are."""
-    return replace(profile, **changes, user_fields=profile.user_fields | changes.keys())
+    return replace(profile, **changes, user_fields=profile.user_fields.union(changes))
 
 
 def _choose_by_files(model: ModelConfig) -> PromptProfile:
@@ -111,7 +111,7 @@ def _choose_by_files(model: ModelConfig) -> PromptProfile:
 
 
 def _choose_undecided(model: ModelConfig, releases: Mapping[str, str], preferred: str) -> PromptProfile:
-    """Choose among the profiles of `releases` by the checkpoint's own sentence, or else the preferred one, and say so."""
+    """Choose one of the profiles of `releases` by the checkpoint's own sentence, or the preferred one, and say that."""
     for name in releases:
         if PROFILES[name].meta_instruction == model.system_message:
             return PROFILES[name]
@@ -172,13 +172,11 @@ def _read_stop_words(words: object) -> tuple[str, ...]:
 def check_profile(profile: PromptProfile, special_names: Collection[str]) -> None:
     """Refuse a profile whose special tokens the tokenizer lacks; those of tools may be missing.
 
-    Built-in stop words whose special tokens the tokenizer lacks go, too: as text nothing would say them. Not looked at
-    are `meta_instruction`, the user's own stop words, and, but around pictures, names without bars (`<s>`): text may
+    Not looked at are `meta_instruction`, stop words, and, but around pictures, names without bars (`<s>`): text may
     look like them.
 
     Raises:
         CheckpointError: what the turns and pictures of the profile need is missing; the message names it.
-        ConfigError: the syntax of tools that needs missing tokens is the user's own.
     """
     turns = "".join((profile.system, profile.user, profile.assistant, profile.turn_end, profile.after_image))
     labels = profile.image_label + (profile.between_images or "")
@@ -192,15 +190,19 @@ def check_profile(profile: PromptProfile, special_names: Collection[str]) -> Non
 
 
 def fit_profile(profile: PromptProfile, special_names: Collection[str]) -> PromptProfile:
-    """The profile without its syntax of tools where the tokenizer lacks special tokens of it."""
+    """The profile without what the tokenizer lacks special tokens for: its syntax of tools, and built-in stop words.
+
+    Raises:
+        ConfigError: that syntax of tools is the user's own.
+    """
     tools = "".join((profile.tools, profile.tool, profile.call_start, profile.call_end))
     lacking = {*_MARK.findall(tools), *internlm2.SPECIAL_NAMES}.difference(special_names)
     if profile.tools and lacking:
         own = [name for name in _TOOL_FIELDS if name in profile.user_fields]
         if own:
             raise ConfigError(
-                f"The prompt profile {profile.name} sets {', '.join(own)}, but the tokenizer lacks special tokens of its "
-                f"syntax of tools: {', '.join(sorted(lacking))}. Leave these fields out.",
+                f"The prompt profile {profile.name} sets {', '.join(own)}, but the tokenizer lacks special tokens of "
+                f"its syntax of tools: {', '.join(sorted(lacking))}. Leave these fields out.",
                 param="chat_template_config",
             )
         profile = replace(profile, **dict.fromkeys(_TOOL_FIELDS, ""))
