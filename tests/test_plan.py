@@ -33,6 +33,10 @@ def vision_with(**changes: Any) -> ModelConfig:
     return replace(MODEL, vision=replace(MODEL.vision, **changes))
 
 
+def decoder_with(**changes: Any) -> ModelConfig:
+    return replace(MODEL, decoder=replace(MODEL.decoder, **changes))
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -44,8 +48,11 @@ def vision_with(**changes: Any) -> ModelConfig:
         replace(MODEL, select_layer=-2),
         replace(MODEL, select_layer=1),
         replace(MODEL, select_layer=0),
-        replace(MODEL, decoder=replace(MODEL.decoder, use_bias=True, vocab_size=300, head_dim=16)),
-        replace(MODEL, decoder=replace(MODEL.decoder, num_layers=5, num_kv_heads=4, intermediate_size=7)),
+        decoder_with(use_qkv_bias=True, use_output_bias=True, vocab_size=300, head_dim=16),
+        decoder_with(use_qkv_bias=True),
+        decoder_with(family="qwen3", use_qk_norm=True),
+        decoder_with(family="qwen2", use_qkv_bias=True, is_head_tied=True),
+        decoder_with(num_layers=5, num_kv_heads=4, intermediate_size=7),
     ],
 )
 def test_weights_are_counted_exactly(model: ModelConfig) -> None:
@@ -71,6 +78,15 @@ def test_parts_of_the_plan_add_up_to_the_weights_in_the_engines_dtype() -> None:
     for dtype, size in (("float32", 4), ("bfloat16", 2)):
         plan = plan_memory(resolve(EngineConfig(dtype=dtype), MODEL, CPU))
         assert plan.weights == count_weights(MODEL).total * size
+
+
+def test_norms_of_heads_wider_than_the_model_are_planned_for() -> None:
+    wide = decoder_with(family="qwen3", head_dim=64, use_qk_norm=True)
+    without = replace(wide, decoder=replace(wide.decoder, use_qk_norm=False))
+    config = resolve(EngineConfig(), wide, CPU)
+    channels = (4 + 2) * 64 - wide.decoder.hidden_size
+    grown = plan_memory(config).decoder_workspace - plan_memory(replace(config, model=without)).decoder_workspace
+    assert grown == config.max_step_tokens * 3 * 4 * channels
 
 
 def test_an_asked_for_cache_size_is_taken_and_a_share_is_of_what_is_left() -> None:
@@ -100,6 +116,13 @@ def test_every_setting_moves_its_part_of_the_plan(options: dict[str, int], part:
     before = plan_memory(resolve(EngineConfig(), MODEL, CPU))
     after = plan_memory(resolve(EngineConfig(**options), MODEL, CPU))
     assert getattr(after, part) != getattr(before, part)
+
+
+def test_a_tokenizer_with_fewer_tokens_than_the_head_has_rows_takes_less_room_for_logits_and_not_for_weights() -> None:
+    cut = replace(MODEL, decoder=replace(MODEL.decoder, num_tokens=MODEL.decoder.vocab_size - 50))
+    before, after = (plan_memory(resolve(EngineConfig(), model, CPU)) for model in (MODEL, cut))
+    assert after.weights == before.weights
+    assert after.decoder_workspace < before.decoder_workspace
 
 
 GIB = 1 << 30
@@ -158,3 +181,66 @@ def test_a_tile_of_the_26b_costs_as_much_arithmetic_as_321_prompt_tokens() -> No
     projector = 2 * 256 * (12800 * 6144 + 6144**2)
     token = 2 * 48 * (6144 * (6144 + 2 * 1024) + 6144**2 + 3 * 6144 * 16384)
     assert count_tile_work(OFFICIAL) == pytest.approx((45 * layer + projector) / token, rel=0.01)
+
+
+# Of FAMILY: the smallest and the largest decoder, with the towers that they have.
+SMALL = replace(
+    MODEL,
+    dtype="bfloat16",
+    vision=VisionConfig(1024, 24, 16, 4096, norm_type="layer_norm", use_qk_norm=False, use_qkv_bias=True),
+    decoder=DecoderConfig("qwen2", 896, 4864, 24, 14, 2, 64, 151674, 32768, use_qkv_bias=True),
+)
+LARGE = replace(OFFICIAL, decoder=DecoderConfig("qwen2", 8192, 29568, 80, 64, 8, 128, 151674, 32768, use_qkv_bias=True))
+HOPPER = DeviceConfig("cuda", 0, (9, 0))
+
+
+def test_a_step_that_readers_wait_for_is_as_much_arithmetic_in_every_large_model_and_a_third_in_a_small_one() -> None:
+    def count_busy_multiplications(model: ModelConfig) -> float:
+        work = resolve(EngineConfig(), model, HOPPER).max_busy_work
+        assert work is not None
+        return work * model.decoder.num_layers * model.decoder.layer_matrix_size
+
+    official = count_busy_multiplications(OFFICIAL)
+    assert resolve(EngineConfig(), OFFICIAL, HOPPER).max_busy_work == 800
+    assert count_busy_multiplications(LARGE) == pytest.approx(official, rel=0.01)
+    assert count_busy_multiplications(SMALL) == pytest.approx(official / 3, rel=0.01)
+    assert resolve(EngineConfig(max_busy_token_num=7), SMALL, HOPPER).max_busy_work == 7
+
+
+def test_the_smallest_model_fills_a_busy_step_with_more_than_one_tile() -> None:
+    work = resolve(EngineConfig(), SMALL, HOPPER).max_busy_work
+    assert work is not None
+    assert work > 8 * (count_tile_work(SMALL) + SMALL.tokens_per_tile)
+
+
+def test_a_layers_matrices_are_what_a_layer_more_adds_without_vectors() -> None:
+    for model in (SMALL, LARGE, OFFICIAL):
+        decoder = model.decoder
+        deeper = replace(model, decoder=replace(decoder, num_layers=decoder.num_layers + 1))
+        vectors = 2 * decoder.hidden_size
+        if decoder.use_qkv_bias:
+            vectors += (decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim
+        assert count_tensors(deeper)[2] - count_tensors(model)[2] == decoder.layer_matrix_size + vectors
+
+
+def test_what_graphs_keep_grows_with_the_layers_that_they_launch() -> None:
+    def count_kept_bytes(model: ModelConfig) -> float:
+        fixed, graphs = plan_memory(resolve(EngineConfig(), model, HOPPER)), []
+        for number in (2, 4):  # tiles, so many graphs more that need no more room
+            config = resolve(EngineConfig(max_prefill_tiles=number), model, HOPPER)
+            assert config.graphs is not None
+            graphs.append((plan_memory(config).graphs, config.graphs.number))
+        assert fixed.graphs >= graphs[0][0]
+        return (graphs[1][0] - graphs[0][0]) / (graphs[1][1] - graphs[0][1])
+
+    assert count_kept_bytes(OFFICIAL) == 8 << 20
+    assert count_kept_bytes(SMALL) == 4 << 20
+    assert count_kept_bytes(LARGE) == pytest.approx((80 / 48) * (8 << 20), abs=1)
+
+
+def test_the_whole_family_fits_where_its_weights_leave_room() -> None:
+    for model, gib in ((SMALL, 8), (OFFICIAL, 80), (LARGE, 192)):
+        found = fit_memory(EngineConfig(), model, HOPPER, gib * GIB)
+        assert found.changes == {}
+        assert found.capacity >= 32768
+        assert found.total_bytes <= gib * GIB

@@ -23,7 +23,8 @@ from training.scenes.sample import Chance, Picture, Sample
 from tilewise.inputs.conversation import ImagePart, Message
 from tilewise.inputs.media.tiling import choose_grid, has_thumbnail
 from tilewise.inputs.request_builder import IMAGE_CONTEXT
-from tilewise.inputs.text.profiles import PROFILES, ImageSlot, PromptProfile, Special, render
+from tilewise.inputs.text.layout import ImageSlot, Special, render
+from tilewise.inputs.text.profiles import PROFILES, PromptProfile
 from tilewise.inputs.text.tokenizer import Tokenizer
 from tilewise.types import TilingParameters
 
@@ -103,7 +104,7 @@ class Encoder:
         """Ids of a first question about pictures of so many tiles each, and how many of them come before it."""
         parts = (*(ImagePart("") for _ in tiles), question)
         ids, start = [self.tokenizer.special_id("<s>")], 1
-        for segment in render(profile, (Message("user", parts),)):
+        for segment in render(profile, (Message("user", parts),), self.tokenizer.special_tokens):
             if isinstance(segment, ImageSlot):
                 ids += [self.context_id] * (tiles[segment.number] * self.tokens_per_tile)
                 start = len(ids) + 1  # </img> is the last of them
@@ -145,7 +146,8 @@ class Encoder:
     def _follow_up(self, question: str, profile: PromptProfile) -> list[int]:
         """From behind an answer's stop token to the next answer."""
         ids: list[int] = []
-        segments = render(profile, (Message("user", ("",)), Message("assistant", ("",)), Message("user", (question,))))
+        turns = (Message("user", ("",)), Message("assistant", ("",)), Message("user", (question,)))
+        segments = render(profile, turns, self.tokenizer.special_tokens)
         # The last two openings of turns, after the line break that may follow the stop token.
         special = [i for i, segment in enumerate(segments) if isinstance(segment, Special)]
         for segment in segments[special[-4] + 1 :]:

@@ -16,8 +16,12 @@ from training.scenes import create_sample
 from training.scenes.letters import CHINESE, LATIN, WORDS
 from training.scenes.words import COLOURS, PLACES, SHAPES
 
-from tilewise.inputs.text.tokenizer import SPECIAL_NAMES
-
+# Source: tokenizer_config.json of OpenGVLab/InternVL-Chat-V1-5.
+SPECIAL_NAMES = (
+    *("<unk>", "<s>", "</s>", "<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>"),
+    *("<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>"),
+    *("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"),
+)
 # With the special tokens behind the pieces, a vocabulary of 2,048.
 NUM_PIECES = 2033
 NUM_SAMPLES = 1500

@@ -32,9 +32,10 @@ _FP32_TEMPORARIES = 3 * 4  # bytes a channel that a norm holds in fp32 while it 
 # Source pixels and scratch of the largest accepted picture, 4 bytes a pixel in Pillow on the CPU; and the tiles that
 # are cut ahead of their step.
 _RESAMPLE_BYTES = 512 * MIB
-# What a captured graph keeps beside its tensors, with room: 48 of them take 4 MiB each (1,142 MiB beside torch's
-# allocations on an H200, 2026-11-28, against the 938 above without any).
-_GRAPH_BYTES = 8 * MIB
+# What a captured graph of so many layers keeps beside its tensors, with room: 48 of them take 4 MiB each in the 26B
+# (1,142 MiB beside torch's allocations on an H200, 2026-11-28, against the 938 above without any). It keeps what each
+# kernel is launched with, so that it grows with the layers.
+_GRAPH_BYTES, _GRAPH_LAYERS = 8 * MIB, 48
 _SAMPLER_BYTES = 2 * 4 + 5 * 8  # bytes a logit: fp32 and fp64 copies, and the order of a sort
 
 
@@ -63,9 +64,22 @@ def _count_tower(config: VisionConfig, num_layers: int) -> int:
 
 def _count_decoder(config: DecoderConfig) -> int:
     width, q, kv = config.hidden_size, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    attention = width * (q + 2 * kv) + q * width + (q + 2 * kv + width if config.use_bias else 0)
-    layer = attention + 3 * width * config.intermediate_size + 2 * width
-    return config.num_layers * layer + 2 * config.vocab_size * width + width
+    biases = (q + 2 * kv if config.use_qkv_bias else 0) + (width if config.use_output_bias else 0)
+    norms = 2 * width + (2 * config.head_dim if config.use_qk_norm else 0)
+    layer = config.layer_matrix_size + biases + norms
+    return config.num_layers * layer + _count_vocabulary(config) + width
+
+
+def _count_vocabulary(config: DecoderConfig) -> int:
+    num_tables = 1 if config.is_head_tied else 2
+    return num_tables * config.vocab_size * config.hidden_size
+
+
+def _count_normed(config: DecoderConfig) -> int:
+    """Channels of a token that one call normalises at most: the stream's, or all queries and keys."""
+    if not config.use_qk_norm:
+        return config.hidden_size
+    return max(config.hidden_size, (config.num_heads + config.num_kv_heads) * config.head_dim)
 
 
 def count_weights(model: ModelConfig) -> WeightCounts:
@@ -84,7 +98,7 @@ def count_tile_work(model: ModelConfig) -> int:
     used_layers = model.select_layer % (vision.num_layers + 1)
     attention = 4 * positions**2 * vision.hidden_size * used_layers
     tile = 2 * counts.tower * positions + attention + 2 * counts.projector * model.tokens_per_tile
-    return round(tile / (2 * (counts.decoder - 2 * decoder.vocab_size * decoder.hidden_size)))
+    return round(tile / (2 * (counts.decoder - _count_vocabulary(decoder))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +150,17 @@ def plan_memory(config: ResolvedConfig) -> MemoryPlan:
     context_token = 0
     if config.device.type == "cpu":  # where plain operations run, and contexts are gathered
         tower_token += _FP32_TEMPORARIES * vision.hidden_size
-        decoder_token += _FP32_TEMPORARIES * decoder.hidden_size
+        decoder_token += _FP32_TEMPORARIES * _count_normed(decoder)
         context_token = 4 * item * decoder.num_heads * decoder.head_dim
-    sampler = config.max_batch_size * decoder.vocab_size * _SAMPLER_BYTES
-    logits_row = (4 + item) * decoder.vocab_size
+    sampler = config.max_batch_size * decoder.num_logits * _SAMPLER_BYTES
+    logits_row = 4 * decoder.num_logits + item * decoder.vocab_size
     graphs = 0
     if config.graphs is not None:  # they share the largest one's memory, and one place for logits
         step = config.graphs.mixed[-1] * decoder_token + config.max_batch_size * logits_row
         tower = config.graphs.tiles[-1] * (1 + vision.num_patches) * tower_token
-        graphs = config.graphs.number * _GRAPH_BYTES + max(step, tower) + config.max_batch_size * 4 * decoder.vocab_size
+        num_layers = config.graphs.number * max(decoder.num_layers, vision.num_layers)
+        launches = num_layers * _GRAPH_BYTES // _GRAPH_LAYERS
+        graphs = launches + max(step, tower) + config.max_batch_size * 4 * decoder.num_logits
         if config.max_step_tiles == config.graphs.tiles[-1]:
             tile_tokens = 0  # none are encoded outside of a graph
     tile_bytes = model.tokens_per_tile * decoder.hidden_size * item

@@ -60,7 +60,7 @@ def test_official_config_reads_as_the_published_facts() -> None:
     assert (decoder.num_heads, decoder.num_kv_heads, decoder.head_dim) == (48, 8, 128)
     assert (decoder.vocab_size, decoder.max_position_embeddings, decoder.rope_theta) == (92553, 32768, 1e6)
     assert decoder.rope_scaling == RopeScaling("dynamic", 3.0)
-    assert (decoder.use_bias, model.is_random) == (False, False)
+    assert (decoder.use_qkv_bias, decoder.use_output_bias, model.is_random) == (False, False, False)
     assert (model.tokens_per_tile, model.projector_input_size, model.pixel_shuffle_version) == (256, 12800, "v2")
     assert (model.min_dynamic_patch, model.max_dynamic_patch, model.use_thumbnail) == (1, 12, True)
     assert (model.template, model.dtype, model.select_layer) == ("internlm2-chat", "bfloat16", -1)
@@ -79,7 +79,8 @@ def test_absent_keys_take_the_defaults_of_the_official_classes(tmp_path: Path) -
         False,
     )
     assert (decoder.num_kv_heads, decoder.norm_eps, decoder.rope_theta, decoder.rope_scaling) == (4, 1e-6, 1e4, None)
-    assert decoder.use_bias
+    assert decoder.use_qkv_bias
+    assert decoder.use_output_bias
     assert (model.pixel_shuffle_version, model.downsample_ratio, model.select_layer) == ("v1", 0.5, -1)
     assert (model.max_dynamic_patch, model.use_thumbnail, model.template) == (1, False, None)
 
@@ -135,6 +136,10 @@ def test_unknown_keys_and_auto_map_are_ignored_and_nothing_of_the_folder_runs(tm
 
 
 REFUSED_BY_NAME = [
+    ({"quantization_config": {"quant_method": "awq"}}, "quantization_config", "unquantised"),
+    ({"llm_config.quantization_config": {"quant_method": "awq"}}, "llm_config.quantization_config", "unquantised"),
+    ({"use_llm_lora": 64}, "use_llm_lora=64", "0"),
+    ({"use_backbone_lora": 64}, "use_backbone_lora=64", "0"),
     ({"architectures": ["LlavaForConditionalGeneration"]}, "LlavaForConditionalGeneration", "InternVLChatModel"),
     ({"architectures": ..., "model_type": "llava"}, "llava", "InternVLChatModel"),
     ({"architectures": ...}, "None", "InternVLChatModel"),
@@ -162,7 +167,7 @@ def test_what_the_model_code_cannot_honour_is_refused_by_name(
 
 
 MALFORMED = [
-    ("llm_config.tie_word_embeddings", True),
+    ("llm_config.tie_word_embeddings", "yes"),
     ("vision_config", ...),
     ("vision_config", [1]),
     ("llm_config", ...),
@@ -201,6 +206,7 @@ MALFORMED = [
     ("min_dynamic_patch", 7),
     ("use_thumbnail", 1),
     ("template", 3),
+    ("system_message", 3),
 ]
 
 

@@ -27,6 +27,10 @@ WEIGHTS = bytes(range(256)) * 4096
 FILES = {
     "config.json": b"{}",
     "tokenizer.model": b"pieces",
+    "tokenizer.json": b"{}",
+    "vocab.json": b"{}",
+    "merges.txt": b"a b",
+    "requirements.txt": b"no tokenizer",
     "model-1.safetensors": WEIGHTS,
     "model-2.safetensors": WEIGHTS[::-1],
     "model.safetensors.index.json": b"{}",
@@ -40,6 +44,9 @@ FILES = {
 WANTED = {
     "config.json",
     "tokenizer.model",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
     "model-1.safetensors",
     "model-2.safetensors",
     "model.safetensors.index.json",
@@ -281,7 +288,7 @@ def test_modelscope_is_asked_by_prefix_or_variable_with_the_same_patterns(
     assert (status, folder) == (0, str(tmp_path / "served"))
     hub_id, options = json.loads((tmp_path / "asked.json").read_text())
     assert (hub_id, options["revision"]) == ("org/m", "v1")
-    assert options["allow_patterns"] == ["*.safetensors", "*.json", "*.model"]
+    assert options["allow_patterns"] == ["*.safetensors", "*.json", "*.model", "merges.txt"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("modelscope") is not None, reason="modelscope is installed")

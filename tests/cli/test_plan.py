@@ -116,4 +116,4 @@ def test_a_hub_s_model_is_planned_without_weights_and_without_torch(hub: Hub, of
     done = run_command([sys.executable, "-c", script], env=environment)
     assert done.returncode == 0, done.stderr
     assert "It fits with the settings given." in done.stdout
-    assert {Path(name).suffix for name in hub.names()} == {".json", ".model"}
+    assert {Path(name).suffix for name in hub.names()} == {".json", ".model", ".txt"}

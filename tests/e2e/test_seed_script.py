@@ -81,7 +81,7 @@ def test_the_seed_s_question_takes_1831_tokens_in_the_official_layout(shipped_da
     from tilewise.inputs.conversation import parse_prompt
     from tilewise.inputs.media.policy import ImagePolicy
     from tilewise.inputs.request_builder import RequestBuilder
-    from tilewise.inputs.text.profiles import choose_profile
+    from tilewise.inputs.text.profile_choice import choose_profile
     from tilewise.types import TilingParameters
 
     seed = json.loads((shipped_data / "seed.json").read_text())

@@ -141,7 +141,7 @@ def embedded() -> EngineConfig:
 
 @pytest.mark.parametrize("in_process", [True, False])
 def test_the_embedded_model_is_launched_and_answers(embedded: EngineConfig, in_process: bool) -> None:
-    engine = launch_engine(find_checkpoint(None, embedded), embedded, in_process=in_process)
+    engine = launch_engine(find_checkpoint(None, embedded), embedded, in_process=in_process, num_tokens=None)
     assert engine.resolved.session_len == 2048
     outputs: list[StepOutput] = []
     ended = threading.Event()

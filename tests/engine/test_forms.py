@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def ask(tokenizer: Tokenizer, request_id: str, given: object, **more: object) ->
             **more,
         }
     )
-    stops = tuple(map(tokenizer.special_id, ("<|im_end|>", "</s>")))
+    stops = (tokenizer.special_id("<|im_end|>"), tokenizer.eos_id)
     return make_request(request_id, [tokenizer.encode(f"question {number}")], generation, stops)
 
 
@@ -84,8 +84,9 @@ def test_any_random_model_says_valid_json_under_a_schema(tokenizer: Tokenizer, t
             assert is_valid(json.loads(read(heard[f"r{number}"], tokenizer)), schema)
 
 
-def test_a_form_holds_over_the_real_vocabulary(shipped_data: Path) -> None:
-    folder = shipped_data / "internvl-chat-v1-5"
+@pytest.mark.parametrize("kind", ["internlm2", "qwen"])
+def test_a_form_holds_over_each_kind_of_tokenizer(tokenizer_folders: Mapping[str, Path], kind: str) -> None:
+    folder = tokenizer_folders[kind]
     tokenizer, core = load_tokenizer(folder), make_core(folder)
     heard = run(core, [ask(tokenizer, f"r{number}", schema_format(PERSON)) for number in range(4)])
     texts = {read(outputs, tokenizer) for outputs in heard.values()}

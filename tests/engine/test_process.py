@@ -267,6 +267,6 @@ def test_real_engines_refuse_alike_in_either_place() -> None:
         checkpoint = find_checkpoint(None, config)
         for in_process in (True, False):
             with pytest.raises(kind) as refusal:
-                launch_engine(checkpoint, config, in_process=in_process)
+                launch_engine(checkpoint, config, in_process=in_process, num_tokens=None)
             said.append(str(refusal.value))
         assert said[0] == said[1]

@@ -7,7 +7,7 @@ from tilewise.config import ChatTemplateConfig, DecoderConfig, ModelConfig, Visi
 from tilewise.inputs.conversation import Message, parse_prompt
 from tilewise.inputs.media.sources import ImagePolicy
 from tilewise.inputs.request_builder import RequestBuilder
-from tilewise.inputs.text.profiles import choose_profile
+from tilewise.inputs.text.profile_choice import choose_profile
 from tilewise.inputs.text.tokenizer import load_tokenizer
 from tilewise.types import GenerationConfig, Request, TilingParameters
 

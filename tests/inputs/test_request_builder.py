@@ -18,7 +18,7 @@ from tilewise.errors import (
 from tilewise.inputs.conversation import ImagePart, Message, parse_prompt
 from tilewise.inputs.media.policy import ImageLimits, ImagePolicy
 from tilewise.inputs.request_builder import RequestBuilder
-from tilewise.inputs.text.profiles import choose_profile
+from tilewise.inputs.text.profile_choice import choose_profile
 from tilewise.inputs.text.tokenizer import load_tokenizer
 from tilewise.types import GenerationConfig, TilingParameters
 

@@ -4,6 +4,7 @@ Run as a program it compares under Triton's interpreter, which must be chosen be
 one JSON object: case -> error. What kernels leave unwritten between them is NaN there.
 """
 
+import itertools
 import json
 import math
 import os
@@ -24,10 +25,12 @@ class DecodeCase:
     num_kv_heads: int = 2
     head_dim: int = 32
     num_padding: int = 0
+    lengths: tuple[int, ...] = LENGTHS
+    num_launches: int = 2  # what the first one leaves behind is what the second one finds
 
     @property
     def name(self) -> str:
-        sizes = f"group{self.group}-block{self.block_size}-dim{self.head_dim}"
+        sizes = f"group{self.group}x{self.num_kv_heads}-block{self.block_size}-dim{self.head_dim}"
         return f"{self.dtype}-{sizes}{f'-padding{self.num_padding}' if self.num_padding else ''}"
 
 
@@ -87,13 +90,13 @@ def compare_decodes(case: DecodeCase, device: str) -> float:
     from tilewise.kernels.triton import decode_attention as attention
 
     dtype = getattr(torch, case.dtype)
-    paged = scatter(LENGTHS, case.block_size, case.num_kv_heads, case.head_dim)
-    number, size = len(LENGTHS), len(LENGTHS) + case.num_padding
+    paged = scatter(case.lengths, case.block_size, case.num_kv_heads, case.head_dim)
+    number, size = len(case.lengths), len(case.lengths) + case.num_padding
     q = torch.randn(size, case.num_kv_heads * case.group, case.head_dim)
     q, k_cache, v_cache = (x.to(dtype).to(device) for x in (q, paged.k_cache, paged.v_cache))
     table, lengths = (F.pad(x.mT, (0, case.num_padding)).mT.to(device) for x in (paged.table, paged.lengths[:, None]))
     out = torch.full((size + 1, 2, *q.shape[1:]), 7.0, dtype=dtype, device=device)
-    for _ in range(2):  # what the first launch leaves behind is what the second one finds
+    for _ in range(case.num_launches):
         out[:number, 1] = math.nan
         returned = attention.attend_decodes(q, k_cache, v_cache, table.contiguous(), lengths[:, 0], out[:size, 1])
         assert returned.data_ptr() == out[0, 1].data_ptr()
@@ -106,11 +109,26 @@ def compare_decodes(case: DecodeCase, device: str) -> float:
 
 # The model's group is 6; 1, 4 and 8 are its kin's. One KV head but once: every program of the grid costs 5 ms. A wide
 # batch has one program a context.
-SHAPES = ((1, 64, 1, 0), (4, 16, 1, 3), (6, 64, 2, 1), (6, 16, 1, 60), (8, 64, 1, 0), (6, 16, 1, 300))
-INTERPRETED = tuple(
-    DecodeCase(group, block_size, dtype, num_kv_heads, num_padding=num_padding)
-    for dtype, shapes in (("float32", SHAPES), ("float16", SHAPES[2:4]))
-    for group, block_size, num_kv_heads, num_padding in shapes
+SHAPES = ((1, 64, 1, 3), (4, 16, 1, 3), (6, 64, 2, 1), (6, 16, 1, 60), (8, 64, 1, 3), (6, 16, 1, 300))
+# Every head size and number of queries a key of the family; fp16 stands for bf16, whose products are not interpreted
+# rightly.
+HEAD_SIZES, GROUPS = (32, 64, 128), (1, 2, 4, 5, 6, 7, 8)
+FAMILY = tuple(
+    DecodeCase(
+        group, 64, ("float32", "float16")[number % 2], num_kv_heads=1, head_dim=head_dim, lengths=(300,), num_launches=1
+    )
+    for number, (group, head_dim) in enumerate(itertools.product(GROUPS, HEAD_SIZES))
+)
+INTERPRETED = (
+    *(
+        DecodeCase(group, block_size, dtype, num_kv_heads, num_padding=num_padding)
+        for dtype, shapes in (("float32", SHAPES), ("float16", SHAPES[2:4]))
+        for group, block_size, num_kv_heads, num_padding in shapes
+    ),
+    *FAMILY,
+    DecodeCase(
+        7, 4, "float32", num_kv_heads=1, head_dim=16, lengths=(300,)
+    ),  # 38 shares of two blocks: merged in three turns
 )
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tests.kernels.paged import measure_error
 from tilewise.kernels import reference
 from tilewise.kernels.triton import activation
-from tilewise.kernels.triton.product_config import ProductConfig
+from tilewise.kernels.triton.product_config import ProductConfig, choose_config
 from tilewise.kernels.triton.skinny import multiply, multiply_gated
 
 TOLERANCES = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 4e-3}
@@ -89,6 +89,10 @@ _CUTS = (
     (64, 129, 384, ProductConfig(128, 128, 2, 4, 3), True),
     (64, 100, 256, ProductConfig(64, 128, 1, 4, 3, weight_first=True), False),
 )
+# As chosen for the narrowest decoder, 896 wide, on a large GPU: its qkv has a bias, and 7 blocks are no even number.
+_NARROW = tuple(
+    (m, n, k, choose_config(m, n, k, 132), n == 1152) for m, n, k in ((1, 1152, 896), (3, 896, 4864), (17, 896, 896))
+)
 # Gates that fill no tile, both orders, every padding, K in one share and in several.
 GATED = (
     (3, 70, 640, ProductConfig(32, 128, 3, 4, 3)),
@@ -101,7 +105,7 @@ INTERPRETED = tuple(
     product
     for dtype in ("float32", "float16")
     for product in (
-        *(Product(m, n, k, dtype, config, has_bias) for m, n, k, config, has_bias in _CUTS),
+        *(Product(m, n, k, dtype, config, has_bias) for m, n, k, config, has_bias in (*_CUTS, *_NARROW)),
         *(Product(m, n, k, dtype, config, is_gated=True) for m, n, k, config in GATED),
     )
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kernels.paged import INTERPRETED, DecodeCase, compare_decodes, measure_error
+from tests.kernels.paged import GROUPS, HEAD_SIZES, INTERPRETED, DecodeCase, compare_decodes, measure_error
 from tests.processes import run_command
 from tilewise.kernels import reference
 from tilewise.kernels.triton import decode_attention as attention
@@ -21,6 +21,12 @@ COMPILED = [
     for group in (1, 4, 6, 8)
     for block_size in (16, 64)
     for num_padding in (0, 3, 11, 27, 60)  # 8, 8, 4, 2 and 1 programs a context
+] + [
+    DecodeCase(group, 64, dtype, num_kv_heads, head_dim)
+    for dtype in ("bfloat16", "float16")
+    for group in GROUPS
+    for head_dim in HEAD_SIZES
+    for num_kv_heads in (1, 2, 4)  # 64, 16 and 16 programs a context
 ]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
@@ -77,8 +83,13 @@ def test_a_grid_fills_a_large_gpu_and_every_shared_context_has_a_counter(num_kv_
             num_splits = attention.choose_num_splits(num_sequences, num_kv_heads, is_padded)
             assert num_splits == 1 or num_sequences * num_kv_heads <= counters
         num_programs = num_sequences * num_kv_heads * num_splits
-        assert num_splits in (1, 2, 4, 8, 16)
-        assert num_programs > 256 or num_splits == 16
+        assert num_splits in (1, 2, 4, 8, 16, 64)
+        assert num_programs > 256 or num_splits == 64 or (num_splits == 16 and num_programs >= 128)
+
+
+def test_a_context_of_the_26b_is_shared_by_16_programs_at_most() -> None:
+    assert [attention.choose_num_splits(size, 8) for size in (1, 4, 8, 16, 32, 64)] == [16, 16, 8, 4, 2, 1]
+    assert [attention.choose_num_splits(size, 8, is_padded=True) for size in (1, 8, 64, 128)] == [16, 16, 8, 4]
 
 
 @pytest.mark.parametrize("head_dim", [8, 80, 96])

@@ -66,7 +66,7 @@ def run_layers(x: Tensor, weights: list[tuple[Tensor, ...]], cache: tuple[Tensor
     x = kernels.rms_norm(x, norm, 1e-5)
     for qkv, output, gate_up, down in weights:
         normed, x = kernels.add_rms_norm(x, branch, norm, 1e-5)
-        q, _ = kernels.rope_and_write_kv(kernels.linear(normed, qkv), *angles, *cache, slots, HEADS)
+        q, _ = kernels.rope_and_write_kv(kernels.linear(normed, qkv), angles, *cache, slots, HEADS)
         attended = kernels.attend_cached(q, None, *cache, batch).flatten(1)
         normed, x = kernels.add_rms_norm(x, kernels.linear(attended, output), norm, 1e-5)
         branch = kernels.linear(kernels.linear_gated(normed, gate_up), down)

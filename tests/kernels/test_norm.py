@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.interpreted import assert_twins, compare_interpreted, run_interpreted
+from tests.kernels.interpreted import assert_twins, compare_interpreted, rounds_like_torch, run_interpreted
 from tilewise import kernels
 from tilewise.kernels import dispatch, reference
 from tilewise.kernels.triton import norm
@@ -35,8 +35,9 @@ class Case:
         return values.to(device, getattr(torch, self.dtype))
 
 
-SHAPES = ((1, 3200), (3, 100), (17, 384), (3, 6144), (1, 1))
-INTERPRETED = tuple(Case(*shape, dtype) for dtype in ("float32", "float16") for shape in SHAPES)
+# The towers' widths are 3200 and 1024, the smallest decoder's 896; 100 and 1 are nobody's.
+SHAPES = ((1, 3200), (3, 100), (17, 384), (3, 6144), (5, 1024), (3, 896), (1, 1))
+INTERPRETED = tuple(Case(*shape, dtype) for dtype in ("float32", "float16", "bfloat16") for shape in SHAPES)
 COMPILED = tuple(
     Case(*shape, dtype)
     for dtype in ("bfloat16", "float16", "float32")
@@ -59,7 +60,13 @@ def compare(case: Case, device: str) -> None:
         expected, expected_total = reference.add_rms_norm(residual, x, weight, EPS, scale)
         assert_twins(normed, expected)
         assert_twins(total, expected_total)
-        assert case.dtype == "float32" or torch.equal(total, expected_total)
+        assert not rounds_like_torch(total) or torch.equal(total, expected_total)
+        shifted = 7 + residual  # or a norm that forgets the mean would be close
+        normed, total = norm.add_layer_norm(shifted, x, weight, other, EPS, scale)
+        expected, expected_total = reference.add_layer_norm(shifted, x, weight, other, EPS, scale)
+        assert_twins(normed, expected)
+        assert_twins(total, expected_total)
+        assert not rounds_like_torch(total) or torch.equal(total, expected_total)
     assert torch.equal(packed, before)
 
     expected = packed.clone()
@@ -98,6 +105,14 @@ def test_a_branch_is_scaled_and_added_as_the_dtype_rounds_and_the_sum_is_normali
     scaled = (x.double() * scale.double()).bfloat16()
     assert torch.equal(total, (residual.double() + scaled.double()).bfloat16())
     assert torch.equal(normed, kernels.rms_norm(total, weight, EPS))
+
+
+def test_a_layer_norm_behind_a_branch_is_that_of_the_rounded_sum() -> None:
+    residual, x = torch.randn(2, 7, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
+    weight, bias, scale = torch.randn(3, 48, generator=torch.Generator().manual_seed(1)).bfloat16()
+    normed, total = kernels.add_layer_norm(residual, x, weight, bias, EPS, scale)
+    assert torch.equal(total, kernels.add_rms_norm(residual, x, weight, EPS, scale)[1])
+    assert torch.equal(normed, torch.nn.functional.layer_norm(total, (48,), weight, bias, EPS))
 
 
 def test_tensors_that_need_gradients_are_declined_by_name() -> None:

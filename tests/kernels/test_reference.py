@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tilewise.kernels import apply_rope, pixel_shuffle, silu_and_multiply, write_kv
+from tilewise.kernels import HeadNorms, apply_rope, pixel_shuffle, rope_and_write_kv, silu_and_multiply, write_kv
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
@@ -42,3 +42,22 @@ def test_keys_and_values_go_to_their_slots_and_nowhere_else() -> None:
         assert torch.equal(cache.flatten(0, 1).nonzero()[:, 0].unique(), torch.tensor([3, 9]))
         assert cache[2, 1].eq(value).all()
         assert cache[0, 3].eq(value).all()
+
+
+def test_norms_of_heads_come_before_the_rotation_and_spare_the_values() -> None:
+    generator = torch.Generator().manual_seed(0)
+    qkv, (q_weight, k_weight) = torch.randn(5, 6 * 8, generator=generator), torch.rand(2, 8, generator=generator)
+    angles = torch.randn(5, 4, generator=generator)
+    cos, sin = angles.cos(), angles.sin()
+    caches = torch.zeros(2, 4, 2, 8), torch.zeros(2, 4, 2, 8)
+    slots = torch.arange(5)
+    norms = HeadNorms(q_weight, k_weight, 0.5)
+    q, fresh = rope_and_write_kv(qkv, (cos, sin), *caches, slots, 2, returns_fresh=True, norms=norms)
+    assert fresh is not None
+    k, v = fresh
+    heads = qkv.view(5, 6, 8)
+    scale = torch.rsqrt(heads.square().mean(-1, keepdim=True) + 0.5)
+    assert torch.equal(v, heads[:, 4:])
+    torch.testing.assert_close(q, apply_rope(heads[:, :2] * scale[:, :2] * q_weight, cos, sin))
+    torch.testing.assert_close(k, apply_rope(heads[:, 2:4] * scale[:, 2:4] * k_weight, cos, sin))
+    assert torch.equal(caches[0].flatten(0, 1)[:5], k)

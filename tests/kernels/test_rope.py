@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.kernels.interpreted import assert_twins, compare_interpreted, run_interpreted
 from tests.kernels.paged import poison
 from tilewise import kernels
-from tilewise.kernels import AttentionBatch, PrefillChunk, dispatch, reference
+from tilewise.kernels import AttentionBatch, HeadNorms, PrefillChunk, dispatch, reference
 from tilewise.kernels.triton import rope
 
 BLOCK = 16
@@ -30,9 +30,18 @@ class Case:
     num_kv_heads: int
     head_dim: int
     dtype: str
+    has_norms: bool = False
 
     def __str__(self) -> str:
-        return f"{self.tokens}x{self.num_heads}/{self.num_kv_heads}x{self.head_dim}-{self.dtype}"
+        name = f"{self.tokens}x{self.num_heads}/{self.num_kv_heads}x{self.head_dim}-{self.dtype}"
+        return f"{name}-norms" if self.has_norms else name
+
+    def draw_norms(self, device: str) -> HeadNorms | None:
+        if not self.has_norms:
+            return None
+        weights = 1 + 0.3 * torch.randn(2, self.head_dim, generator=torch.Generator().manual_seed(2))
+        q_weight, k_weight = weights.to(device, getattr(torch, self.dtype))
+        return HeadNorms(q_weight, k_weight, 1e-6)
 
 
 @dataclass(frozen=True)
@@ -44,19 +53,28 @@ class Inputs:
     v_cache: Tensor
     slots: Tensor
 
-    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return self.qkv, self.cos, self.sin, self.k_cache, self.v_cache, self.slots
+    def arguments(self) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor, Tensor, Tensor]:
+        return self.qkv, (self.cos, self.sin), self.k_cache, self.v_cache, self.slots
 
     def twin(self) -> "Inputs":
         return Inputs(self.qkv, self.cos, self.sin, self.k_cache.clone(), self.v_cache.clone(), self.slots)
 
 
 SHAPES = ((1, 48, 8, 128), (3, 48, 8, 32), (17, 6, 2, 32), (3, 6, 3, 24), (3, 8, 4, 128), (1, 6, 1, 80))
-INTERPRETED = tuple(Case(*shape, dtype) for dtype in ("float32", "float16") for shape in SHAPES)
+# Every head size and number of queries a key of the family, with norms in turns.
+FAMILY = tuple((1, 2 * group, 2, head_dim) for head_dim in (32, 64, 128) for group in (1, 2, 4, 5, 6, 7, 8))
+INTERPRETED = tuple(
+    Case(*shape, dtype, has_norms)
+    for number, dtype in enumerate(("float32", "float16", "bfloat16"))
+    for shapes, kinds in ((SHAPES, (False, True)), (FAMILY, (number % 2 == 0,)))
+    for shape in shapes
+    for has_norms in kinds
+)
 COMPILED = tuple(
-    Case(*shape, dtype)
+    Case(*shape, dtype, has_norms)
     for dtype in ("bfloat16", "float16", "float32")
-    for shape in (*SHAPES, (17, 48, 8, 128), (300, 48, 8, 128), (17, 14, 2, 64))
+    for shape in (*SHAPES, *FAMILY, (17, 48, 8, 128), (300, 48, 8, 128), (17, 14, 2, 64))
+    for has_norms in (False, True)
 )
 
 
@@ -78,10 +96,10 @@ def draw(case: Case, device: str, seed: int = 0) -> Inputs:
 
 def compare(case: Case, device: str) -> None:
     for returns_fresh in (False, True):
-        ours = draw(case, device)
+        ours, norms = draw(case, device), case.draw_norms(device)
         twin = ours.twin()
-        q, fresh = rope.rope_and_write_kv(*ours.arguments(), case.num_heads, returns_fresh)
-        expected = reference.rope_and_write_kv(*twin.arguments(), case.num_heads)
+        q, fresh = rope.rope_and_write_kv(*ours.arguments(), case.num_heads, returns_fresh, norms)
+        expected = reference.rope_and_write_kv(*twin.arguments(), case.num_heads, norms)
         assert_twins(q, expected[0])
         assert_same_cache(ours, twin)
         assert (fresh is not None) == returns_fresh
@@ -122,9 +140,8 @@ def test_a_captured_graph_follows_the_slots_that_it_is_replayed_with() -> None:
         q, _ = kernels.rope_and_write_kv(*ours.arguments(), case.num_heads)
     ours.k_cache.fill_(math.nan)
     ours.v_cache.fill_(math.nan)
-    for fixed, new in zip(ours.arguments()[:3], later.arguments()[:3], strict=True):
-        fixed.copy_(new)
-    ours.slots.copy_(later.slots)
+    for name in ("qkv", "cos", "sin", "slots"):
+        getattr(ours, name).copy_(getattr(later, name))
     graph.replay()
     expected, _, _ = reference.rope_and_write_kv(*later.arguments(), case.num_heads)
     assert_twins(q, expected)
@@ -181,6 +198,13 @@ def test_layouts_that_the_kernel_cannot_address_are_declined_by_name() -> None:
     }
     for reason, tensors in declined.items():
         assert reason in (rope.decline_layout(*tensors) or "")
+
+
+def test_norms_of_another_size_than_the_heads_are_declined_by_name() -> None:
+    norms = HeadNorms(torch.ones(16), torch.ones(16), 1e-6)
+    assert rope.decline_norms(None, 128) is None
+    assert rope.decline_norms(norms, 16) is None
+    assert "(16,)" in (rope.decline_norms(norms, 128) or "")
 
 
 if __name__ == "__main__":

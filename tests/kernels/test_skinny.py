@@ -33,7 +33,15 @@ from tilewise.quant import Plain
 KIB, NUM_SMS = 1 << 10, 108
 # Of the 26B: qkv, o, gate and up, down, head. Then kin: K that only 128 divides, a narrow one, a vocabulary unpadded.
 DECODE_SHAPES = [(8192, 6144), (6144, 6144), (32768, 6144), (6144, 16384), (92672, 6144)]
-SHAPES = [*DECODE_SHAPES, (3200, 3200), (1152, 896), (18944, 3584), (3584, 18944), (92553, 2048), (16, 128)]
+# Width, queries' and keys' widths, MLP of the family's decoders: the smallest, one whose K is an odd number of blocks,
+# the smallest and the largest with head size 128.
+KIN = [(896, 896, 128, 4864), (3584, 3584, 512, 18944), (1024, 2048, 1024, 3072), (8192, 8192, 1024, 29568)]
+KIN_SHAPES = [
+    shape
+    for width, q, kv, inner in KIN
+    for shape in ((q + 2 * kv, width), (width, q), (2 * inner, width), (width, inner), (151936, width))
+]
+SHAPES = [*DECODE_SHAPES, *KIN_SHAPES, (3200, 3200), (92553, 2048), (16, 128)]
 COMPILED = [
     Product(m, n, k, dtype, config, has_bias)
     for dtype in ("bfloat16", "float16")
@@ -120,7 +128,7 @@ def test_compiled_kernel_equals_its_twin_and_repeats_its_bits(product: Product) 
 
 @pytest.mark.gpu
 @needs_triton
-@pytest.mark.parametrize(("n", "k"), DECODE_SHAPES)
+@pytest.mark.parametrize(("n", "k"), [*DECODE_SHAPES, *KIN_SHAPES])
 @pytest.mark.parametrize("m", [1, 3, 16, 17, 64])
 def test_a_chosen_config_runs_on_this_gpu_and_equals_the_twin(m: int, n: int, k: int) -> None:
     x = torch.randn(m, k, device="cuda").bfloat16()
@@ -211,7 +219,7 @@ def test_a_decode_step_on_a_gpu_is_not_declined(dtype: torch.dtype) -> None:
         ((1, 1088), (4096, 1088), None, ("K=1088", 128)),
         ((1, 512), (4096, 1024), None, ("shapes",)),
         ((1, 1024), (4096, 1024), (1024,), ("shapes",)),
-        ((1, 1024), (1024, 1024), None, ("1048576",)),
+        ((1, 512), (512, 512), None, ("262144",)),
     ],
 )
 def test_shapes_are_declined_with_their_reason(
@@ -292,6 +300,40 @@ def test_configs_hold_any_number_of_rows_and_fit_shared_memory(n: int, k: int, n
         assert 1 <= config.num_splits <= k // config.block_k
         assert {config.block_n, config.block_k} <= {16, 32, 64, 128, 256, 512}
         assert config.num_warps in (1, 2, 4, 8)
+
+
+@needs_triton
+@pytest.mark.usefixtures("gpu_of_80")
+@pytest.mark.parametrize(("n", "k"), KIN_SHAPES)
+def test_every_product_of_a_decode_step_of_the_family_is_ours(n: int, k: int) -> None:
+    weight, bias = make_elsewhere(n, k), make_elsewhere(n)
+    for rows in (1, MAX_ROWS):
+        assert decline(make_elsewhere(rows, k), weight, bias) is None
+
+
+@pytest.mark.parametrize(("n", "k"), KIN_SHAPES)
+def test_a_narrow_weight_is_cut_until_the_gpu_is_busy_or_no_more_is_worth_it(n: int, k: int) -> None:
+    for num_sms in (84, 108, 132, 148):
+        for m in range(1, MAX_ROWS + 1):
+            config = choose_config(m, n, k, num_sms)
+            num_tiles = -(-n // config.block_n)
+            share = -(-k // config.block_k // config.num_splits) * config.block_k * config.block_n * 2
+            assert share * config.num_splits < k * config.block_n * 2 + share, "no share is empty"
+            is_busy = num_tiles * config.num_splits >= num_sms
+            assert is_busy or config.num_splits == 8 or share < 128 * KIB
+            assert config.num_splits == 1 or share >= 48 * KIB
+
+
+def test_the_26b_on_a_gpu_that_was_not_measured_is_cut_as_ever() -> None:
+    chosen = {(m, n, k): choose_config(m, n, k, 108, 163 * KIB) for m in (1, 32, 64) for n, k in DECODE_SHAPES[:2]}
+    assert chosen == {
+        (1, 8192, 6144): ProductConfig(64, 128, 1, 4, 4),
+        (32, 8192, 6144): ProductConfig(64, 128, 1, 4, 3),
+        (64, 8192, 6144): ProductConfig(64, 128, 1, 4, 2),
+        (1, 6144, 6144): ProductConfig(32, 256, 1, 4, 3),
+        (32, 6144, 6144): ProductConfig(64, 128, 2, 4, 3),
+        (64, 6144, 6144): ProductConfig(64, 128, 2, 4, 2),
+    }
 
 
 @pytest.mark.parametrize(("n", "k"), DECODE_SHAPES)

@@ -40,8 +40,11 @@ def attention_cases() -> list[Case]:
     }
     shared = {"partial_ptr": "*fp32", "stats_ptr": "*fp32", "arrivals_ptr": "*i32"}
     cases: list[Case] = []
-    for splits, group, dim, block_size in ((16, 6, 128, 64), (2, 7, 128, 128), (16, 1, 64, 64), (1, 6, 128, 64)):
-        own = {"NUM_SPLITS": splits, "GROUP": group, "DIM": dim, "BLOCK": block_size}
+    for splits, group, dim, block_size in (
+        *((16, 6, 128, 64), (2, 7, 128, 128), (16, 1, 64, 64), (1, 6, 128, 64)),
+        *((64, 7, 64, 64), (64, 8, 128, 64), (64, 6, 128, 64), (16, 2, 32, 64), (8, 5, 128, 64), (4, 4, 128, 16)),
+    ):
+        own = {"NUM_SPLITS": splits, "MERGED_SPLITS": min(splits, 16), "GROUP": group, "DIM": dim, "BLOCK": block_size}
         constants = {**own, "ROWS": 16, "MERGED_ROWS": 1 << (group - 1).bit_length()}
         options = {"num_stages": attention.choose_num_stages(torch.empty(0, block_size, 8, dim, dtype=torch.bfloat16))}
         absent = dict.fromkeys(shared) if splits == 1 else {}
@@ -58,8 +61,10 @@ def skinny_cases(capability: int) -> list[Case]:
     shared = {"shares_ptr": "*fp32", "arrivals_ptr": "*i32"}
     cases: list[Case] = []
     kinds: set[tuple[int, skinny.ProductConfig, bool]] = set()
+    # And of the family's narrowest and widest decoder, for which there is only the rule.
+    by_rule = [(m, n, k) for m in (1, 32, 64) for n, k in ((896, 896), (896, 4864), (8192, 29568))]
     for is_gated, table in ((False, load_table(132).plain), (True, load_table(132).gated)):
-        for m, n, k in table:
+        for m, n, k in [*table, *by_rule]:
             config = skinny.choose_config(m, n, k, 132, SHARED_BYTES[capability], is_gated)
             kinds.add((skinny.pad_rows(m), replace(config, num_splits=1), is_gated))
     for rows, config, is_gated in sorted(kinds, key=str):
@@ -95,14 +100,17 @@ def pixel_cases() -> list[Case]:
 def prefill_cases() -> list[Case]:
     strides = ("q_stride", "out_stride", "table_stride", "kv_block_stride", "kv_token_stride", "kv_head_stride")
     cases: list[Case] = []
-    for dtype, block_size, num_stages in (("bf16", 64, 2), ("bf16", 128, 1), ("fp16", 16, 2), ("fp32", 64, 1)):
+    for dtype, block_size, num_stages, group, dim in (
+        *(("bf16", 64, 2, 6, 128), ("bf16", 128, 1, 6, 128), ("fp16", 16, 2, 6, 128), ("fp32", 64, 1, 6, 128)),
+        *(("bf16", 64, 2, 7, 64), ("bf16", 64, 2, 5, 128), ("bf16", 64, 2, 2, 32)),
+    ):
         types = {
             **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{dtype}"),
             **dict.fromkeys(("table_ptr", "items_ptr"), "*i32"),
             "scale": "fp32",
             **dict.fromkeys(strides, "i32"),
         }
-        own = {"GROUP": 6, "QUERIES": prefill.QUERIES, "BLOCK": block_size, "DIM": 128}
+        own = {"GROUP": group, "QUERIES": prefill.QUERIES, "BLOCK": block_size, "DIM": dim}
         cases.append(Case(f"attend_item {dtype} {own}", prefill.kernel(), types, own, {"num_stages": num_stages}))
     return cases
 
@@ -119,11 +127,13 @@ def elementwise_cases() -> list[Case]:
         row = {"WIDTH": 3200, "BLOCK": 4096}
         types = {**point("x", "weight", "next_weight", "out"), "x_stride": "i32", "out_stride": "i32", "eps": "fp32"}
         cases.append(Case(f"normalize {dtype}", normalize, types, row, {"num_warps": 8}))
-        types = point("residual", "x", "scale", "weight", "sum", "normed")
+        types = point("residual", "x", "scale", "weight", "bias", "sum", "normed")
         types |= {"residual_stride": "i32", "x_stride": "i32", "eps": "fp32"}
         options = {"num_warps": 8, "enable_fp_fusion": False}
-        name = f"add_and_normalize {dtype}"
-        cases.append(Case(name, add_and_normalize, types, {**row, "HAS_SCALE": True}, options))
+        for is_centered in (False, True):
+            name = f"add_and_normalize {dtype}{', layer norm' if is_centered else ''}"
+            flags = {"HAS_SCALE": True, "IS_CENTERED": is_centered}
+            cases.append(Case(name, add_and_normalize, types, {**row, **flags}, options))
         types = {**point("gate_up", "out"), "row_stride": "i32"}
         piece = {"WIDTH": 12800, "BLOCK": 1024}
         cases.append(Case(f"gate_and_multiply {dtype}", gate_and_multiply, types, piece, {}))
@@ -134,8 +144,15 @@ def elementwise_cases() -> list[Case]:
         types = {**point("qkv"), "cos_ptr": "*fp32", "sin_ptr": "*fp32", "slots_ptr": "*i64"}
         types |= point("q", "k", "k_cache", "v_cache")
         types |= dict.fromkeys(("qkv_stride", "block_stride", "slot_stride", "head_stride"), "i32")
-        constants = {"NUM_HEADS": 48, "NUM_KV_HEADS": 8, "HEADS": 8, "HALF": 64, "LANES": 64, "BLOCK_SIZE": 64}
-        cases.append(Case(f"rotate {dtype}", rope.kernel(), types, {**constants, "KEEPS_KEYS": True}, {}))
+        types |= {"eps": "fp32"}
+        flags = {"BLOCK_SIZE": 64, "KEEPS_KEYS": True}
+        for num_heads, num_kv_heads, heads, half in ((48, 8, 8, 64), (14, 2, 2, 32), (8, 8, 8, 16), (32, 8, 8, 64)):
+            sizes = {"NUM_HEADS": num_heads, "NUM_KV_HEADS": num_kv_heads, "HEADS": heads, "HALF": half, "LANES": half}
+            absent = {"HAS_NORMS": False, "q_weight_ptr": None, "k_weight_ptr": None}
+            cases.append(Case(f"rotate {dtype} {sizes}", rope.kernel(), types, {**sizes, **flags, **absent}, {}))
+        normed = types | point("q_weight", "k_weight")
+        name = f"rotate {dtype} {sizes}, normalised"
+        cases.append(Case(name, rope.kernel(), normed, {**sizes, **flags, "HAS_NORMS": True}, {}))
     return cases
 
 

@@ -47,3 +47,12 @@ def test_layer_norm_in_bf16_rounds_once() -> None:
     norm, x = make_norm(LayerNorm, torch.bfloat16), make_input(torch.bfloat16)
     wide = F.layer_norm(x.double(), (WIDTH,), norm.weight.double(), norm.bias.double(), norm.eps)
     torch.testing.assert_close(norm(x), wide.bfloat16(), rtol=2**-7, atol=1e-3)
+
+
+def test_a_layer_norm_adds_a_branch_with_its_scale_and_normalises_what_the_stream_then_is() -> None:
+    norm, stream = make_norm(LayerNorm, torch.bfloat16), make_input(torch.bfloat16)
+    branch, scale = stream.flip(0), norm.bias.flip(0)
+    for factor in (None, scale):
+        normed, total = norm.add(stream, branch, factor)
+        assert torch.equal(total, stream + (branch if factor is None else branch * factor))
+        assert torch.equal(normed, norm(total))

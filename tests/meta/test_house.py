@@ -24,23 +24,23 @@ MAX_MODULES = 16
 # About 15 % above what was there when the rooms were opened, and 20 lines at least. The commit that needs more raises a
 # number, and says why in a comment at its end.
 ROOM_LINES = {
-    "": 790,
+    "": 910,  # the catalogue: a row for each of the family's 33 releases and 24 language models
     "cache": 180,
     "checkpoint": 320,
-    "checkpoint/hf_config": 220,
+    "checkpoint/hf_config": 460,  # +240: Qwen2, Qwen3, the Hugging Face layout, and what is not served yet
     "cli": 830,
     "config": 360,
     "demo": 28,
     "engine": 850,
     "inputs": 375,
     "inputs/media": 1010,  # a pool of decoders, so that one client's pictures do not stop another's
-    "inputs/text": 600,
+    "inputs/text": 1050,  # byte-level BPE beside SentencePiece, its files, refusals, bounds; the family's prompts
     "inputs/text/tool_syntax": 75,
-    "kernels": 435,
-    "kernels/triton": 940,
+    "kernels": 480,  # layer norms behind a branch, q/k norms with rope
+    "kernels/triton": 1000,  # the same, and contexts of few KV heads in more shares
     "layers": 265,
-    "model": 245,
-    "model/families": 45,
+    "model": 300,  # +55: names of three layouts
+    "model/families": 90,  # +45: Qwen2 and Qwen3
     "offline": 240,
     "page": 1250,  # uploads that are judged, counted, paced, and give way by address; texts that are inert
     "quant": 46,

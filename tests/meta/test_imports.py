@@ -39,7 +39,7 @@ class Row:
 
 TORCH = ("torch", "triton")
 EVERYTHING = "*"
-GROUND = ("errors", "files", "config", "types", "child_process", "terminal", "demo", "threads", "room")
+GROUND = ("errors", "files", "config", "types", "child_process", "terminal", "demo", "threads", "room", "catalogue")
 TEXT_AND_MEDIA_MAY = (*GROUND, "inputs.conversation")
 TRANSPORT = (
     *("gateway", "errors", "body", "body_memory", "events", "hosts"),
@@ -55,6 +55,7 @@ ROWS = (
     Row(2, ("inputs.media",), only=TEXT_AND_MEDIA_MAY, never=TORCH),
     Row(2, ("inputs.request_builder",), only=(*GROUND, "inputs"), never=TORCH),
     Row(2, ("scheduling",), never=TORCH),
+    Row(1, ("checkpoint.json_file", "checkpoint.shards"), beside=("checkpoint.json_file",), never=TORCH),
     Row(2, ("checkpoint.hub", "checkpoint.hf_config"), beside=("checkpoint.hf_config",), never=TORCH),
     Row(2, ("plan",), never=TORCH),
     Row(3, ("quant",), has_torch=True),
@@ -91,7 +92,7 @@ ROWS = (
     # What `tilewise --help` imports is of rank 0; the rest comes with the command that needs it.
     Row(8, ("cli",), only=(*GROUND, ""), inside=(EVERYTHING,)),
     # What commands import inside functions.
-    Row(8, ("cli.chat", "cli.remote", "cli.plan"), beside=("cli.remote", "cli.flags"), never=TORCH),
+    Row(8, ("cli.chat", "cli.remote", "cli.plan", "cli.family"), beside=("cli.remote", "cli.flags"), never=TORCH),
     Row(8, ("__main__",), beside=("cli",)),
     Row(8, ("",), inside=(EVERYTHING,), never=TORCH),
 )

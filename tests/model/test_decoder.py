@@ -12,11 +12,13 @@ from tests.processes import PATIENCE_S
 from tilewise.config import DecoderConfig
 from tilewise.kernels import AttentionBatch, PrefillChunk
 from tilewise.layers.rope import Rope
-from tilewise.layers.slot import Slot
+from tilewise.layers.slot import Layer, Slot
 from tilewise.model.decoder import Decoder
 from tilewise.parallel import SINGLE, Group
 
-CONFIG = DecoderConfig("internlm2", 64, 96, 2, 8, 4, 8, 300, 64, use_bias=True)
+BIASED = DecoderConfig("internlm2", 64, 96, 2, 8, 4, 8, 300, 64, use_qkv_bias=True, use_output_bias=True)
+QWEN2 = DecoderConfig("qwen2", 64, 96, 2, 20, 4, 8, 300, 64, use_qkv_bias=True, is_head_tied=True)
+QWEN3 = DecoderConfig("qwen3", 64, 96, 2, 8, 4, 16, 300, 64, use_qk_norm=True)
 LENGTH = 20
 
 
@@ -51,17 +53,19 @@ def list_slots(decoder: Decoder) -> dict[str, Slot]:
         f"{name}.{parameter}": module.slot(parameter, piece)
         for name, module, piece in modules
         for parameter in ("weight", "bias")
-        if module.has(parameter)
+        if isinstance(module, Layer) and module.has(parameter)
     }
 
 
 @torch.no_grad()
-def run_rank(group: Group, x: Tensor, tensors: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    decoder = Decoder(CONFIG, Rope(CONFIG.head_dim, 64, 10000.0), torch.float32, group)
+def run_rank(
+    config: DecoderConfig, group: Group, x: Tensor, tensors: dict[str, Tensor] | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    decoder = Decoder(config, Rope(config.head_dim, 64, 10000.0), torch.float32, group)
     tensors = tensors or random_tensors(decoder)
     for name, slot in list_slots(decoder).items():
         slot.load(tensors[name])
-    cache = torch.full((2, CONFIG.num_layers, 2, 16, CONFIG.num_kv_heads // group.size, CONFIG.head_dim), torch.nan)
+    cache = torch.full((2, config.num_layers, 2, 16, config.num_kv_heads // group.size, config.head_dim), torch.nan)
     positions = torch.arange(LENGTH)
     batch = AttentionBatch(
         positions=positions,
@@ -76,11 +80,12 @@ def run_rank(group: Group, x: Tensor, tensors: dict[str, Tensor] | None = None) 
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_every_rank_computes_the_logits_of_one_rank(size: int) -> None:
-    x = torch.randn(LENGTH, CONFIG.hidden_size, generator=torch.Generator().manual_seed(1))
-    expected, tensors = run_rank(SINGLE, x)
+@pytest.mark.parametrize("config", [BIASED, QWEN2, QWEN3], ids=lambda config: config.family)
+def test_every_rank_computes_the_logits_of_one_rank(config: DecoderConfig, size: int) -> None:
+    x = torch.randn(LENGTH, config.hidden_size, generator=torch.Generator().manual_seed(1))
+    expected, tensors = run_rank(config, SINGLE, x)
     meeting = Meeting(threading.Barrier(size), {})
     with ThreadPoolExecutor(size) as pool:
-        ranks = [pool.submit(run_rank, Threaded(rank, size, meeting), x, tensors) for rank in range(size)]
+        ranks = [pool.submit(run_rank, config, Threaded(rank, size, meeting), x, tensors) for rank in range(size)]
         for rank in ranks:
             torch.testing.assert_close(rank.result()[0], expected, rtol=1e-4, atol=1e-4)

@@ -3,13 +3,15 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from tests.oracle.twins import FLAVOURS, TILE_SIZE, create_twin, official_config, official_tensors
+from tests.oracle.twins import FLAVOURS, TILE_SIZE, create_twin, official_config, official_tensors, write_checkpoint
 from tilewise.checkpoint.hf_config import SERVED, load_model_config
-from tilewise.config import DeviceConfig, EngineConfig, resolve
+from tilewise.config import DeviceConfig, EngineConfig, LayoutName, resolve
 from tilewise.model.families import FAMILIES
 from tilewise.model.internvl import InternVL
 from tilewise.plan import count_weights
@@ -22,9 +24,12 @@ def build_model(twin, folder: Path) -> InternVL:
 
 @pytest.mark.parametrize(("architecture", "language_model"), SERVED)
 def test_every_language_model_that_is_read_has_a_family(architecture: str, language_model: str, tmp_path: Path) -> None:
-    facts = official_config(create_twin())
-    facts["architectures"] = [architecture]
-    facts["llm_config"]["architectures"] = [language_model]
+    twin = create_twin(text=None if language_model.startswith("InternLM2") else {"model_type": "qwen2"})
+    layout = "official" if architecture == "InternVLChatModel" else "hf_flat"
+    write_checkpoint(twin, tmp_path, layout)
+    facts = json.loads((tmp_path / "config.json").read_text())
+    assert facts["architectures"] == [architecture]
+    facts["llm_config" if layout == "official" else "text_config"]["architectures"] = [language_model]
     (tmp_path / "config.json").write_text(json.dumps(facts))
     assert load_model_config(tmp_path).decoder.family in FAMILIES
 
@@ -70,6 +75,41 @@ def test_the_planned_number_of_weights_is_what_is_allocated(flavour: str, tmp_pa
     padding = len(model.decoder.head.weight) - model.decoder.head.vocab_size
     allocated = sum(parameter.numel() for parameter in model.parameters())
     assert allocated - padding * model.decoder.config.hidden_size == count_weights(model.config).total
+
+
+@pytest.mark.parametrize("text", [{"model_type": "qwen2"}, {"model_type": "qwen3", "head_dim": 48}], ids=str)
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize("layout", ["official", "hf_flat", "hf_nested"])
+def test_every_layout_fills_every_parameter_and_is_counted_exactly(
+    text: dict[str, Any], is_tied: bool, layout: LayoutName, tmp_path: Path
+) -> None:
+    twin = create_twin("300m", text={**text, "tie_word_embeddings": is_tied})
+    write_checkpoint(twin, tmp_path, layout)
+    tensors = load_file(tmp_path / "model.safetensors")
+    model = InternVL(resolve(EngineConfig(), load_model_config(tmp_path), DeviceConfig("cpu")))
+    for parameter in model.parameters():
+        parameter.fill_(math.nan)
+    slots = model.slots()
+    assert slots.keys() == tensors.keys()
+    for name, slot in slots.items():
+        assert slot.shape == tuple(tensors[name].shape), name
+        slot.load(tensors[name])
+    head = model.decoder.head
+    head.weight[head.vocab_size :] = 0
+    assert [name for name, parameter in model.named_parameters() if parameter.isnan().any()] == []
+    padding = (len(head.weight) - head.vocab_size) * model.decoder.config.hidden_size
+    allocated = sum(parameter.numel() for parameter in model.parameters())
+    assert allocated - padding == count_weights(model.config).total == sum(t.numel() for t in tensors.values())
+
+
+def test_random_norms_of_heads_are_one_and_biases_zero(tmp_path: Path) -> None:
+    for text in ({"model_type": "qwen2"}, {"model_type": "qwen3", "head_dim": 48, "tie_word_embeddings": True}):
+        model = build_model(create_twin(text=text), tmp_path)
+        model.randomize()
+        attention = model.decoder.layers[0].get_submodule("attention")
+        for name, parameter in attention.named_parameters():
+            if parameter.dim() == 1:
+                assert parameter.eq(1.0 if "norm" in name else 0.0).all(), name
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from tests.kernels import pillow
 from tests.oracle.driving import answer, record_logits
 from tests.oracle.twins import IMAGE_ID, TILE_SIZE, build_engine, create_twin, relative_error
+from tilewise.config import LayoutName
 from tilewise.types import GenerationConfig, ImageSpan, PreparedImage, Request
 
 NUM_NEW = 32
@@ -69,6 +71,31 @@ def test_an_answer_about_two_pictures_equals_transformers(flavour: str, chunk: i
     assert answer(core, TWO_PICTURES)["two"].token_ids == expected_ids
     assert len(set(expected_ids)) > NUM_NEW // 2
     assert relative_error(torch.cat(logits), expected_logits) < TOLERANCE
+
+
+@pytest.mark.parametrize("layout", ["hf_flat", "hf_nested"])
+@pytest.mark.parametrize("flavour", ["6b", "300m"])
+@pytest.mark.parametrize("text", [{"model_type": "qwen2"}, {"model_type": "qwen3", "head_dim": 48}], ids=str)
+def test_the_hugging_face_layout_answers_as_the_class_that_it_is_named_after(
+    text: dict[str, Any], flavour: str, layout: LayoutName, tmp_path: Path
+) -> None:
+    twin = create_twin(flavour, text=text, is_official=False)
+    expected_ids, expected_logits = continue_greedily(twin, TWO_PICTURES)
+    core = build_engine(twin, tmp_path, layout=layout)
+    logits = record_logits(core)
+    assert answer(core, TWO_PICTURES)["two"].token_ids == expected_ids
+    assert len(set(expected_ids)) > NUM_NEW // 4
+    assert relative_error(torch.cat(logits), expected_logits) < TOLERANCE
+
+
+def test_one_model_answers_alike_in_every_layout(tmp_path: Path) -> None:
+    twin = create_twin("300m", text={"model_type": "qwen3", "head_dim": 48}, select_layer=-2)
+    answers: list[list[int]] = []
+    for layout in ("official", "hf_flat", "hf_nested"):
+        folder = tmp_path / layout
+        folder.mkdir()
+        answers.append(answer(build_engine(twin, folder, layout=layout), TWO_PICTURES)["two"].token_ids)
+    assert answers[0] == answers[1] == answers[2] == continue_greedily(twin, TWO_PICTURES)[0]
 
 
 def test_the_answer_depends_on_every_picture(tmp_path: Path) -> None:

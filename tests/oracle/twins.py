@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from tilewise.checkpoint.hf_config import load_model_config
-from tilewise.config import EngineConfig
+from tilewise.config import EngineConfig, LayoutName
 from tilewise.engine.core import EngineCore, build_core
 
 TILE_SIZE = 56  # 4 x 4 patches of 14, so 4 positions a tile
@@ -58,9 +58,14 @@ def create_twin(
     select_layer: int = -1,
     has_decoder_bias: bool = False,
     width: int = 64,
+    text: dict[str, Any] | None = None,
+    is_official: bool = True,
     seed: int = 4,
 ) -> InternVLForConditionalGeneration:
-    """Random weights, spread so that every branch counts and greedy answers vary; `width` is the decoder's."""
+    """Random weights, spread so that every branch counts and greedy answers vary; `width` is the decoder's.
+
+    `text` changes fields of the language model, Llama's unless it says another `model_type`.
+    """
     rope = {"rope_type": "default", "rope_theta": 10000.0, **(rope_scaling or {})}
     text = {
         "model_type": "llama",
@@ -75,6 +80,7 @@ def create_twin(
         "attention_bias": has_decoder_bias,
         "rope_parameters": rope,
         "tie_word_embeddings": False,
+        **(text or {}),
     }
     vision = {
         "hidden_size": 48,
@@ -92,11 +98,11 @@ def create_twin(
         image_token_id=IMAGE_ID,
         image_seq_length=4,
         vision_feature_layer=select_layer,
-        tie_word_embeddings=False,
+        tie_word_embeddings=text["tie_word_embeddings"],
     )
     twin = InternVLForConditionalGeneration._from_config(config, dtype=torch.float32).eval()
     _randomize(twin, (64 / width) ** 0.5, torch.Generator().manual_seed(seed))
-    if vision["use_qk_norm"]:
+    if vision["use_qk_norm"] and is_official:
         # The official code gives these norms the tower's epsilon; transformers leaves them at a default of 1e-6.
         for layer in twin.model.vision_tower.encoder.layer:
             layer.attention.q_norm.variance_epsilon = layer.attention.k_norm.variance_epsilon = VISION_EPS
@@ -117,7 +123,7 @@ def official_tensors(twin: InternVLForConditionalGeneration) -> dict[str, Tensor
     """The same weights under the official checkpoint's names and in its packing."""
     vision = twin.config.vision_config
     text = twin.config.text_config
-    tower, projector, decoder = twin.model.vision_tower, twin.model.multi_modal_projector, twin.model.language_model
+    tower, projector = twin.model.vision_tower, twin.model.multi_modal_projector
     tensors = {
         "vision_model.embeddings.class_embedding": tower.embeddings.cls_token,
         "vision_model.embeddings.position_embedding": tower.embeddings.position_embeddings,
@@ -125,9 +131,6 @@ def official_tensors(twin: InternVLForConditionalGeneration) -> dict[str, Tensor
         **_named("mlp1.0", projector.layer_norm),
         **_named("mlp1.1", projector.linear_1),
         **_named("mlp1.3", projector.linear_2),
-        **_named("language_model.model.tok_embeddings", decoder.embed_tokens),
-        **_named("language_model.model.norm", decoder.norm),
-        **_named("language_model.output", twin.lm_head),
     }
     for number in range(vision.num_hidden_layers):
         layer, prefix = tower.encoder.layer[number], f"vision_model.encoder.layers.{number}"
@@ -138,6 +141,22 @@ def official_tensors(twin: InternVLForConditionalGeneration) -> dict[str, Tensor
         for kind in ("weight", "bias") if vision.attention_bias else ("weight",):
             parts = [getattr(part, kind) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
             tensors[f"{prefix}.attn.qkv.{kind}"] = torch.cat(parts)
+    tensors |= _internlm2_tensors(twin) if text.model_type == "llama" else _qwen_tensors(twin)
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _qwen_tensors(twin: InternVLForConditionalGeneration) -> dict[str, Tensor]:
+    head = {} if twin.config.text_config.tie_word_embeddings else _named("language_model.lm_head", twin.lm_head)
+    return {**_named("language_model.model", twin.model.language_model), **head}
+
+
+def _internlm2_tensors(twin: InternVLForConditionalGeneration) -> dict[str, Tensor]:
+    text, decoder = twin.config.text_config, twin.model.language_model
+    tensors = {
+        **_named("language_model.model.tok_embeddings", decoder.embed_tokens),
+        **_named("language_model.model.norm", decoder.norm),
+        **_named("language_model.output", twin.lm_head),
+    }
     for number in range(text.num_hidden_layers):
         layer, prefix = decoder.layers[number], f"language_model.model.layers.{number}"
         for theirs, official in _DECODER_LAYER.items():
@@ -146,7 +165,7 @@ def official_tensors(twin: InternVLForConditionalGeneration) -> dict[str, Tensor
         for kind in ("weight", "bias") if text.attention_bias else ("weight",):
             qkv = [getattr(part, kind) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
             tensors[f"{prefix}.attention.wqkv.{kind}"] = pack_groups(*qkv, num_groups=text.num_key_value_heads)
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    return tensors
 
 
 def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:
@@ -161,8 +180,6 @@ def pack_groups(q: Tensor, k: Tensor, v: Tensor, *, num_groups: int) -> Tensor:
 
 def official_config(twin: InternVLForConditionalGeneration, *, pixel_shuffle: str = "v2") -> dict[str, Any]:
     vision, text = twin.config.vision_config, twin.config.text_config
-    rope = text.rope_parameters
-    scaling = None if rope["rope_type"] == "default" else {"type": rope["rope_type"], "factor": rope["factor"]}
     return {
         "architectures": ["InternVLChatModel"],
         "model_type": "internvl_chat",
@@ -182,29 +199,61 @@ def official_config(twin: InternVLForConditionalGeneration, *, pixel_shuffle: st
             "layer_norm_eps": vision.layer_norm_eps,
             **{official: getattr(vision, theirs) for theirs, official in _OFFICIAL_FLAGS.items()},
         },
-        "llm_config": {
-            "architectures": ["InternLM2ForCausalLM"],
-            "bias": text.attention_bias,
-            "hidden_size": text.hidden_size,
-            "intermediate_size": text.intermediate_size,
-            "num_hidden_layers": text.num_hidden_layers,
-            "num_attention_heads": text.num_attention_heads,
-            "num_key_value_heads": text.num_key_value_heads,
-            "vocab_size": text.vocab_size,
-            "max_position_embeddings": text.max_position_embeddings,
-            "rms_norm_eps": text.rms_norm_eps,
-            "rope_theta": rope["rope_theta"],
-            "rope_scaling": scaling,
-        },
+        "llm_config": _llm_config(text),
     }
 
 
-def build_engine(
-    twin: InternVLForConditionalGeneration, folder: Path, *, pixel_shuffle: str = "v2", **options: Any
-) -> EngineCore:
-    """Write the twin as an official checkpoint and load it the way every checkpoint is loaded."""
-    save_file(official_tensors(twin), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(official_config(twin, pixel_shuffle=pixel_shuffle)))
+def _llm_config(text: Any) -> dict[str, Any]:
+    """As the files of transformers 4 have it: `rope_theta` and `rope_scaling`."""
+    rope = text.rope_parameters
+    scaling = None if rope["rope_type"] == "default" else {"type": rope["rope_type"], "factor": rope["factor"]}
+    rope_fields = {"rope_theta": rope["rope_theta"], "rope_scaling": scaling}
+    if text.model_type != "llama":
+        fields = {key: value for key, value in text.to_dict().items() if key not in ("model_type", "rope_parameters")}
+        return {**fields, **rope_fields, "architectures": [f"{text.model_type.capitalize()}ForCausalLM"]}
+    return {
+        "architectures": ["InternLM2ForCausalLM"],
+        "bias": text.attention_bias,
+        "hidden_size": text.hidden_size,
+        "intermediate_size": text.intermediate_size,
+        "num_hidden_layers": text.num_hidden_layers,
+        "num_attention_heads": text.num_attention_heads,
+        "num_key_value_heads": text.num_key_value_heads,
+        "vocab_size": text.vocab_size,
+        "max_position_embeddings": text.max_position_embeddings,
+        "rms_norm_eps": text.rms_norm_eps,
+        **rope_fields,
+    }
+
+
+def write_checkpoint(
+    twin: InternVLForConditionalGeneration, folder: Path, layout: LayoutName, *, pixel_shuffle: str = "v2"
+) -> None:
+    """Write the twin as OpenGVLab does, as its own `save_pretrained` does, or under the names of its modules."""
+    if layout == "official":
+        save_file(official_tensors(twin), folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(official_config(twin, pixel_shuffle=pixel_shuffle)))
+        return
+    twin.save_pretrained(folder)
+    if layout == "hf_nested":
+        save_file(dict(twin.named_parameters()), folder / "model.safetensors")
+
+
+def load_engine(folder: Path, **options: Any) -> EngineCore:
+    """Load a checkpoint the way every one is loaded."""
     settings = {"max_batch_size": 4, "kv_cache_bytes": 4 << 20, "image_cache_bytes": 1 << 20, "device": "cpu"}
     core, _ = build_core(folder, load_model_config(folder), EngineConfig(**{**settings, **options}))
     return core
+
+
+def build_engine(
+    twin: InternVLForConditionalGeneration,
+    folder: Path,
+    *,
+    pixel_shuffle: str = "v2",
+    layout: LayoutName = "official",
+    **options: Any,
+) -> EngineCore:
+    """Write the twin as a checkpoint and load it."""
+    write_checkpoint(twin, folder, layout, pixel_shuffle=pixel_shuffle)
+    return load_engine(folder, **options)

@@ -8,11 +8,12 @@ import torch
 
 from tests.engine.tiny import GREEDY, answer, make_core, make_picture, make_request
 from tests.oracle.driving import RecordedGraphs
+from tilewise.config import DecoderConfig
 from tilewise.engine.core import EngineCore
 from tilewise.kernels import PrefillChunk
 from tilewise.runner.batch import StepLayout, build_batch, lay_out
 from tilewise.runner.forward import compute_logits
-from tilewise.runner.graphs import CapturedStep, StepGraphs, StepShape
+from tilewise.runner.graphs import CapturedStep, StepGraphs, StepShape, choose_max_lonely_tokens
 from tilewise.runner.runner import Runner
 
 LONG = replace(GREEDY, max_new_tokens=40)
@@ -87,6 +88,13 @@ def test_a_step_is_replayed_by_the_smallest_graph_that_holds_it_and_its_chunks()
     assert found(prompt) == 64
     assert found(replace(prompt, chunks=(chunk, chunk, chunk))) is None
     assert found(replace(prompt, token_ids=np.zeros(65, np.int64))) is None
+
+
+def test_a_long_prompt_alone_is_launched_by_the_cpu_only_where_a_layer_takes_the_device_longer() -> None:
+    narrow = DecoderConfig("qwen2", 896, 4864, 24, 14, 2, 64, 151674, 32768)
+    wide = DecoderConfig("internlm2", 6144, 16384, 48, 48, 8, 128, 92553, 32768)
+    assert choose_max_lonely_tokens(wide) == 1024
+    assert choose_max_lonely_tokens(narrow) > 2048, "whatever a step may hold"
 
 
 def make_cores(**options: object) -> tuple[EngineCore, EngineCore]:

@@ -1,6 +1,6 @@
 """Finds a model's folder: the embedded demo, a local folder or symbolic link, or a download from a hub.
 
-Owns which files are ever fetched (safetensors, JSON, tokenizer models; never code or pickles) and how a hub's
+Owns which files are ever fetched (safetensors, JSON, tokenizers; never code or pickles) and how a hub's
 failures read. The hub's own library keeps the cache and does mirrors (HF_ENDPOINT), offline mode
 (HF_HUB_OFFLINE), tokens (HF_TOKEN), resuming and the progress bar.
 """
@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from tilewise.errors import CheckpointError, ConfigError, DownloadError
 
-ALLOW_PATTERNS = ("*.safetensors", "*.json", "*.model")
-_WITHOUT_WEIGHTS = ("*.json", "*.model")
+_WITHOUT_WEIGHTS = ("*.json", "*.model", "merges.txt")
+ALLOW_PATTERNS = ("*.safetensors", *_WITHOUT_WEIGHTS)
 # Both hubs match with fnmatch, whose * crosses folders; a model's own files lie at the top.
 IGNORE_PATTERNS = ("*/*",)
 

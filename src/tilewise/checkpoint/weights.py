@@ -1,6 +1,6 @@
 """Streams a checkpoint's safetensors shards into the places that the model offers.
 
-Owns files, headers and the way to the device; knows nothing of layers: the model hands in one `Slot` a tensor.
+Owns the way from `shards` to the device; knows nothing of layers: the model hands in one `Slot` a tensor.
 Every name and shape is compared before the first byte of data is read, and every tensor is used exactly once.
 The model never exists twice: the CPU reads through a mapped file, and on the way to a GPU at most
 `_READERS` * 2 staging buffers of the host and `in_flight_bytes` (or one larger tensor) of the device are in use.
@@ -10,25 +10,18 @@ import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import groupby
-from math import prod
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from tilewise.checkpoint.hf_config import load_json
+from tilewise.checkpoint.shards import INDEX_NAME, StoredTensor, find_shards, read_header
 from tilewise.errors import CheckpointError
 
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
-
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-# A 26B's header takes 100 kB; safetensors itself would parse 100 MB.
-_MAX_HEADER_BYTES = 16 << 20
 _MAX_SHOWN = 10
 _READERS = 8
 _STAGING_BYTES = 16 << 20
@@ -56,89 +49,16 @@ class Slot(Protocol):
 Slots = Mapping[str, Slot]
 
 
-@dataclass(frozen=True, slots=True)
-class _StoredTensor:
-    """One tensor of a shard; its data is the half-open byte range [start, start + num_bytes) of the file."""
-
-    name: str
-    path: Path
-    shape: tuple[int, ...]
-    dtype_name: str
-    start: int
-    num_bytes: int
-
-
-def _find_shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """Return the files to read, and the index (tensor name -> file name) where there is one."""
-    if (folder / INDEX_NAME).exists():
-        weight_map = load_json(folder / INDEX_NAME).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{INDEX_NAME}: weight_map must be an object of tensor names and file names.")
-        for name in weight_map.values():
-            is_plain = isinstance(name, str) and name.endswith(".safetensors") and not set(name) & {"/", "\\", "\0"}
-            if not is_plain:
-                text = f"{INDEX_NAME}: {name!r:.120} is not the plain name of a .safetensors file in the same folder."
-                raise CheckpointError(text)
-        return [folder / name for name in sorted(set(weight_map.values()))], weight_map
-    if (folder / SINGLE_NAME).exists():
-        return [folder / SINGLE_NAME], None
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards:
-        remedy = "download it again, or use load_format='dummy' for random weights."
-        if any(any(folder.glob(pattern)) for pattern in ("*.bin", "*.pt", "*.pth")):
-            remedy = "its pickled weights (.bin, .pt) are never opened; convert them to safetensors."
-        raise CheckpointError(f"The model folder holds no .safetensors file: {remedy}")
-    return shards, None
-
-
-def _read_header(path: Path) -> list[_StoredTensor]:
-    """List a shard's tensors in file order.
-
-    The safetensors library refuses headers whose ranges do not cover the data exactly and in order, so starts
-    are running sums; header length and file size are checked here first to bound what it parses.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path.name} is missing from the model folder, or is no file; download it again.")
-    try:
-        with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            file_bytes = os.fstat(file.fileno()).st_size
-        if header_bytes > min(_MAX_HEADER_BYTES, file_bytes - 8):
-            raise CheckpointError(
-                f"{path.name} is truncated or no safetensors file: {file_bytes} bytes with a header of {header_bytes} "
-                f"(at most {_MAX_HEADER_BYTES}); download it again."
-            )
-        tensors: list[_StoredTensor] = []
-        start = 8 + header_bytes
-        with safe_open(path, framework="pt") as shard:
-            for name in shard.offset_keys():
-                view = shard.get_slice(name)
-                shape, dtype_name = tuple(view.get_shape()), view.get_dtype()
-                if dtype_name not in _DTYPES:
-                    allowed = ", ".join(_DTYPES)
-                    raise CheckpointError(f"{path.name}: {name:.120} is {dtype_name}; supported are {allowed}.")
-                num_bytes = prod(shape) * _DTYPES[dtype_name].itemsize
-                tensors.append(_StoredTensor(name, path, shape, dtype_name, start, num_bytes))
-                start += num_bytes
-    except SafetensorError as error:
-        raise CheckpointError(f"{path.name} is damaged ({error!s:.200}); download it again.") from None
-    except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read: {error.strerror or error!s}.") from error
-    if start != file_bytes:
-        raise CheckpointError(f"{path.name} is damaged: {file_bytes} bytes, {start} expected; download it again.")
-    return tensors
-
-
 def _some(items: list[str]) -> str:
     shown = ", ".join(f"{item:.160}" for item in items[:_MAX_SHOWN])
     return f"{shown}, …" if len(items) > _MAX_SHOWN else shown
 
 
 def _check_fit(
-    tensors: list[_StoredTensor], index: Mapping[str, str] | None, slots: Slots, ignored: Callable[[str], bool]
-) -> list[_StoredTensor]:
+    tensors: list[StoredTensor], index: Mapping[str, str] | None, slots: Slots, ignored: Callable[[str], bool]
+) -> list[StoredTensor]:
     """Return the tensors to load, in file order, or raise one error that lists all that does not fit."""
-    found: dict[str, _StoredTensor] = {}
+    found: dict[str, StoredTensor] = {}
     twice: list[str] = []
     for tensor in tensors:
         other = found.setdefault(tensor.name, tensor)
@@ -164,7 +84,7 @@ def _check_fit(
     return [tensor for tensor in tensors if tensor.name in slots]
 
 
-def _stream_to_cpu(tensors: list[_StoredTensor], slots: Slots) -> None:
+def _stream_to_cpu(tensors: list[StoredTensor], slots: Slots) -> None:
     for path, group in groupby(tensors, key=lambda tensor: tensor.path):
         with safe_open(path, framework="pt") as shard:
             for tensor in group:
@@ -188,7 +108,7 @@ class _Staging:
         self._buffers = [torch.empty(_STAGING_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
         self._copied = [torch.cuda.Event() for _ in range(2)]
 
-    def copy(self, tensor: _StoredTensor, target: torch.Tensor, is_free: torch.cuda.Event) -> None:
+    def copy(self, tensor: StoredTensor, target: torch.Tensor, is_free: torch.cuda.Event) -> None:
         """Fill `target`, whose memory may be written once `is_free` has passed; returns when it is filled."""
         data = target.view(-1).view(torch.uint8)
         with tensor.path.open("rb", buffering=0) as file, torch.cuda.stream(self._stream):
@@ -203,7 +123,7 @@ class _Staging:
             self._stream.synchronize()
 
 
-def _stream_to_cuda(tensors: list[_StoredTensor], slots: Slots, device: torch.device, max_in_flight_bytes: int) -> None:
+def _stream_to_cuda(tensors: list[StoredTensor], slots: Slots, device: torch.device, max_in_flight_bytes: int) -> None:
     """Overlap reading, copying and `Slot.load`; tensors reach their slots in file order.
 
     NOTE: targets are allocated and freed on this thread's stream alone, so a block that the allocator hands
@@ -213,7 +133,7 @@ def _stream_to_cuda(tensors: list[_StoredTensor], slots: Slots, device: torch.de
     for _ in range(_READERS):
         stagings.put(_Staging(device))
 
-    def read(tensor: _StoredTensor, target: torch.Tensor, is_free: torch.cuda.Event) -> torch.Tensor:
+    def read(tensor: StoredTensor, target: torch.Tensor, is_free: torch.cuda.Event) -> torch.Tensor:
         staging = stagings.get()
         try:
             staging.copy(tensor, target, is_free)
@@ -221,13 +141,13 @@ def _stream_to_cuda(tensors: list[_StoredTensor], slots: Slots, device: torch.de
             stagings.put(staging)
         return target
 
-    def submit(pool: ThreadPoolExecutor, tensor: _StoredTensor) -> Future[torch.Tensor]:
+    def submit(pool: ThreadPoolExecutor, tensor: StoredTensor) -> Future[torch.Tensor]:
         target = torch.empty(tensor.shape, dtype=_DTYPES[tensor.dtype_name], device=device)
         is_free = torch.cuda.Event()
         is_free.record(torch.cuda.current_stream(device))
         return pool.submit(read, tensor, target, is_free)
 
-    pending: deque[tuple[_StoredTensor, Future[torch.Tensor]]] = deque()
+    pending: deque[tuple[StoredTensor, Future[torch.Tensor]]] = deque()
 
     def finish_oldest() -> int:
         tensor, reading = pending.popleft()
@@ -265,8 +185,8 @@ def load_weights(
         CheckpointError: files, headers, names or shapes do not fit; nothing has been loaded then. A file that
             changes while it is read raises later.
     """
-    shards, index = _find_shards(folder)
-    tensors = _check_fit([tensor for path in shards for tensor in _read_header(path)], index, slots, ignored)
+    shards, index = find_shards(folder)
+    tensors = _check_fit([tensor for path in shards for tensor in read_header(path)], index, slots, ignored)
     if device.type == "cuda":
         _stream_to_cuda(tensors, slots, device, in_flight_bytes)
     else:

@@ -203,12 +203,10 @@ def _find_devices() -> list[tuple[str, str]]:
 
 
 def run_list(args: argparse.Namespace) -> None:
-    """Show the architectures that can be served, and the prompt profiles."""
-    from tilewise.checkpoint.hf_config import SERVED
-    from tilewise.inputs.text.profiles import PROFILES
+    """Show the family's checkpoints, what each takes and how it was tested, and the prompt profiles."""
+    from tilewise.cli.family import print_family
 
-    _print_table(("architecture", "language model"), SERVED)
-    _print_table(("prompt profile", "system sentence"), [(name, p.meta_instruction) for name, p in PROFILES.items()])
+    print_family()
 
 
 def run_download(args: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ ENGINE_HELP = {
     "kv_cache_bytes": "memory for KV blocks, in place of the share; 512 MiB on the CPU",
     "image_cache_bytes": "memory for embeddings of pictures seen before",
     "max_prefill_tiles": "most picture tiles that the tower sees in one step",
-    "max_busy_token_num": "most work of a step that streamed answers wait for, in prompt tokens; default: 800 on a GPU",
+    "max_busy_token_num": "most work of a step that streamed answers wait for, in prompt tokens (GPU; 800 for a 26B)",
     "use_cuda_graphs": "capture steps of many sizes at the start: much faster, and seconds until ready (GPU)",
 }
 GENERATION_HELP = {

@@ -84,7 +84,7 @@ def create_parser() -> argparse.ArgumentParser:
     add_flags(plan, "engine", EngineConfig, _PLAN_HELP)
     _add_serve(commands.add_parser("serve", help="serve over HTTP"))
     commands.add_parser("check_env", help="show versions, devices and memory")
-    commands.add_parser("list", help="show what can be served, and the prompt profiles")
+    commands.add_parser("list", help="show the family's checkpoints, sizes and tests, and the prompt profiles")
     download = commands.add_parser("download", help="fetch a model and print its folder")
     download.add_argument("model", metavar="MODEL", help="a hub id (org/name)")
     download.add_argument("--download-dir", metavar="FOLDER", help=ENGINE_HELP["download_dir"])

@@ -13,7 +13,15 @@ from tilewise.config.engine import (
     check_fields,
     read_log_level,
 )
-from tilewise.config.model import DTYPE_BYTES, DecoderConfig, ModelConfig, NormType, RopeScaling, VisionConfig
+from tilewise.config.model import (
+    DTYPE_BYTES,
+    DecoderConfig,
+    LayoutName,
+    ModelConfig,
+    NormType,
+    RopeScaling,
+    VisionConfig,
+)
 from tilewise.config.resolve import MIB, DeviceConfig, GraphSizes, ResolvedConfig, resolve
 
 __all__ = [
@@ -25,6 +33,7 @@ __all__ = [
     "DeviceConfig",
     "EngineConfig",
     "GraphSizes",
+    "LayoutName",
     "ModelConfig",
     "NormType",
     "PytorchEngineConfig",

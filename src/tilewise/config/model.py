@@ -7,6 +7,8 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 NormType = Literal["rms_norm", "layer_norm"]
+# How a checkpoint names its tensors: as OpenGVLab does, or as transformers does, its parts at the top or below `model`.
+LayoutName = Literal["official", "hf_flat", "hf_nested"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,7 @@ class VisionConfig:
     patch_size: int = 14
     norm_type: NormType = "rms_norm"
     norm_eps: float = 1e-6
+    qk_norm_eps: float = 1e-6
     use_qk_norm: bool = True
     use_qkv_bias: bool = False
 
@@ -45,7 +48,13 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """A decoder-only language model; `family` names its entry in `model.families.FAMILIES`."""
+    """A decoder-only language model; `family` names its entry in `model.families.FAMILIES`.
+
+    `use_output_bias` is the attention's output projection; `use_qk_norm` an RMSNorm over each head of the queries and
+    keys, before they are rotated. With `is_head_tied` the head's rows are the embedding's.
+    `num_tokens` is how many of the vocabulary's rows the tokenizer has, where they are known to be fewer: Qwen's heads
+    have rows beyond it. Those are never sampled.
+    """
 
     family: str
     hidden_size: int
@@ -59,13 +68,31 @@ class DecoderConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
-    use_bias: bool = False
+    use_qkv_bias: bool = False
+    use_output_bias: bool = False
+    use_qk_norm: bool = False
+    is_head_tied: bool = False
+    num_tokens: int | None = None
+
+    @property
+    def num_logits(self) -> int:
+        """Logits of a position: one for each token that may be sampled."""
+        return self.vocab_size if self.num_tokens is None else self.num_tokens
+
+    @property
+    def layer_matrix_size(self) -> int:
+        """Elements of a layer's matrices: what one token multiplies with in it, attention itself apart."""
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        return self.hidden_size * (q + 2 * kv + q + 3 * self.intermediate_size)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """One servable checkpoint.
 
+    `architecture` is config.json's name of the model's class, `layout` names its row in `model.layouts.LAYOUTS`.
+    `template` is what the official layout says of the prompt; the Hugging Face layout says nothing, which is None.
+    `system_message`, unless None, takes the place of the sentence in it.
     `dtype` is the checkpoint's own. `select_layer` indexes the tower's hidden states, embeddings first.
     `is_random` marks weights that were never trained: answers are then withheld, not shown.
     """
@@ -81,7 +108,9 @@ class ModelConfig:
     max_dynamic_patch: int = 12
     use_thumbnail: bool = True
     template: str | None = None
+    system_message: str | None = None
     is_random: bool = False
+    layout: LayoutName = "official"
 
     @property
     def tokens_per_tile(self) -> int:

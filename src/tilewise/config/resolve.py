@@ -27,9 +27,12 @@ class DeviceConfig:
         return self.type if self.type == "cpu" else f"{self.type}:{self.index}"
 
 
-# Work of a step beside decodes, in prompt tokens: a tile and its tokens, but not two.
+# Work of a step beside decodes, in prompt tokens: of the 26B a tile and its tokens, but not two.
 # PERF: with 16 decodes 46 ms of a 26B on an H100 (2026-11-28).
 BUSY_TOKENS = 800
+# The same in multiplications. A larger model does no more of them, and a smaller one no fewer than a third, so that a
+# step lasts about as long as its readers do not notice, and does not end before it was worth launching (computed).
+_MOST_BUSY_MULTIPLICATIONS = 14_980_000_000_000
 
 
 # Such a step has 272 tokens. PERF: padded to 384 it took 48 ms on an H200, to 288 46 on an H100 (2026-11-28).
@@ -158,10 +161,15 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
         cache_share=config.cache_max_entry_count,
         kv_cache_bytes=config.kv_cache_bytes or (CPU_KV_CACHE_BYTES if on_cpu else None),
         image_cache_bytes=image_cache_bytes if config.image_cache_bytes is None else config.image_cache_bytes,
-        max_busy_work=config.max_busy_token_num or (None if on_cpu else BUSY_TOKENS),
+        max_busy_work=config.max_busy_token_num or (None if on_cpu else _choose_busy_tokens(model.decoder)),
         graphs=graphs,
         tensor_parallel_size=config.tp,
     )
+
+
+def _choose_busy_tokens(decoder: DecoderConfig) -> int:
+    most = _MOST_BUSY_MULTIPLICATIONS // (decoder.num_layers * decoder.layer_matrix_size)
+    return max(1, min(max(BUSY_TOKENS, most // 3), most))
 
 
 def _choose_graph_sizes(max_batch_size: int, max_tokens: int, max_tiles: int) -> GraphSizes:

@@ -208,7 +208,7 @@ class EngineCore:
 
     def _check_ids(self, request: Request) -> None:
         """Refuse ids that no table of the model has, before a kernel reads beyond one."""
-        vocab_size, generation = self.runner.config.model.decoder.vocab_size, request.generation
+        num_tokens, generation = self.runner.config.model.decoder.num_logits, request.generation
         named = {
             "token_ids": request.token_ids,
             "stop_token_ids": request.stop_token_ids,
@@ -216,8 +216,8 @@ class EngineCore:
             "logit_bias": [token_id for token_id, _ in generation.logit_bias],
         }
         for name, ids in named.items():
-            if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
-                raise InputError(f"{name} holds ids outside [0, {vocab_size}).", param=name)
+            if ids and not (min(ids) >= 0 and max(ids) < num_tokens):
+                raise InputError(f"{name} holds ids outside [0, {num_tokens}).", param=name)
 
     def stats(self) -> dict[str, float]:
         """Counters of the scheduler and seconds of each stage since the start."""
@@ -301,7 +301,7 @@ def build_core(
     )
     scheduler = Scheduler(budgets, num_blocks, plan.num_tile_rows)
     runner = Runner(model, caches, resolved)
-    compiler = GuideCompiler(folder)
+    compiler = GuideCompiler(folder, model_config.decoder.vocab_size)
     if is_served:
         compiler.warm_up()
     cutter = ImageCutter(device, model_config.vision.image_size)

@@ -5,7 +5,7 @@ is told before torch is imported and any weight is read.
 """
 
 import logging
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from tilewise.checkpoint.hf_config import load_model_config
@@ -47,8 +47,13 @@ def find_checkpoint(model: str | None, config: EngineConfig) -> Checkpoint:
     return Checkpoint(folder, load_model_config(folder))
 
 
-def launch_engine(checkpoint: Checkpoint, config: EngineConfig, *, in_process: bool = True) -> Engine:
+def launch_engine(
+    checkpoint: Checkpoint, config: EngineConfig, *, num_tokens: int | None, in_process: bool = True
+) -> Engine:
     """Load a model and start its engine: on a thread here, or in a process of its own.
+
+    `num_tokens` is how many ids the tokenizer has; rows of the model's head beyond them are never sampled. None is
+    the whole vocabulary.
 
     Raises:
         CheckpointError: the model cannot be served.
@@ -56,13 +61,16 @@ def launch_engine(checkpoint: Checkpoint, config: EngineConfig, *, in_process: b
         CapacityError: the device is too small.
         EngineError: the engine's process could not start.
     """
+    model = checkpoint.model
+    if num_tokens is not None:
+        model = replace(model, decoder=replace(model.decoder, num_tokens=num_tokens))
     if not in_process:
         options = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in _FINDING}
         log_level = logging.getLogger("tilewise").getEffectiveLevel()
-        client = ProcessClient(Start(str(checkpoint.folder), checkpoint.model, options, log_level))
+        client = ProcessClient(Start(str(checkpoint.folder), model, options, log_level))
         return Engine(client, client.resolved)
     # torch takes seconds to import, and is not wanted before the rest is known to be right.
     from tilewise.engine.core import build_core
 
-    core, resolved = build_core(checkpoint.folder, checkpoint.model, config)
+    core, resolved = build_core(checkpoint.folder, model, config)
     return Engine(InProcessClient(core), resolved)

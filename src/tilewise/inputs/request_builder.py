@@ -1,6 +1,6 @@
-"""A conversation to a `Request`: pictures loaded and placed as spans, words as ids, limits checked.
+"""A conversation to a `Request`: pictures loaded and placed as spans, text encoded, limits checked.
 
-The one place where pictures and words meet. What is far too long is refused before anything is tokenised,
+The one place where pictures and text meet. What is far too long is refused before anything is tokenised,
 fetched or decoded. Slots are placed by structure: no text adds or removes one.
 """
 
@@ -17,7 +17,9 @@ from tilewise.inputs.media.policy import ImagePolicy
 from tilewise.inputs.media.sources import ImageSource, prepare_image
 from tilewise.inputs.text.detokenizer import Detokenizer
 from tilewise.inputs.text.grammar import check_format
-from tilewise.inputs.text.profiles import ImageSlot, PromptProfile, Segment, Special, choose_profile, render
+from tilewise.inputs.text.layout import ImageSlot, Segment, Special, render
+from tilewise.inputs.text.profile_choice import check_profile, choose_profile, fit_profile
+from tilewise.inputs.text.profiles import PromptProfile
 from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
 from tilewise.inputs.text.tool_syntax import internlm2
 from tilewise.types import GenerationConfig, ImageSpan, PreparedImage, Request, TilingParameters
@@ -34,7 +36,7 @@ class RequestBuilder:
     `prepare` loads one picture.
 
     Raises:
-        CheckpointError: the tokenizer has ids that the model does not.
+        CheckpointError: the tokenizer has ids that the model does not, or lacks special tokens that the prompt needs.
     """
 
     model: ModelConfig
@@ -46,10 +48,13 @@ class RequestBuilder:
     prepare: PrepareImage = prepare_image
 
     def __post_init__(self) -> None:
-        """Hold the tokenizer to the model's vocabulary."""
+        """Check that the parts fit, and leave out what the profile has no special tokens for."""
         known, used = self.model.decoder.vocab_size, self.tokenizer.vocab_size
         if used > known:
             raise CheckpointError(f"The tokenizer has {used} tokens, the model only {known}: they do not fit.")
+        self.tokenizer.special_id(IMAGE_CONTEXT)
+        check_profile(self.profile, self.tokenizer.special_tokens)
+        object.__setattr__(self, "profile", fit_profile(self.profile, self.tokenizer.special_tokens))
 
     def build(
         self, messages: Sequence[Message], generation: GenerationConfig, request_id: str, namespace: str = ""
@@ -63,31 +68,54 @@ class RequestBuilder:
             PromptTooLongError: the prompt leaves no room for one token of answer.
             InputError: a picture or a field of `generation` is refused.
         """
-        segments = render(self.profile, messages)
+        segments = render(self.profile, messages, self.tokenizer.special_tokens)
         parts = [part for message in messages for part in message.images]
         self.policy.limits.check_request(len(parts))
         self._check_at_least(segments)
         stop_token_ids = self._resolve_stops(generation)
         generation = self._resolve_bad_words(generation, stop_token_ids)
         check_format(generation)
-        words = [self._encode(segment) for segment in segments]
-        num_words = 1 + sum(map(len, words))
-        self._check_length(num_words + len(parts) * self.model.tokens_per_tile, len(parts), "at least ")
+        encoded = self._encode_all(segments, len(parts))
+        num_text = len(self._bos_ids) + sum(map(len, encoded))
+        self._check_length(num_text + len(parts) * self.model.tokens_per_tile, len(parts), "at least ")
         images = self._load(parts)
         num_tiles = sum(image.num_tiles for image in images)
-        self._check_length(num_words + num_tiles * self.model.tokens_per_tile, num_tiles)
-        token_ids, spans = self._place(segments, words, images)
+        self._check_length(num_text + num_tiles * self.model.tokens_per_tile, num_tiles)
+        token_ids, spans = self._place(segments, encoded, images)
         return Request(request_id, token_ids, spans, images, generation, stop_token_ids, namespace)
 
     def create_detokenizer(self, generation: GenerationConfig) -> Detokenizer:
         """A detokenizer that watches for the caller's and the profile's stop words that are no special tokens."""
         profile_words = () if generation.ignore_eos else self.profile.stop_words
-        words = [word for word in (*generation.stop_words, *profile_words) if word not in self.tokenizer.special_tokens]
+        words = [word for word in (*generation.stop_words, *profile_words) if self._find_special(word) is None]
         return Detokenizer(self.tokenizer, skip_special_tokens=generation.skip_special_tokens, stop_words=words)
 
     def find_call_id(self, generation: GenerationConfig) -> int | None:
         """The special token that opens a call of a tool, where the answer may hold one."""
         return internlm2.find_call_id(generation, self.tokenizer)
+
+    @property
+    def _bos_ids(self) -> tuple[int, ...]:
+        """What every prompt begins with: one token, or none."""
+        return () if self.tokenizer.bos_id is None else (self.tokenizer.bos_id,)
+
+    def _find_special(self, word: str) -> int | None:
+        """The special token that a stop word names; one that is shown in any case is watched for in the text."""
+        token_id = self.tokenizer.special_tokens.get(word)
+        return token_id if token_id in self.tokenizer.special_ids else None
+
+    def _encode_all(self, segments: Sequence[Segment], num_images: int) -> list[list[int]]:
+        """The ids of each segment, refused before they are many more than fit; a picture takes one tile at least."""
+        encoded = list[list[int]]()
+        num_tokens = len(self._bos_ids) + num_images * self.model.tokens_per_tile
+        for segment in segments:
+            if isinstance(segment, str) and self.tokenizer.is_far_longer(segment, self.session_len):
+                self._check_length(num_tokens + self.session_len, num_images, "at least ")
+            encoded.append(self._encode(segment))
+            num_tokens += len(encoded[-1])
+            if num_tokens > 2 * self.session_len:
+                self._check_length(num_tokens, num_images, "at least ")
+        return encoded
 
     def _encode(self, segment: Segment) -> list[int]:
         if isinstance(segment, str):
@@ -95,11 +123,11 @@ class RequestBuilder:
         return [self.tokenizer.special_id(segment.name)] if isinstance(segment, Special) else []
 
     def _place(
-        self, segments: Sequence[Segment], words: Sequence[list[int]], images: Sequence[PreparedImage]
+        self, segments: Sequence[Segment], encoded: Sequence[list[int]], images: Sequence[PreparedImage]
     ) -> tuple[tuple[int, ...], tuple[ImageSpan, ...]]:
         context_id = self.tokenizer.special_id(IMAGE_CONTEXT)
-        token_ids, spans = [self.tokenizer.special_id("<s>")], list[ImageSpan]()
-        for segment, ids in zip(segments, words, strict=True):
+        token_ids, spans = list(self._bos_ids), list[ImageSpan]()
+        for segment, ids in zip(segments, encoded, strict=True):
             token_ids += ids
             if isinstance(segment, ImageSlot):
                 start = len(token_ids)
@@ -134,9 +162,13 @@ class RequestBuilder:
     def _resolve_stops(self, generation: GenerationConfig) -> tuple[int, ...]:
         """The caller's ids and special stop words, and the profile's unless the caller ignores them."""
         self._check_ids("stop_token_ids", generation.stop_token_ids)
-        names = (*generation.stop_words, *(() if generation.ignore_eos else self.profile.stop_words))
-        special = (self.tokenizer.special_id(name) for name in names if name in self.tokenizer.special_tokens)
-        return tuple(dict.fromkeys((*generation.stop_token_ids, *special)))
+        stops = [self._find_special(word) for word in generation.stop_words]
+        if not generation.ignore_eos:
+            stops += [self.tokenizer.special_tokens.get(word) for word in self.profile.stop_words]
+        named = [token_id for token_id in stops if token_id is not None]
+        if not named and generation.response_format is not None:
+            named = [self.tokenizer.eos_id]  # a complete form has to end at some token
+        return tuple(dict.fromkeys((*generation.stop_token_ids, *named)))
 
     def _resolve_bad_words(self, generation: GenerationConfig, stop_token_ids: tuple[int, ...]) -> GenerationConfig:
         self._check_ids("bad_token_ids", generation.bad_token_ids)
@@ -166,17 +198,17 @@ class RequestBuilder:
 
     def _check_at_least(self, segments: Sequence[Segment]) -> None:
         num_tiles = sum(isinstance(segment, ImageSlot) for segment in segments)
-        num_words = sum(self.tokenizer.count_at_least(segment) for segment in segments if isinstance(segment, str))
-        self._check_length(num_words + num_tiles * self.model.tokens_per_tile, num_tiles, "at least ")
+        num_text = sum(self.tokenizer.count_at_least(segment) for segment in segments if isinstance(segment, str))
+        self._check_length(num_text + num_tiles * self.model.tokens_per_tile, num_tiles, "at least ")
 
     def _check_length(self, num_tokens: int, num_tiles: int, quantity: str = "") -> None:
         if num_tokens < self.session_len:
             return
         per_tile = self.model.tokens_per_tile
-        num_words = num_tokens - num_tiles * per_tile
+        num_text = num_tokens - num_tiles * per_tile
         fewer_tiles = "lower max_dynamic_patch (--max-dynamic-patch), " if num_tiles else ""
         raise PromptTooLongError(
-            f"The prompt takes {quantity}{num_tokens} tokens ({num_words} of text, {num_tiles} tiles of {per_tile}), "
+            f"The prompt takes {quantity}{num_tokens} tokens ({num_text} of text, {num_tiles} tiles of {per_tile}), "
             f"and the session of {self.session_len} must hold it and at least one token of answer. Raise session_len "
             f"(--session-len), {fewer_tiles}or shorten the conversation.",
             param="messages",
@@ -206,7 +238,8 @@ def create_builder(
     )
     if min_dynamic_patch is None:  # a caller who lowers only the most must not meet the checkpoint's least above it
         min_dynamic_patch = min(model.min_dynamic_patch, tiling.max_tiles)
-    tokenizer, profile = load_tokenizer(folder), choose_profile(model, chat_template)
+    tokenizer = load_tokenizer(folder, model.decoder.vocab_size)
+    profile = choose_profile(model, chat_template)
     policy = ImagePolicy(allowed_media_hosts=cast(tuple[str, ...], allowed_media_hosts))
     tiling = replace(tiling, min_tiles=min_dynamic_patch)
     return RequestBuilder(model, model.decoder.max_position_embeddings, tokenizer, profile, policy, tiling)

@@ -6,6 +6,7 @@ Not here: parameters, layers, step plans.
 
 from tilewise.kernels.batch import AttentionBatch, PrefillChunk, count_items, list_items
 from tilewise.kernels.dispatch import (
+    add_layer_norm,
     add_rms_norm,
     attend_cached,
     attend_tiles,
@@ -21,12 +22,15 @@ from tilewise.kernels.dispatch import (
     rope_and_write_kv,
     silu_and_multiply,
 )
+from tilewise.kernels.head_norms import HeadNorms
 from tilewise.kernels.reference import apply_rope, pixel_shuffle, write_kv
 from tilewise.kernels.transfer import download, fill, upload
 
 __all__ = [
     "AttentionBatch",
+    "HeadNorms",
     "PrefillChunk",
+    "add_layer_norm",
     "add_rms_norm",
     "apply_rope",
     "attend_cached",

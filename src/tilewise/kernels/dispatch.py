@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tilewise.kernels import pillow_resample, reference
 from tilewise.kernels import resample as plain_resample
 from tilewise.kernels.batch import AttentionBatch
+from tilewise.kernels.head_norms import HeadNorms
 from tilewise.kernels.optimisations import Optimisation, is_left_out
 from tilewise.kernels.triton import activation, norm, resample, rope, skinny
 from tilewise.kernels.triton import decode_attention as decodes
@@ -72,6 +73,16 @@ def add_rms_norm(
     return norm.add_rms_norm(residual, x, weight, eps, scale)
 
 
+def add_layer_norm(
+    residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Add a branch to the stream and take the sum's layer norm: -> (normed, sum); see `reference.add_layer_norm`."""
+    vectors = (weight, bias) if scale is None else (weight, bias, scale)
+    if residual.shape != x.shape or decline(residual, x, *vectors) or norm.decline_row(x, *vectors):
+        return reference.add_layer_norm(residual, x, weight, bias, eps, scale)
+    return norm.add_layer_norm(residual, x, weight, bias, eps, scale)
+
+
 def silu_and_multiply(gate_up: Tensor) -> Tensor:
     """SwiGLU's elementwise part, (..., 2I) -> (..., I); see `reference.silu_and_multiply`."""
     if decline(gate_up) or activation.decline_halves(gate_up):
@@ -88,23 +99,27 @@ def gelu(x: Tensor, bias: Tensor | None = None, may_overwrite: bool = False) -> 
 
 def rope_and_write_kv(
     qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
+    angles: tuple[Tensor, Tensor],
     k_cache: Tensor,
     v_cache: Tensor,
     slots: Tensor,
     num_heads: int,
     returns_fresh: bool = False,
+    norms: HeadNorms | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """Rotate queries and keys of a packed projection, and store keys and values; see `reference.rope_and_write_kv`.
+    """Rotate the queries and keys of a packed projection, each head normalised first if it has `norms`, and store.
+
+    See `reference.rope_and_write_kv`; `angles` are cosines and sines.
 
     Returns the queries (T, Hq, D), and with `returns_fresh` the keys and values (T, Hkv, D) for chunks that start their
     sequence, the values as a view of `qkv`.
     """
-    if decline(qkv, k_cache, v_cache) or rope.decline_layout(cos, sin, k_cache, v_cache, slots):
-        q, k, v = reference.rope_and_write_kv(qkv, cos, sin, k_cache, v_cache, slots, num_heads)
+    weights = () if norms is None else (norms.q_weight, norms.k_weight)
+    is_declined = decline(qkv, k_cache, v_cache, *weights) or rope.decline_norms(norms, k_cache.shape[-1])
+    if is_declined or rope.decline_layout(*angles, k_cache, v_cache, slots):
+        q, k, v = reference.rope_and_write_kv(qkv, angles, k_cache, v_cache, slots, num_heads, norms)
         return q, (k, v) if returns_fresh else None
-    return rope.rope_and_write_kv(qkv, cos, sin, k_cache, v_cache, slots, num_heads, returns_fresh)
+    return rope.rope_and_write_kv(qkv, angles, k_cache, v_cache, slots, num_heads, returns_fresh, norms)
 
 
 def list_backends() -> list[SDPBackend]:

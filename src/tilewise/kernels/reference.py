@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tilewise.kernels.batch import PrefillChunk
+from tilewise.kernels.head_norms import HeadNorms
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -39,6 +40,18 @@ def add_rms_norm(
     """
     total = residual + (x if scale is None else x * scale)
     return rms_norm(total, weight, eps), total
+
+
+def add_layer_norm(
+    residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Add a branch as `add_rms_norm` does, and take the layer norm of the sum: -> (normed, sum).
+
+    Numerics: the sum is rounded as there; the norm is fp32 inside and rounded once.
+    Source: Ba et al. 2016, "Layer Normalization", eq. 4.
+    """
+    total = residual + (x if scale is None else x * scale)
+    return F.layer_norm(total, weight.shape, weight, bias, eps), total
 
 
 def silu_and_multiply(gate_up: Tensor) -> Tensor:
@@ -83,17 +96,26 @@ def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tens
 
 
 def rope_and_write_kv(
-    qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, num_heads: int
+    qkv: Tensor,
+    angles: tuple[Tensor, Tensor],
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    num_heads: int,
+    norms: HeadNorms | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotate the queries and keys of a packed projection, and store keys and values.
+    """Rotate the queries and keys of a packed projection, each head normalised first if it has norms, and store.
 
-    Shapes: qkv: (T, (Hq + 2 Hkv) * D), all queries first, then keys, then values; the rest as in `apply_rope` and
-    `write_kv` -> q (T, Hq, D) and k, v (T, Hkv, D)
+    Shapes: qkv: (T, (Hq + 2 Hkv) * D), all queries first, then keys, then values; angles: cosines and sines; the rest
+    as in `apply_rope` and `write_kv` -> q (T, Hq, D) and k, v (T, Hkv, D)
+    Numerics: a normalised head is rounded as in `rms_norm`, and again behind the rotation.
     """
     num_kv_heads, head_dim = k_cache.shape[2:]
     heads = qkv.unflatten(-1, (num_heads + 2 * num_kv_heads, head_dim))
     q, k, v = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
-    q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+    if norms is not None:
+        q, k = rms_norm(q, norms.q_weight, norms.eps), rms_norm(k, norms.k_weight, norms.eps)
+    q, k = apply_rope(q, *angles), apply_rope(k, *angles)
     write_kv(k, v, k_cache, v_cache, slots)
     return q, k, v
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from tilewise import kernels
 from tilewise.config import DecoderConfig, VisionConfig
-from tilewise.kernels import AttentionBatch
+from tilewise.kernels import AttentionBatch, HeadNorms
 from tilewise.layers.linear import ColumnLinear, RowLinear
 from tilewise.layers.norm import RMSNorm
 from tilewise.parallel import SINGLE, Group
@@ -24,8 +24,8 @@ class TileAttention(nn.Module):
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
         self.qkv = ColumnLinear(width, {"q": width, "k": width, "v": width}, dtype=dtype, bias=config.use_qkv_bias)
         self.output = RowLinear(width, width, dtype=dtype, bias=True)
-        self.q_norm = RMSNorm(width, config.norm_eps, dtype) if config.use_qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(width, config.norm_eps, dtype) if config.use_qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(width, config.qk_norm_eps, dtype) if config.use_qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(width, config.qk_norm_eps, dtype) if config.use_qk_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, P, C) -> (N, P, C)."""
@@ -40,14 +40,17 @@ class CachedAttention(nn.Module):
     """Grouped-query attention over a paged cache. Source: Ainslie et al. 2023, "GQA", section 2.2."""
 
     def __init__(self, config: DecoderConfig, dtype: torch.dtype, group: Group = SINGLE) -> None:
-        """Create this rank's heads."""
+        """Create this rank's heads and, where the flavour has them, the norms that all heads share."""
         super().__init__()
         self.head_dim = config.head_dim
-        width, bias, groups = config.hidden_size, config.use_bias, config.num_kv_heads
+        width, groups = config.hidden_size, config.num_kv_heads
         q, kv = config.num_heads * self.head_dim, groups * self.head_dim
         pieces = {"q": q, "k": kv, "v": kv}
-        self.qkv = ColumnLinear(width, pieces, dtype=dtype, bias=bias, num_groups=groups, group=group)
-        self.output = RowLinear(q, width, dtype=dtype, bias=bias, group=group)
+        has_bias = config.use_qkv_bias
+        self.qkv = ColumnLinear(width, pieces, dtype=dtype, bias=has_bias, num_groups=groups, group=group)
+        self.output = RowLinear(q, width, dtype=dtype, bias=config.use_output_bias, group=group)
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps, dtype) if config.use_qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps, dtype) if config.use_qk_norm else nn.Identity()
         self.num_heads = self.qkv.shares["q"] // self.head_dim  # this rank's
 
     def forward(
@@ -63,6 +66,9 @@ class CachedAttention(nn.Module):
         `cache` holds this layer's keys and values, (num_blocks, block_size, Hkv, D) each.
         """
         starts = any(chunk.start == 0 for chunk in batch.chunks)
-        q, fresh = kernels.rope_and_write_kv(self.qkv(x), *angles, *cache, batch.slots, self.num_heads, starts)
+        norms: HeadNorms | None = None
+        if isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
+            norms = HeadNorms(self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
+        q, fresh = kernels.rope_and_write_kv(self.qkv(x), angles, *cache, batch.slots, self.num_heads, starts, norms)
         attended = kernels.attend_cached(q, fresh, *cache, batch).flatten(1)
         return self.output(attended if rows is None else attended[rows])

@@ -14,29 +14,35 @@ HEAD_ROW_MULTIPLE = 128
 class TokenEmbedding(Layer):
     """One row a token id."""
 
-    def __init__(self, vocab_size: int, width: int, dtype: torch.dtype) -> None:
-        """Create the table (vocab_size, width)."""
+    def __init__(self, vocab_size: int, width: int, dtype: torch.dtype, tied: "Head | None" = None) -> None:
+        """Create the table (vocab_size, width), or use that of a `tied` head, padding included."""
         super().__init__()
-        self.weight = parameter(vocab_size, width, dtype=dtype)
+        self.vocab_size = vocab_size
+        self.weight = parameter(vocab_size, width, dtype=dtype) if tied is None else tied.weight
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """(T,) -> (T, width)."""
         return F.embedding(token_ids, self.weight)
 
+    def slot(self, parameter: str, piece: str | None = None) -> Slot:
+        """Return the place of the weight without a head's padding."""
+        return whole(getattr(self, parameter)[: self.vocab_size])
+
 
 class Head(Layer):
-    """Logits in fp32; rows are padded for the matrix units and padded ids never leave."""
+    """Logits in fp32, of ids below `num_logits` alone; rows are padded for the matrix units."""
 
-    def __init__(self, vocab_size: int, width: int, dtype: torch.dtype) -> None:
+    def __init__(self, vocab_size: int, width: int, dtype: torch.dtype, num_logits: int | None = None) -> None:
         """Create the padded weight; what its extra rows hold is never seen."""
         super().__init__()
         self.vocab_size = vocab_size
+        self.num_logits = vocab_size if num_logits is None else num_logits
         rows = -(-vocab_size // HEAD_ROW_MULTIPLE) * HEAD_ROW_MULTIPLE
         self.weight = nn.Parameter(torch.zeros(rows, width, dtype=dtype), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, width) -> (B, vocab_size) fp32."""
-        return linear(x, self.weight)[:, : self.vocab_size].float()
+        """(B, width) -> (B, num_logits) fp32."""
+        return linear(x, self.weight)[:, : self.num_logits].float()
 
     def slot(self, parameter: str, piece: str | None = None) -> Slot:
         """Return the place of the weight without its padding."""

@@ -45,6 +45,6 @@ class LayerNorm(RMSNorm):
 
     def add(self, stream: Tensor, branch: Tensor | None, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `RMSNorm.add`."""
-        if branch is not None:
-            stream = stream + (branch if scale is None else branch * scale)
-        return self(stream), stream
+        if branch is None:
+            return self(stream), stream
+        return kernels.add_layer_norm(stream, branch, self.weight, self.bias, self.eps, scale)

@@ -1,7 +1,7 @@
 """One decoder for every language model of the family; what differs between them is data in `families`.
 
-InternLM2, Llama and their kin share the computation: pre-norm, rotary grouped-query attention, SwiGLU,
-untied head. A family says how its checkpoint calls the tensors, and which place each has here.
+InternLM2, Qwen2 and Qwen3 share the computation: pre-norm, rotary grouped-query attention, SwiGLU. Where they differ,
+a field of `DecoderConfig` says so. A family says how its checkpoint calls the tensors, and which place each has here.
 """
 
 from collections.abc import Iterator
@@ -58,10 +58,12 @@ class Decoder(nn.Module):
         """Create the parameters of `config`."""
         super().__init__()
         self.config = config
-        self.embedding = TokenEmbedding(config.vocab_size, config.hidden_size, dtype)
+        head = Head(config.vocab_size, config.hidden_size, dtype, config.num_logits)
+        tied = head if config.is_head_tied else None
+        self.embedding = TokenEmbedding(config.vocab_size, config.hidden_size, dtype, tied)
         self.layers = nn.ModuleList(DecoderLayer(config, dtype, group) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype)
-        self.head = Head(config.vocab_size, config.hidden_size, dtype)
+        self.head = head
         self.rope = rope
 
     def forward(
@@ -81,13 +83,15 @@ class Decoder(nn.Module):
         return x if branch is None else x + branch
 
     def logits(self, x: Tensor) -> Tensor:
-        """(B, C) hidden rows -> (B, vocab_size) fp32."""
+        """(B, C) hidden rows -> (B, num_logits) fp32."""
         return self.head(self.norm(x))
 
     def names(self) -> Iterator[tuple[str, str, str | None]]:
-        """Yield (official name, module path, piece) of every module that holds tensors."""
+        """Yield (official name, module path, piece) of every module that holds tensors of its own."""
         family = FAMILIES[self.config.family]
         for official, module in family.ends.items():
+            if module == "head" and self.config.is_head_tied:
+                continue
             yield official, module, None
         for number in range(self.config.num_layers):
             for official, (module, piece) in family.layer.items():

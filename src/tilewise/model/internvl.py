@@ -1,4 +1,4 @@
-"""InternVL composed: tower, projector, decoder, and the official name of every tensor as data."""
+"""InternVL composed: tower, projector, decoder, and the place of every tensor of a checkpoint, whatever its layout."""
 
 import re
 import zlib
@@ -11,25 +11,12 @@ from tilewise.config import ResolvedConfig
 from tilewise.layers.rope import Rope
 from tilewise.layers.slot import Layer, Slot, whole
 from tilewise.model.decoder import Decoder
+from tilewise.model.layouts import LAYOUTS, Layout
 from tilewise.model.projector import Projector
-from tilewise.model.vision import VisionLayer, VisionTower
+from tilewise.model.vision import VisionTower
 from tilewise.parallel import SINGLE, Group
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-_EMBEDDINGS, _LAYERS = "vision_model.embeddings", "vision_model.encoder.layers"
-# Official name -> module, for modules whose tensors are called weight and bias.
-_VISION_LAYER = {
-    "attn.qkv": "attention.qkv",
-    "attn.proj": "attention.output",
-    "attn.q_norm": "attention.q_norm",
-    "attn.k_norm": "attention.k_norm",
-    "mlp.fc1": "mlp.up",
-    "mlp.fc2": "mlp.down",
-    "norm1": "norm1",
-    "norm2": "norm2",
-}
-_PROJECTOR = {"mlp1.0": "norm", "mlp1.1": "mlp.up", "mlp1.3": "mlp.down"}
 
 
 class InternVL(nn.Module):
@@ -51,37 +38,46 @@ class InternVL(nn.Module):
         return self.projector(self.tower(pixels))
 
     def slots(self) -> dict[str, Slot]:
-        """Return the place of every tensor that an official checkpoint of this configuration holds."""
-        embedding = self.tower.embedding
-        slots = {
-            f"{_EMBEDDINGS}.class_embedding": whole(embedding.class_token),
-            f"{_EMBEDDINGS}.position_embedding": whole(embedding.positions),
-        }
+        """Return the place of every tensor that a checkpoint of this configuration holds, by the layout's names."""
+        layout = self._layout
+        embeddings = {f"{layout.tower}.{name}": place for name, place in layout.embeddings.items()}
+        slots = {name: whole(self.tower.embedding.get_parameter(place)) for name, place in embeddings.items()}
         for number, layer in enumerate(self.tower.layers):
-            assert isinstance(layer, VisionLayer)
-            slots |= {f"{_LAYERS}.{number}.ls1": whole(layer.scale1), f"{_LAYERS}.{number}.ls2": whole(layer.scale2)}
-        for official, path, piece in self._names():
+            scales = {f"{self._layers}.{number}.{name}": place for name, place in layout.scales.items()}
+            slots |= {name: whole(layer.get_parameter(place)) for name, place in scales.items()}
+        for stored, path, piece in self._names():
             module = self.get_submodule(path)
             if isinstance(module, nn.Identity):  # a norm that this flavour lacks
                 continue
             assert isinstance(module, Layer)
-            slots |= {f"{official}.{name}": module.slot(name, piece) for name in ("weight", "bias") if module.has(name)}
+            slots |= {f"{stored}.{name}": module.slot(name, piece) for name in ("weight", "bias") if module.has(name)}
         return slots
 
-    def is_unused(self, official: str) -> bool:
-        """Tell whether a tensor belongs to a tower layer behind `select_layer`, which is not built."""
-        found = re.match(rf"{re.escape(_LAYERS)}\.([0-9]{{1,4}})\.", official)
+    def is_unused(self, stored: str) -> bool:
+        """Tell whether a tensor is not loaded: of a tower layer behind `select_layer`, or an old file's rope table."""
+        if stored.endswith(".rotary_emb.inv_freq"):
+            return True
+        found = re.match(rf"{re.escape(self._layers)}\.([0-9]{{1,4}})\.", stored)
         return found is not None and self.tower.num_used_layers <= int(found[1]) < self.config.vision.num_layers
 
+    @property
+    def _layout(self) -> Layout:
+        return LAYOUTS[self.config.layout]
+
+    @property
+    def _layers(self) -> str:
+        return f"{self._layout.tower}.{self._layout.layers}"
+
     def _names(self) -> Iterator[tuple[str, str, str | None]]:
-        yield f"{_EMBEDDINGS}.patch_embedding", "tower.embedding.projection", None
+        layout = self._layout
+        yield f"{layout.tower}.{layout.patches}", "tower.embedding.projection", None
         for number in range(self.tower.num_used_layers):
-            for official, module in _VISION_LAYER.items():
-                yield f"{_LAYERS}.{number}.{official}", f"tower.layers.{number}.{module}", None
-        for official, module in _PROJECTOR.items():
-            yield official, f"projector.{module}", None
-        for official, module, piece in self.decoder.names():
-            yield f"language_model.{official}", f"decoder.{module}", piece
+            for stored, (module, piece) in layout.layer.items():
+                yield f"{self._layers}.{number}.{stored}", f"tower.layers.{number}.{module}", piece
+        for stored, module in layout.projector.items():
+            yield stored, f"projector.{module}", None
+        for name, module, piece in self.decoder.names():
+            yield layout.name_decoder(name), f"decoder.{module}", piece
 
     @torch.no_grad()
     def randomize(self, seed: int = 0) -> None:

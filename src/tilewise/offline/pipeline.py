@@ -77,7 +77,7 @@ def pipeline(
         min_dynamic_patch=min_dynamic_patch,
         allowed_media_hosts=allowed_media_hosts,
     )
-    return Pipeline(launch_engine(checkpoint, config), builder)
+    return Pipeline(launch_engine(checkpoint, config, num_tokens=builder.tokenizer.vocab_size), builder)
 
 
 def _check_type(

@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 
 from tilewise.cache.tensors import CacheTensors
-from tilewise.config import GraphSizes
+from tilewise.config import DecoderConfig, GraphSizes
 from tilewise.kernels import AttentionBatch, count_items, fill, normalize_tiles
 from tilewise.model.internvl import InternVL
 from tilewise.runner.batch import StepBatch, StepLayout
 from tilewise.runner.forward import compute_logits
 
 _MAX_CHUNKS = 16  # of a captured step; a step has more only where many short prompts meet
-# A long prompt alone is not padded: the device is busy for longer than the CPU launches, and cuDNN attends faster.
+# A long prompt alone is not padded: the device is busy for longer than the CPU launches, and cuDNN attends faster. Of a
+# narrow decoder the CPU launches a layer in 0.2 ms, in which an H100 multiplies so often (computed).
 _MAX_LONELY_TOKENS = 1024
+_MULTIPLICATIONS_OF_A_LAUNCH = 69_000_000_000
 
 _Place = tuple[Any, torch.cuda.Stream]  # the memory pool of all captures, and the stream that they are made on
 
@@ -80,7 +82,8 @@ class StepGraphs:
         """
         self._model, self._caches, self._latest = model, caches, latest
         self._max_blocks = max_blocks
-        self._logits = torch.empty(len(latest), model.config.decoder.vocab_size, device=latest.device)
+        self._max_lonely_tokens = choose_max_lonely_tokens(model.config.decoder)
+        self._logits = torch.empty(len(latest), model.config.decoder.num_logits, device=latest.device)
         self.captured: list[CapturedStep] = []  # the smallest first
         self._towers: dict[int, tuple[Any, Tensor, Tensor]] = {}
 
@@ -101,7 +104,7 @@ class StepGraphs:
 
     def find(self, layout: StepLayout) -> CapturedStep | None:
         """Return the smallest captured step that can run this one, if there is any."""
-        if len(layout.token_ids) > _MAX_LONELY_TOKENS and not len(layout.lengths):
+        if len(layout.token_ids) > self._max_lonely_tokens and not len(layout.lengths):
             return None
         return next((captured for captured in self.captured if captured.inputs.shape.holds(layout)), None)
 
@@ -180,6 +183,11 @@ class StepGraphs:
             self._caches.tiles[rows] = self._model.encode_tiles(normalize_tiles(tiles, self._model.dtype))
 
         return _capture(encode, place), tiles, rows
+
+
+def choose_max_lonely_tokens(decoder: DecoderConfig) -> int:
+    """Choose the tokens from which on a prompt without decodes beside it is launched operation by operation."""
+    return max(_MAX_LONELY_TOKENS, _MULTIPLICATIONS_OF_A_LAUNCH // decoder.layer_matrix_size)
 
 
 def _capture(work: Callable[[], object], place: _Place) -> Any:

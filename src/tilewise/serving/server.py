@@ -12,6 +12,7 @@ import logging
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -94,9 +95,8 @@ def run_server(
     )
     listener = bind(server)
     _tell_address(server, listener, name, has_keys=bool(keys))
-    asyncio.run(
-        _serve(uvicorn.Server(settings), listener, engine, lambda: launch_engine(checkpoint, config, in_process=False))
-    )
+    launch = partial(launch_engine, checkpoint, config, in_process=False, num_tokens=builder.tokenizer.vocab_size)
+    asyncio.run(_serve(uvicorn.Server(settings), listener, engine, launch))
 
 
 async def _serve(

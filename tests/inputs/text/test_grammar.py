@@ -5,7 +5,8 @@ import random
 import re
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,12 +20,9 @@ from tilewise.inputs.text.tokenizer import Tokenizer, load_tokenizer
 from tilewise.types import GenerationConfig
 
 
-@pytest.fixture(scope="module", params=["demo", "internlm2"])
-def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    is_demo = request.param == "demo"
-    return load_tokenizer(
-        demo.model_folder() if is_demo else request.getfixturevalue("shipped_data") / "internvl-chat-v1-5"
-    )
+@pytest.fixture(scope="module", params=["demo", "internlm2", "qwen"])
+def tokenizer(request: pytest.FixtureRequest, tokenizer_folders: Mapping[str, Path]) -> Tokenizer:
+    return load_tokenizer(tokenizer_folders[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +114,34 @@ def test_a_regex_means_itself(tokenizer: Tokenizer, regex: str, text: str, other
     assert not write(start(form, tokenizer), tokenizer, other)
 
 
+DECOMPOSED = "cafe\u0301 a"
+DECOMPOSED_FORMS = [
+    ({"type": "choice", "choice": [DECOMPOSED]}, DECOMPOSED),
+    ({"type": "choice", "choice": ["\u212b\u0958\ufb2a"]}, "\u212b\u0958\ufb2a"),
+    ({"type": "regex", "regex": DECOMPOSED}, DECOMPOSED),
+    (schema_format({"enum": [DECOMPOSED]}), f'"{DECOMPOSED}"'),
+    (
+        schema_format(
+            {
+                "type": "object",
+                "properties": {DECOMPOSED: {"const": 1}},
+                "required": [DECOMPOSED],
+                "additionalProperties": False,
+            }
+        ),
+        {DECOMPOSED: 1},
+    ),
+]
+
+
+@pytest.mark.parametrize(("form", "answer"), DECOMPOSED_FORMS)
+def test_a_text_that_normalising_changes_is_answered_as_it_was_asked_for(
+    tokenizer: Tokenizer, form: dict, answer: str | dict
+) -> None:
+    text = wander(start(form, tokenizer), tokenizer, 0)
+    assert (text if isinstance(answer, str) else json.loads(text)) == answer
+
+
 @pytest.mark.parametrize("text", ['{"a": [1, {"b": null}]}', "{}", '{\n    "a": 1\n}'])
 def test_json_object_takes_objects_only(tokenizer: Tokenizer, text: str) -> None:
     assert write(start({"type": "json_object"}, tokenizer), tokenizer, text)
@@ -124,7 +150,7 @@ def test_json_object_takes_objects_only(tokenizer: Tokenizer, text: str) -> None
 
 
 def test_a_stop_comes_where_the_answer_is_complete_and_nowhere_else(tokenizer: Tokenizer) -> None:
-    stops = [tokenizer.special_id("<|im_end|>"), tokenizer.special_id("</s>")]
+    stops = [tokenizer.special_id("<|im_start|>"), tokenizer.eos_id]
     guide = start({"type": "regex", "regex": "a|abc"}, tokenizer)
     (a, *_), (b, *_), (c, *_) = map(tokenizer.encode, "abc")
     assert allowed(guide, tokenizer, stops).isdisjoint(stops)

@@ -10,7 +10,9 @@ from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import ChatTemplateConfig
 from tilewise.errors import ConfigError, InputError
 from tilewise.inputs.conversation import ImagePart, Message
-from tilewise.inputs.text.profiles import PROFILES, ImageSlot, PromptProfile, Special, choose_profile, render
+from tilewise.inputs.text.layout import ImageSlot, Special, render
+from tilewise.inputs.text.profile_choice import choose_profile
+from tilewise.inputs.text.profiles import PROFILES, PromptProfile
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,7 @@ def user(*parts):
 
 
 A, B = ImagePart("a"), ImagePart("b")
+NAMES = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<|plugin|>", "<|action_start|>", "<|action_end|>")
 PLAIN = PromptProfile("plain", "", system="", user="U:", assistant="A:", turn_end="<|im_end|>")
 
 
@@ -63,29 +66,29 @@ def test_unknown_template_is_refused_with_the_remedy(model):
     ],
 )
 def test_parts_keep_their_order_and_pictures_break_the_line(parts, body):
-    assert flat(render(PLAIN, user(*parts))) == f"U:{body}«<|im_end|>»A:"
+    assert flat(render(PLAIN, user(*parts), NAMES)) == f"U:{body}«<|im_end|>»A:"
 
 
 def test_pictures_are_numbered_through_the_conversation():
     messages = [*user(A, "q"), Message("assistant", ("r",)), *user("s", B)]
     expected = "U:«<img>»#0«</img>»\nq«<|im_end|>»A:r«<|im_end|>»U:s«<img>»#1«</img>»\n«<|im_end|>»A:"
-    assert flat(render(PLAIN, messages)) == expected
+    assert flat(render(PLAIN, messages, NAMES)) == expected
 
 
 def test_system_message_takes_the_default_sentences_place():
     messages = [Message("system", ("S",)), *user("q")]
-    text = flat(render(PROFILES["internvl-internlm2"], messages))
+    text = flat(render(PROFILES["internvl-internlm2"], messages, NAMES))
     assert text.startswith("«<|im_start|>»system\nS«<|im_end|>»\n«<|im_start|>»user\nq")
     assert "InternLM" not in text
 
 
 def test_empty_system_sentence_leaves_the_block_out():
-    assert flat(render(PLAIN, [Message("system", ("",)), *user("q")])) == "U:q«<|im_end|>»A:"
+    assert flat(render(PLAIN, [Message("system", ("",)), *user("q")], NAMES)) == "U:q«<|im_end|>»A:"
 
 
 def test_names_of_special_tokens_in_messages_stay_text():
     words = "<|im_end|><img></img><s>{n}"
-    assert render(PLAIN, user(words))[0] == f"U:{words}"
+    assert render(PLAIN, user(words), NAMES)[0] == f"U:{words}"
 
 
 def test_neighbouring_texts_are_one_segment_of_whatever_kind_of_str():
@@ -93,12 +96,12 @@ def test_neighbouring_texts_are_one_segment_of_whatever_kind_of_str():
         __slots__ = ()
 
     for last in ("s", Name("s")):
-        assert render(PLAIN, user("q", "r", last)) == ("U:q\nr\ns", Special("<|im_end|>"), "A:")
+        assert render(PLAIN, user("q", "r", last), NAMES) == ("U:q\nr\ns", Special("<|im_end|>"), "A:")
 
 
 def test_turns_out_of_order_are_refused():
     with pytest.raises(InputError, match="last message"):
-        render(PLAIN, [*user("q"), Message("assistant", ("r",))])
+        render(PLAIN, [*user("q"), Message("assistant", ("r",))], NAMES)
 
 
 def test_profile_file_changes_what_it_names(model, tmp_path):

@@ -9,7 +9,13 @@ import sentencepiece
 from tests.messages import mentions
 from tilewise import demo
 from tilewise.errors import CheckpointError, InputError
-from tilewise.inputs.text.tokenizer import SPECIAL_NAMES, load_tokenizer
+from tilewise.inputs.text.tokenizer import load_tokenizer
+
+NAMES = (
+    *("<unk>", "<s>", "</s>", "<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>"),
+    *("<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>"),
+    *("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +39,11 @@ def rewrite_table(folder: Path, change) -> None:
 
 def test_special_names_have_the_official_ids(shipped_data):
     tokenizer = load_tokenizer(shipped_data / "internvl-chat-v1-5")
-    ids = [tokenizer.special_id(name) for name in SPECIAL_NAMES]
+    ids = [tokenizer.special_id(name) for name in NAMES]
     assert ids == [0, 1, 2, *range(92538, 92553)]
     assert (tokenizer.special_id("<s>"), tokenizer.vocab_size) == (1, 92553)
     assert tokenizer.special_ids == set(ids)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
 
 
 def test_special_tokens_show_in_place_or_not_at_all(tokenizer):
@@ -87,14 +94,36 @@ def test_missing_file_is_named(folder, name):
         load_tokenizer(folder)
 
 
-def test_missing_special_tokens_are_named(folder):
-    def drop(table):
-        for key in [key for key, token in table.items() if token["content"] in ("<img>", "</box>")]:
-            del table[key]
+@pytest.mark.parametrize(
+    ("fields", "bos_id", "eos_id"),
+    [
+        ({}, 1, 2),
+        ({"bos_token": None, "eos_token": None}, 1, 2),  # as the pieces say themselves
+        ({"bos_token": {"content": "<|im_start|>"}, "eos_token": "<|im_end|>"}, 2038, 2037),
+        ({"add_bos_token": False}, None, 2),
+    ],
+)
+def test_what_prompts_begin_and_texts_end_with_is_said_by_the_files(folder, fields, bos_id, eos_id):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (bos_id, eos_id)
 
-    rewrite_table(folder, drop)
-    with pytest.raises(CheckpointError, match="<img>, </box>"):
-        load_tokenizer(folder)
+
+def test_a_tokenizer_model_wins_over_a_conversion_beside_it(folder, tokenizer):
+    (folder / "tokenizer.json").write_text("{}")
+    assert load_tokenizer(folder).encode("图中内容") == tokenizer.encode("图中内容")
+
+
+def test_a_token_that_is_not_special_is_shown_and_yet_out_of_reach_of_text(folder):
+    def show(table):
+        for token in table.values():
+            token["special"] = token["content"] != "<ref>"
+
+    rewrite_table(folder, show)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.decode([tokenizer.special_id("<ref>"), tokenizer.special_id("<box>")]) == "<ref>"
+    assert tokenizer.special_id("<ref>") not in tokenizer.encode("<ref>")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +133,13 @@ def test_missing_special_tokens_are_named(folder):
 def test_malformed_table_is_refused(folder, table):
     (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": table}))
     with pytest.raises(CheckpointError, match="added_tokens_decoder"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", ["", " ", "\n\t"])
+def test_an_added_token_that_is_no_more_than_white_space_is_refused_by_name(folder, name):
+    rewrite_table(folder, lambda table: table["1"].update(content=name))
+    with pytest.raises(CheckpointError, match=mentions(repr(name), "white space")):
         load_tokenizer(folder)
 
 
@@ -160,7 +196,7 @@ def test_model_that_cannot_give_text_back_is_refused(folder, setting, match):
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     num_pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
     ids = [0, 1, 2, *range(num_pieces, num_pieces + 15)]
-    table = {str(i): {"content": name} for i, name in zip(ids, SPECIAL_NAMES, strict=True)}
+    table = {str(i): {"content": name} for i, name in zip(ids, NAMES, strict=True)}
     (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": table}))
     if match is None:
         assert load_tokenizer(folder).vocab_size == num_pieces + 15

@@ -22,7 +22,7 @@ from tilewise.engine.launch import Checkpoint, Engine
 from tilewise.errors import EngineError, InputError
 from tilewise.inputs.conversation import parse_prompt
 from tilewise.inputs.request_builder import create_builder
-from tilewise.inputs.text.tokenizer import SPECIAL_NAMES, Tokenizer
+from tilewise.inputs.text.tokenizer import Tokenizer
 from tilewise.serving.async_engine import AsyncEngine
 from tilewise.serving.http.events import EventStream
 from tilewise.serving.openai.app import create_app
@@ -97,7 +97,7 @@ def speak(tokenizer: Tokenizer, text: str) -> Script:
 
     def script(_: Request) -> list[StepOutput]:
         ids: list[int] = []
-        for piece in re.split("(" + "|".join(map(re.escape, SPECIAL_NAMES)) + ")", text):
+        for piece in re.split("(" + "|".join(map(re.escape, tokenizer.special_tokens)) + ")", text):
             ids += [tokenizer.special_id(piece)] if piece in tokenizer.special_tokens else tokenizer.encode(piece)
         return say(ids, FinishReason.STOP, tokenizer.special_id("<|im_end|>"))
 

@@ -4,7 +4,6 @@ Here: official spellings, official defaults, and refusals by name of what could 
 Not here: weights, tensors, the computation that the facts are for.
 """
 
-from tilewise.checkpoint.hf_config.internvl_chat import SERVED, load_model_config
-from tilewise.checkpoint.hf_config.section import load_json
+from tilewise.checkpoint.hf_config.model_config import SERVED, load_model_config
 
-__all__ = ["SERVED", "load_json", "load_model_config"]
+__all__ = ["SERVED", "load_model_config"]

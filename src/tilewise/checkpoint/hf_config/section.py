@@ -2,43 +2,24 @@
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, cast
 
 from tilewise.errors import CheckpointError, UnsupportedModelError
-from tilewise.files import read_model_file
 
-# The official files are below 10 kB; an index of 100,000 tensors stays below 16 MiB.
-_MAX_JSON_BYTES = 16 << 20
 _MAX_WIDTH = 1 << 20
 MAX_VOCAB = 1 << 24
 MAX_LAYERS = 1024
 _REQUIRED: Any = object()
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object of bounded size.
-
-    Raises:
-        CheckpointError: the file is missing, too large, not JSON or not an object.
-    """
-    content = read_model_file(path, _MAX_JSON_BYTES)
-    try:
-        data = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} is not valid JSON ({error!s:.120}); download it again.") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path.name} must hold a JSON object, got a {type(data).__name__}.")
-    return cast(dict[str, Any], data)
-
-
-def _are_names(value: Any) -> bool:
+def are_names(value: Any) -> bool:
+    """Tell whether a value is a list of strings."""
     return isinstance(value, list) and all(isinstance(item, str) for item in cast(list[Any], value))
 
 
 def _shown(value: Any) -> str:
     """A value in one short piece: names in a list are shown, other containers (which may be deep) only counted."""
-    if _are_names(value):
+    if are_names(value):
         return f"{', '.join(value)!r:.80}"
     return f"a container of {len(value)}" if type(value) in (list, dict) else f"{value!r:.80}"
 
@@ -59,6 +40,14 @@ class Section:
         """What to raise where `key` is well-formed and Tilewise cannot honour it."""
         given = _shown(self._data.get(key))
         return UnsupportedModelError(f"{self._path}{key}={given} is not supported; only {supported}.", param=key)
+
+    def keys(self) -> set[str]:
+        """The names of all fields that are not null."""
+        return {key for key, value in self._data.items() if value is not None}
+
+    def has(self, key: str) -> bool:
+        """Whether the field is there, null or not."""
+        return key in self._data
 
     def get(self, key: str, default: Any = _REQUIRED) -> Any:
         """The value as it is, or the default where there is none."""
@@ -105,11 +94,20 @@ class Section:
             raise self.unsupported(key, " or ".join(supported))
         return value
 
+    def only(self, key: str, supported: Any) -> None:
+        """The one supported value, which is also the default."""
+        if self.get(key, supported) != supported:
+            raise self.unsupported(key, supported if isinstance(supported, str) else json.dumps(supported))
+
     def architecture(self, supported: Mapping[str, str]) -> str:
         """The first of `architectures`, or the one that `model_type` stands for (`supported` maps one to the other)."""
-        names = self.read("architectures", [], "a list of names", _are_names)
-        by_type = {model_type: name for name, model_type in supported.items()}
-        name = names[0] if names else by_type.get(self.word("model_type", None) or "")
+        name = self.name_architecture({model_type: name for name, model_type in supported.items()})
         if name is None or name not in supported:
-            raise self.unsupported("architectures" if names else "model_type", ", ".join(supported))
+            is_named = self.get("architectures", [])
+            raise self.unsupported("architectures" if is_named else "model_type", ", ".join(supported))
         return name
+
+    def name_architecture(self, by_type: Mapping[str, str]) -> str | None:
+        """The first of `architectures`, or the one that `by_type` has for `model_type`; None where it has none."""
+        names = self.read("architectures", [], "a list of names", are_names)
+        return names[0] if names else by_type.get(self.word("model_type", None) or "")

@@ -129,7 +129,7 @@ def create_guide(response_format: str, tokenizer: Tokenizer) -> Guide:
     matcher = _compile(response_format, tokenizer)
     if matcher.is_error():
         raise EngineError(f"response_format cannot be honoured: {_shorten(matcher.get_error())}")
-    return Guide(matcher.deep_copy(), tokenizer.special_id("</s>"))
+    return Guide(matcher.deep_copy(), tokenizer.eos_id)
 
 
 @lru_cache(maxsize=16)
@@ -157,10 +157,14 @@ def wrap_tokenizer(tokenizer: Tokenizer | None) -> "LLTokenizer":
                 self.eos_token_id, self.special_token_ids = _ANY_SPECIAL_ID, [_ANY_SPECIAL_ID]
             else:
                 self.tokens = [tokenizer.token_bytes(i, skip_special_tokens=False) for i in range(tokenizer.vocab_size)]
-                self.eos_token_id, self.special_token_ids = tokenizer.special_id("</s>"), sorted(tokenizer.reserved_ids)
+                self.eos_token_id, self.special_token_ids = tokenizer.eos_id, sorted(tokenizer.reserved_ids)
 
         def __call__(self, s: str) -> list[int]:
-            return list(s.encode()) if tokenizer is None else tokenizer.encode(s)
+            if tokenizer is None:
+                return list(s.encode())
+            # A form asks for its own bytes, which normalised text may not have.
+            ids = tokenizer.encode(s)
+            return ids if tokenizer.decode(ids) == s else tokenizer.spell(s)
 
     return LLTokenizer(Wrapper())
 

@@ -1,26 +1,9 @@
-"""Prompt profiles as data, and a conversation laid out as segments of words, special tokens and pictures.
+"""Prompt profiles as data: how each release of the family, and LMDeploy for V1-5, writes a conversation.
 
-A profile is chosen by the checkpoint's `template`, or by the user, never by a folder's name.
-Special tokens come from the profile alone: what users and answers say stays text, whatever it looks like.
+Knows no checkpoint (`profile_choice`) and no conversation (`layout`).
 """
 
-import json
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from itertools import groupby
-from pathlib import Path
-from typing import Any, cast
-
-from tilewise.config import ChatTemplateConfig, ModelConfig
-from tilewise.errors import ConfigError, InputError
-from tilewise.files import read_file
-from tilewise.inputs.conversation import ImagePart, Message, Part, ToolCall, check_turns
-from tilewise.inputs.text.tokenizer import SPECIAL_NAMES
-from tilewise.inputs.text.tool_syntax import internlm2
-
-_SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIAL_NAMES)) + ")")
-_MAX_FILE_BYTES = 1 << 20
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +13,10 @@ class PromptProfile:
     `meta_instruction` is the system sentence (empty: no system block); a system message takes its place.
     `system`, `user` and `assistant` open a turn and `turn_end` closes it. A picture stands between `image_start`
     and `image_end`, and `after_image` follows it; where `image_label` is set and there are several pictures, each
-    is preceded by it with {n} counted from 1, and `after_image` follows the last of a row only.
+    is preceded by it with {n} counted from 1, `between_images` stands between those of a row, and `after_image`
+    follows the last.
     `tools` and `tool` open the turns that describe tools and that hold a result, and a call stands between
-    `call_start` and `call_end`; where `tools` is empty, the model knows none.
+    `call_start` and `call_end`; where `tools` is empty, or the tokenizer lacks these tokens, the model knows none.
     `stop_words` end an answer.
     """
 
@@ -46,6 +30,7 @@ class PromptProfile:
     image_end: str = "</img>"
     after_image: str = "\n"
     image_label: str = ""
+    between_images: str = ""
     # Source: InternLM/InternLM chat/chat_format.md, "Function Call".
     tools: str = "<|im_start|>system name=<|plugin|>\n"
     tool: str = "<|im_start|>environment name=<|plugin|>\n"
@@ -54,186 +39,41 @@ class PromptProfile:
     stop_words: tuple[str, ...] = ("<|im_end|>", "<|action_end|>", "</s>")
 
 
-@dataclass(frozen=True, slots=True)
-class Special:
-    """One special token, by its name."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSlot:
-    """Where picture `number` of the conversation goes, counted from 0."""
-
-    number: int
-
-
-# Text stays text: it never becomes special tokens.
-Segment = str | Special | ImageSlot
-
 _INTERNLM2 = PromptProfile("internvl-internlm2", "You are an AI assistant whose name is InternLM (书生·浦语).")
 _OFFICIAL = replace(_INTERNLM2, name="internvl-official", turn_end="<|im_end|>")
-# Source: OpenGVLab/InternVL at a08ba33 for the numbered pictures; the system sentences of the InternVL2 releases.
+# From InternVL2 on an answer ends at the template's own separator alone, whatever config.json calls the end.
+_STOP = ("<|im_end|>",)
+_INTERNVL2 = replace(
+    _OFFICIAL,
+    name="internvl2-internlm2",
+    meta_instruction="你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
+    "是一个有用无害的人工智能助手。",
+    stop_words=_STOP,
+)
+# Source: conversation.py there says that the two are one; what their tokenizers begin a prompt with is not.
+_HERMES_2 = replace(_INTERNVL2, name="internvl2-hermes-2")
+# QUIRK: of all templates this one alone has a line break behind the end of a turn.
+_INTERNVL2_5 = replace(
+    _INTERNLM2,
+    name="internvl2_5",
+    meta_instruction="你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"
+    "多模态大语言模型。",
+    stop_words=_STOP,
+)
+
+
+def _number_images(profile: PromptProfile) -> PromptProfile:
+    """The form in which the model cards write several pictures: `Image-1: <image>`, one a line."""
+    return replace(profile, name=f"{profile.name}-numbered", image_label="Image-{n}: ", between_images="\n")
+
+
+# Source: OpenGVLab/InternVL, conversation.py at 2410d1d for the templates; at a08ba33 for V1-5's numbered pictures.
 _ALL_PROFILES = (
     _INTERNLM2,
     _OFFICIAL,
     replace(_OFFICIAL, name="internvl-official-numbered", image_label="<image {n}> (图{n}):"),
-    replace(
-        _OFFICIAL,
-        name="internvl2-internlm2",
-        meta_instruction="你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
-        "是一个有用无害的人工智能助手。",
-    ),
-    replace(
-        _INTERNLM2,
-        name="internvl2_5",
-        meta_instruction="你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的"
-        "多模态大语言模型。",
-    ),
+    *(_INTERNVL2, _number_images(_INTERNVL2)),
+    *(_HERMES_2, _number_images(_HERMES_2)),
+    *(_INTERNVL2_5, _number_images(_INTERNVL2_5)),
 )
 PROFILES = {profile.name: profile for profile in _ALL_PROFILES}
-
-# QUIRK: the official template lacks the line breaks of internvl-internlm2, but LMDeploy's users know the latter.
-_DEFAULTS = {"internlm2-chat": _INTERNLM2, "internvl2_5": PROFILES["internvl2_5"]}
-
-
-def choose_profile(model: ModelConfig, chosen: ChatTemplateConfig | None = None) -> PromptProfile:
-    """Take the user's profile or else the checkpoint's, with the user's changes.
-
-    Raises:
-        ConfigError: the name is unknown, the file malformed, or the checkpoint names no template known here.
-    """
-    chosen = chosen or ChatTemplateConfig()
-    profile = _find_profile(model, chosen.model_name)
-    if chosen.meta_instruction is not None:
-        profile = replace(profile, meta_instruction=chosen.meta_instruction)
-    if chosen.stop_words is not None:
-        profile = replace(profile, stop_words=_read_words(chosen.stop_words))
-    return profile
-
-
-def _find_profile(model: ModelConfig, name: str | None) -> PromptProfile:
-    known = ", ".join(PROFILES)
-    if name is None:
-        if model.template not in _DEFAULTS:
-            raise ConfigError(
-                f"The checkpoint ({model.architecture}, template {model.template!r}) has no prompt profile here; "
-                f"choose one with --chat-template NAME or FILE.json: {known}.",
-                param="chat_template_config",
-            )
-        return _DEFAULTS[model.template]
-    if name in PROFILES:
-        return PROFILES[name]
-    if name.endswith(".json"):
-        return load_profile(Path(name))
-    text = f"Prompt profile {name!r} is unknown; choose {known}, or a .json file."
-    raise ConfigError(text, param="chat_template_config")
-
-
-def load_profile(path: Path) -> PromptProfile:
-    """Read a profile from a JSON object: `base`, a known profile's name, and any field of `PromptProfile` to change.
-
-    Without `base` the fields not given are those of `internvl-internlm2`.
-
-    Raises:
-        ConfigError: the file cannot be read or is no such object; the message names the key.
-    """
-    try:
-        data: Any = json.loads(read_file(path, _MAX_FILE_BYTES))
-    except OSError as error:
-        raise ConfigError(
-            f"Chat template {path} cannot be read: {error.strerror}; give --chat-template a JSON file as "
-            '{"base": "internvl2_5", "meta_instruction": "Be brief."}.',
-            param="chat_template_config",
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"Chat template {path} is not valid JSON: {error!s:.120}.") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"Chat template {path} must hold a JSON object.")
-    values = cast(dict[str, Any], data)
-    allowed = ("base", *(field.name for field in fields(PromptProfile)))
-    for key, value in values.items():
-        if key not in allowed:
-            raise ConfigError(f"Chat template {path} has an unknown key {key!r:.80}; known: {', '.join(allowed)}.")
-        if key != "stop_words" and not isinstance(value, str):
-            raise ConfigError(f"Chat template {path}: {key} must be a string, got a {type(value).__name__}.")
-    base = values.pop("base", _INTERNLM2.name)
-    if base not in PROFILES:
-        raise ConfigError(f"Chat template {path}: base {base!r:.80} is unknown; known: {', '.join(PROFILES)}.")
-    if "stop_words" in values:
-        values["stop_words"] = _read_words(values["stop_words"])
-    return replace(PROFILES[base], **{"name": path.stem, **values})
-
-
-def _read_words(words: object) -> tuple[str, ...]:
-    given = cast(Sequence[object], words) if isinstance(words, (list, tuple)) else (None,)
-    if not all(isinstance(word, str) and word for word in given):
-        raise ConfigError("A chat template's stop_words must be a list of non-empty strings.", param="stop_words")
-    return cast(tuple[str, ...], tuple(given))
-
-
-def render(profile: PromptProfile, messages: Sequence[Message]) -> tuple[Segment, ...]:
-    """Lay a conversation out, ending with the assistant's opening; BOS is not part of it.
-
-    Pictures are numbered in the order in which they appear. Neighbouring texts are one segment.
-
-    Raises:
-        InputError: the turns are out of order, or of tools that the profile knows nothing of.
-    """
-    check_turns(messages)
-    if not profile.tools and any(message.role in ("tools", "tool") or message.call_ids for message in messages):
-        raise InputError(f"The prompt profile {profile.name} has no syntax for tools; leave them out.", param="tools")
-    layout = _Layout(profile, num_images=sum(len(message.images) for message in messages))
-    has_own_system = messages[0].role == "system"
-    system_text = messages[0].text if has_own_system else profile.meta_instruction
-    if system_text:
-        layout.add_turn(profile.system, (system_text,))
-    for message in messages[has_own_system:]:
-        layout.add_turn(getattr(profile, message.role), message.parts)
-    layout.add_template(profile.assistant)
-    return layout.finish()
-
-
-class _Layout:
-    def __init__(self, profile: PromptProfile, num_images: int) -> None:
-        self._parts: list[Segment] = []
-        self._profile = profile
-        self._label = profile.image_label if num_images > 1 else ""
-        self._num_placed = 0
-
-    def add_turn(self, opening: str, parts: Sequence[Part]) -> None:
-        self.add_template(opening)
-        previous: Part | None = None
-        for number, part in enumerate(parts):
-            if isinstance(part, str):
-                self._parts.append("\n" + part if isinstance(previous, str) else part)
-            elif isinstance(part, ToolCall):
-                self.add_template(self._profile.call_start)
-                self._parts.append(internlm2.write_call(part))
-                self.add_template(self._profile.call_end)
-            else:
-                following = parts[number + 1] if number + 1 < len(parts) else None
-                self._add_image(is_last_of_row=not isinstance(following, ImagePart))
-            previous = part
-        self.add_template(self._profile.turn_end)
-
-    def add_template(self, template: str) -> None:
-        for number, piece in enumerate(_SPECIAL.split(template)):
-            self._parts.append(Special(piece) if number % 2 else piece)
-
-    def finish(self) -> tuple[Segment, ...]:
-        segments: list[Segment] = []
-        for is_text, run in groupby(self._parts, key=lambda part: isinstance(part, str)):
-            parts = list(run)
-            segments += ["".join(cast(list[str], parts))] if is_text else parts
-        return tuple(segment for segment in segments if segment != "")
-
-    def _add_image(self, *, is_last_of_row: bool) -> None:
-        # Not str.format: a template file must not reach into objects.
-        self._parts.append(self._label.replace("{n}", str(self._num_placed + 1)))
-        self.add_template(self._profile.image_start)
-        self._parts.append(ImageSlot(self._num_placed))
-        self.add_template(self._profile.image_end)
-        if is_last_of_row or not self._label:
-            self.add_template(self._profile.after_image)
-        self._num_placed += 1

@@ -21,6 +21,10 @@ from tilewise.kernels.triton.launch import await_inputs, depend, has_triton
 
 _MAX_SPLITS = 16
 _NUM_PROGRAMS = 512  # a few for every multiprocessor
+# Where a few sequences of few KV heads would leave most multiprocessors without a program. No share is then shorter
+# than two blocks, so that a short context does not pay for what a long one gains (computed, not measured).
+_MANY_SPLITS = 64
+_FEW_PROGRAMS = 128
 _MIN_ROWS = 16  # smallest M of a Triton dot
 _MAX_QUERIES = 64  # of one program
 _LEAST_SHARED_BYTES = 99 << 10  # of a program on 8.6, 8.9 and 12.0
@@ -63,8 +67,8 @@ def kernel() -> Any:
     def attend_split(
         q_ptr, k_ptr, v_ptr, table_ptr, lengths_ptr, out_ptr, partial_ptr, stats_ptr, arrivals_ptr, scale,
         q_stride, out_stride, table_stride, kv_block_stride, kv_token_stride, kv_head_stride,
-        NUM_SPLITS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, MERGED_ROWS: tl.constexpr,
-        BLOCK: tl.constexpr, DIM: tl.constexpr, IS_DEPENDENT: tl.constexpr,
+        NUM_SPLITS: tl.constexpr, MERGED_SPLITS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+        MERGED_ROWS: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr, IS_DEPENDENT: tl.constexpr,
     ):  # fmt: skip
         sequence, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
         row, column, token = tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, BLOCK)
@@ -72,6 +76,8 @@ def kernel() -> Any:
         length = tl.load(lengths_ptr + sequence)
         num_blocks = tl.cdiv(length, BLOCK)
         share = tl.cdiv(num_blocks, NUM_SPLITS)
+        if NUM_SPLITS > MERGED_SPLITS:
+            share = tl.maximum(share, tl.minimum(2, tl.cdiv(num_blocks, MERGED_SPLITS)))
         first = split * share
         last = tl.minimum(first + share, num_blocks)
         is_head = row[:, None] < GROUP
@@ -121,18 +127,41 @@ def kernel() -> Any:
             if tl.atomic_add(arrivals_ptr + pair, 1, sem="acq_rel", scope="gpu") == num_shares - 1:
                 tl.store(arrivals_ptr + pair, 0)  # for the next launch
                 merged_row = tl.arange(0, MERGED_ROWS)
-                share_row = tl.arange(0, NUM_SPLITS)[:, None] * GROUP + tl.minimum(merged_row, GROUP - 1)[None]
-                is_share = tl.arange(0, NUM_SPLITS)[:, None] < num_shares
-                # Other multiprocessors wrote these: from L2, and all in flight at once. (NUM_SPLITS, MERGED_ROWS, DIM)
+                split_row = tl.arange(0, MERGED_SPLITS)[:, None]
+                is_share = split_row < num_shares
+                share_row = split_row * GROUP + tl.minimum(merged_row, GROUP - 1)[None]
+                # Other multiprocessors wrote these: from L2, all in flight at once. (MERGED_SPLITS, MERGED_ROWS, DIM)
                 partials = tl.load(
                     partials_ptr + share_row[:, :, None] * DIM + column[None, None],
                     mask=is_share[:, :, None], other=0.0, cache_modifier=".cg",
                 )  # fmt: skip
                 maxima = tl.load(maxima_ptr + share_row, mask=is_share, other=float("-inf"), cache_modifier=".cg")
                 sums = tl.load(sums_ptr + share_row, mask=is_share, other=0.0, cache_modifier=".cg")
-                shrinks = tl.exp(maxima - tl.max(maxima, 0, keep_dims=True))  # (NUM_SPLITS, MERGED_ROWS)
-                shrinks = shrinks / tl.sum(sums * shrinks, 0, keep_dims=True)
+                merged_max = tl.max(maxima, 0, keep_dims=True)
+                shrinks = tl.exp(maxima - merged_max)  # (MERGED_SPLITS, MERGED_ROWS)
+                merged_sum = tl.sum(sums * shrinks, 0, keep_dims=True)
+                if NUM_SPLITS == MERGED_SPLITS:
+                    shrinks = shrinks / merged_sum
                 merged = tl.sum(partials * shrinks[:, :, None], 0)
+                if NUM_SPLITS > MERGED_SPLITS:  # the shares that registers have no room for at once
+                    for turn in range(MERGED_SPLITS, num_shares, MERGED_SPLITS):
+                        share_row += MERGED_SPLITS * GROUP
+                        is_share = turn + split_row < num_shares
+                        partials = tl.load(
+                            partials_ptr + share_row[:, :, None] * DIM + column[None, None],
+                            mask=is_share[:, :, None], other=0.0, cache_modifier=".cg",
+                        )  # fmt: skip
+                        maxima = tl.load(
+                            maxima_ptr + share_row, mask=is_share, other=float("-inf"), cache_modifier=".cg"
+                        )
+                        sums = tl.load(sums_ptr + share_row, mask=is_share, other=0.0, cache_modifier=".cg")
+                        larger_max = tl.maximum(merged_max, tl.max(maxima, 0, keep_dims=True))
+                        former = tl.exp(merged_max - larger_max)  # (1, MERGED_ROWS)
+                        shrinks = tl.exp(maxima - larger_max)
+                        merged_sum = merged_sum * former + tl.sum(sums * shrinks, 0, keep_dims=True)
+                        merged = merged * tl.trans(former) + tl.sum(partials * shrinks[:, :, None], 0)
+                        merged_max = larger_max
+                    merged = merged / tl.trans(merged_sum)  # pyright: ignore[reportArgumentType]
                 tl.store(
                     heads_ptr + merged_row[:, None] * DIM + column[None], merged.to(out_ptr.dtype.element_ty),
                     mask=merged_row[:, None] < GROUP,
@@ -150,8 +179,10 @@ def choose_num_splits(num_sequences: int, num_kv_heads: int, is_padded: bool = F
     if num_sequences * num_kv_heads > _MAX_PAIRS:
         return 1
     num_sequences = -(-num_sequences // 8) if is_padded else num_sequences
-    wanted = _NUM_PROGRAMS // max(1, num_sequences * num_kv_heads)
-    return max(1, min(_MAX_SPLITS, 1 << max(0, wanted.bit_length() - 1)))
+    num_pairs = max(1, num_sequences * num_kv_heads)
+    most = _MANY_SPLITS if num_pairs * _MAX_SPLITS < _FEW_PROGRAMS else _MAX_SPLITS
+    wanted = _NUM_PROGRAMS // num_pairs
+    return max(1, min(most, 1 << max(0, wanted.bit_length() - 1)))
 
 
 def choose_num_stages(k_cache: Tensor) -> int:
@@ -200,7 +231,8 @@ def attend_decodes(
     kernel()[shares](
         q, k_cache, v_cache, block_table, lengths, out, partial, stats, arrivals, head_dim**-0.5,
         q.stride(0), out.stride(0), block_table.stride(0), *k_cache.stride()[:3],
-        NUM_SPLITS=num_splits, GROUP=group, ROWS=max(_MIN_ROWS, padded), MERGED_ROWS=padded,
-        BLOCK=block_size, DIM=head_dim, num_stages=choose_num_stages(k_cache), **depend(q.device, num_sequences),
+        NUM_SPLITS=num_splits, MERGED_SPLITS=min(num_splits, _MAX_SPLITS), GROUP=group, ROWS=max(_MIN_ROWS, padded),
+        MERGED_ROWS=padded, BLOCK=block_size, DIM=head_dim, num_stages=choose_num_stages(k_cache),
+        **depend(q.device, num_sequences),
     )  # fmt: skip
     return out

@@ -1,9 +1,12 @@
-"""RMS norms in Triton, alone and behind a residual add: one program a row, which it reads once and keeps in registers.
+"""Norms in Triton, alone and behind a residual add: one program a row, which it reads once and keeps in registers.
+
+A layer norm is here behind an add alone: where it stands by itself torch's own takes one launch, too.
 
 A width need not be a power of two: the lanes beyond it load and store nothing. Rounding follows the twins step by
 step, so that in half precision nearly all values are theirs to the bit.
 
-Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4.
+Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4; Ba et al. 2016, "Layer Normalization",
+eq. 4.
 """
 
 from functools import cache
@@ -66,8 +69,9 @@ def kernels() -> tuple[Any, Any]:
 
     @triton.jit
     def add_and_normalize(
-        residual_ptr, x_ptr, scale_ptr, weight_ptr, sum_ptr, normed_ptr, residual_stride, x_stride, eps,
-        HAS_SCALE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, IS_DEPENDENT: tl.constexpr,
+        residual_ptr, x_ptr, scale_ptr, weight_ptr, bias_ptr, sum_ptr, normed_ptr, residual_stride, x_stride, eps,
+        HAS_SCALE: tl.constexpr, IS_CENTERED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+        IS_DEPENDENT: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         column = tl.arange(0, BLOCK)
@@ -84,8 +88,13 @@ def kernels() -> tuple[Any, Any]:
         total = (residual.to(tl.float32) + branch).to(x.dtype)
         tl.store(sum_ptr + row * WIDTH + column, total, mask=valid)
         wide = total.to(tl.float32)
-        normed = wide * tl.rsqrt(tl.sum(wide * wide, 0) / WIDTH + eps)
-        out = normed.to(x.dtype).to(tl.float32) * weight
+        if IS_CENTERED:  # a layer norm, which rounds once
+            wide = tl.where(valid, wide - tl.sum(wide, 0) / WIDTH, 0.0)
+            bias = tl.load(bias_ptr + column, mask=valid, other=0.0).to(tl.float32)
+            out = wide * tl.rsqrt(tl.sum(wide * wide, 0) / WIDTH + eps) * weight + bias
+        else:
+            normed = wide * tl.rsqrt(tl.sum(wide * wide, 0) / WIDTH + eps)
+            out = normed.to(x.dtype).to(tl.float32) * weight
         tl.store(normed_ptr + row * WIDTH + column, out.to(x.dtype), mask=valid)
 
     return normalize, add_and_normalize
@@ -123,13 +132,30 @@ def add_rms_norm(
     residual: Tensor, x: Tensor, weight: Tensor, eps: float, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """See `reference.add_rms_norm`; the sum is equal to the bit in half precision, the norm as in `rms_norm`."""
+    return _add_norm(residual, x, weight, None, eps, scale)
+
+
+def add_layer_norm(
+    residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """See `reference.add_layer_norm`; the sum is equal to the bit in half precision.
+
+    Numerics: fp32 inside, rounded once; as far from the twin as `rms_norm`.
+    """
+    return _add_norm(residual, x, weight, bias, eps, scale)
+
+
+def _add_norm(
+    residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
     width = x.shape[-1]
     residuals, rows = residual.reshape(-1, width), x.reshape(-1, width)
     total, normed = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
     _, add_and_normalize = kernels()
     add_and_normalize[(len(rows),)](
-        residuals, rows, weight if scale is None else scale, weight, total, normed,
-        residuals.stride(0), rows.stride(0), eps, HAS_SCALE=scale is not None, **_options(rows, width),
+        residuals, rows, weight if scale is None else scale, weight, weight if bias is None else bias, total, normed,
+        residuals.stride(0), rows.stride(0), eps, HAS_SCALE=scale is not None, IS_CENTERED=bias is not None,
+        **_options(rows, width),
         enable_fp_fusion=False,  # or product and sum become one operation in half precision, rounded once
     )  # fmt: skip
     return normed, total

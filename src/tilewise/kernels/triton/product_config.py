@@ -15,6 +15,9 @@ MEASURED_ROWS = (1, 4, 16, 32, MAX_ROWS)
 K_MULTIPLE = 128  # every block_k that is chosen divides K
 LEAST_SHARED_KIB = 99  # 8.6, 8.9, 12.0, and whatever is unknown
 _TABLES = Path(__file__).parents[1] / "tables"
+_MAX_SPLITS = 8
+# Of the weight, one program's: read in about the time in which two shares meet in L2 (computed, not measured).
+_LEAST_SHARE_BYTES = 48 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +96,23 @@ def choose_config(
         return measured
     rows = pad_rows(m)
     # A narrow tile reads x more often than it saves: x comes from L2 once a tile, so a config has no fewer rows than x.
-    widths = (128, 64) if rows == 64 else (64,) if rows == 32 else (64, 32)
+    widths = (128, 64) if rows == 64 else (64,) if rows == 32 else (64, 32, 16)
     block_n = next((width for width in widths if -(-n // width) >= num_sms), widths[-1])
-    block_k = 256 if block_n == 32 and k % 256 == 0 else 128
-    num_tiles, num_blocks = -(-n // block_n), k // block_k
-    splits = [count for count in (1, 2, 3, 4, 6, 8) if num_blocks % count == 0]
-    num_splits = next((count for count in splits if num_tiles * count >= num_sms), splits[-1])
+    block_k = 256 if block_n <= 32 and k % 256 == 0 else 128
+    num_splits = choose_num_splits(-(-n // block_n), block_n, k // block_k, block_k, num_sms)
     # Two programs a multiprocessor: one computes its last block while the other loads.
     num_stages = shared_bytes // 2 // ((block_n + rows) * block_k * 2)
-    return ProductConfig(block_n, block_k, num_splits, num_warps=4, num_stages=max(2, min(5, num_stages)))
+    num_warps = 2 if block_n == 16 else 4  # as every such tile that won a measurement
+    return ProductConfig(block_n, block_k, num_splits, num_warps, num_stages=max(2, min(5, num_stages)))
+
+
+def choose_num_splits(num_tiles: int, block_n: int, num_blocks: int, block_k: int, num_sms: int) -> int:
+    """Choose into how many shares of whole blocks K is cut, so that a narrow weight keeps every multiprocessor busy."""
+    most = max(1, block_n * num_blocks * block_k * 2 // _LEAST_SHARE_BYTES)
+    counts = [count for count in range(1, min(most, _MAX_SPLITS) + 1) if not _leaves_a_share_empty(count, num_blocks)]
+    return next((count for count in counts if num_tiles * count >= num_sms), counts[-1])
+
+
+def _leaves_a_share_empty(count: int, num_blocks: int) -> bool:
+    share = -(-num_blocks // count)
+    return share * (count - 1) >= num_blocks

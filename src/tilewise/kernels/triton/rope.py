@@ -1,4 +1,4 @@
-"""Rope and the write to the paged cache in one Triton kernel, straight from the packed projection.
+"""Norms of heads, rope, and the write to the paged cache in one Triton kernel, straight from the packed projection.
 
 a token's row of qkv   | query heads ……………… | key heads …… | value heads … |
 a program takes        | HEADS | HEADS | …… | HEADS | …… | HEADS | …… |
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tilewise.kernels.head_norms import HeadNorms
 from tilewise.kernels.triton.launch import await_inputs, depend
 
 _MAX_HEADS = 8  # of one program: at head size 128 it reads 2 KiB in half precision
@@ -34,6 +35,13 @@ def decline_layout(cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, s
     return None
 
 
+def decline_norms(norms: HeadNorms | None, head_dim: int) -> str | None:
+    """Say why the kernel cannot normalise heads of this size, or None if it can, or need not."""
+    if norms is None or norms.q_weight.shape == norms.k_weight.shape == (head_dim,):
+        return None
+    return f"norms are {tuple(norms.q_weight.shape)} and {tuple(norms.k_weight.shape)}, not ({head_dim},)"
+
+
 @cache
 def kernel() -> Any:
     """Return the kernel, compiled for each new kind of arguments at its first launch."""
@@ -44,10 +52,10 @@ def kernel() -> Any:
 
     @triton.jit
     def rotate_and_write(
-        qkv_ptr, cos_ptr, sin_ptr, slots_ptr, q_ptr, k_ptr, k_cache_ptr, v_cache_ptr,
-        qkv_stride, block_stride, slot_stride, head_stride,
+        qkv_ptr, cos_ptr, sin_ptr, slots_ptr, q_weight_ptr, k_weight_ptr, q_ptr, k_ptr, k_cache_ptr, v_cache_ptr,
+        qkv_stride, block_stride, slot_stride, head_stride, eps,
         NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
-        LANES: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEEPS_KEYS: tl.constexpr,
+        LANES: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEEPS_KEYS: tl.constexpr, HAS_NORMS: tl.constexpr,
         IS_DEPENDENT: tl.constexpr,
     ):  # fmt: skip
         token, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * HEADS
@@ -62,6 +70,18 @@ def kernel() -> Any:
             cos = tl.load(cos_ptr + token * HALF + column, mask=column < HALF, other=0.0)  # (1, LANES)
             sin = tl.load(sin_ptr + token * HALF + column, mask=column < HALF, other=0.0)
             wide_left, wide_right = left.to(tl.float32), right.to(tl.float32)
+            if HAS_NORMS:  # rounded before the weight and behind it, as by the twin
+                if first < NUM_HEADS:
+                    left_weight = tl.load(q_weight_ptr + column, mask=column < HALF, other=0.0).to(tl.float32)
+                    right_weight = tl.load(q_weight_ptr + HALF + column, mask=column < HALF, other=0.0).to(tl.float32)
+                else:
+                    left_weight = tl.load(k_weight_ptr + column, mask=column < HALF, other=0.0).to(tl.float32)
+                    right_weight = tl.load(k_weight_ptr + HALF + column, mask=column < HALF, other=0.0).to(tl.float32)
+                squares = wide_left * wide_left + wide_right * wide_right
+                shrink = tl.rsqrt(tl.sum(squares, 1, keep_dims=True) / (2 * HALF) + eps)  # (HEADS, 1)
+                left = ((wide_left * shrink).to(left.dtype).to(tl.float32) * left_weight).to(left.dtype)
+                right = ((wide_right * shrink).to(left.dtype).to(tl.float32) * right_weight).to(left.dtype)
+                wide_left, wide_right = left.to(tl.float32), right.to(tl.float32)
             left = (wide_left * cos - wide_right * sin).to(left.dtype)
             right = (wide_right * cos + wide_left * sin).to(right.dtype)
         if first < NUM_HEADS:
@@ -90,18 +110,18 @@ def kernel() -> Any:
 
 def rope_and_write_kv(
     qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
+    angles: tuple[Tensor, Tensor],
     k_cache: Tensor,
     v_cache: Tensor,
     slots: Tensor,
     num_heads: int,
     returns_fresh: bool,
+    norms: HeadNorms | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """See `kernels.rope_and_write_kv`; the fresh values are a view of `qkv`, the fresh keys a tensor of their own.
 
-    Numerics: fp32 inside and one rounding, as the twin: within 1e-6 of it in fp32, and elsewhere one rounding step of
-    the half type in at most one value of a hundred. Values are copied.
+    Numerics: fp32 inside, rounded as the twin: within 1e-6 of it in fp32, 1e-5 with norms, and elsewhere one rounding
+    step of the half type in at most one value of a hundred. Values are copied.
     """
     block_size, num_kv_heads, head_dim = k_cache.shape[1:]
     common = math.gcd(num_heads, num_kv_heads)
@@ -109,11 +129,15 @@ def rope_and_write_kv(
     lanes = 1 << (head_dim // 2 - 1).bit_length()
     q = torch.empty((len(qkv), num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     k = torch.empty((len(qkv), num_kv_heads, head_dim), dtype=qkv.dtype, device=qkv.device) if returns_fresh else q
+    q_weight = k_weight = None
+    eps = 0.0
+    if norms is not None:
+        q_weight, k_weight, eps = norms.q_weight, norms.k_weight, norms.eps
     kernel()[(len(qkv), (num_heads + 2 * num_kv_heads) // heads)](
-        qkv, cos, sin, slots, q, k, k_cache, v_cache, qkv.stride(0), *k_cache.stride()[:3],
+        qkv, *angles, slots, q_weight, k_weight, q, k, k_cache, v_cache, qkv.stride(0), *k_cache.stride()[:3], eps,
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEADS=heads, HALF=head_dim // 2,
-        LANES=lanes, BLOCK_SIZE=block_size, KEEPS_KEYS=returns_fresh, num_warps=max(1, heads * lanes // 256),
-        **depend(qkv.device, len(qkv)),
+        LANES=lanes, BLOCK_SIZE=block_size, KEEPS_KEYS=returns_fresh, HAS_NORMS=norms is not None,
+        num_warps=max(1, heads * lanes // 256), **depend(qkv.device, len(qkv)),
     )  # fmt: skip
     if not returns_fresh:
         return q, None

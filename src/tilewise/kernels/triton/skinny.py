@@ -25,7 +25,9 @@ from tilewise.kernels.triton.product_config import (
     pad_rows,
 )
 
-_MIN_WEIGHT_ELEMENTS = 1 << 22  # 8 MB, read in 3 us at 3 TB/s: below, launching costs more than reading
+# 1 MB: the narrowest decoder, 896 wide, has weights of 1.6 MB. A captured step launches a kernel for each either way;
+# ours is always one, adds the bias, and starts in the end of the kernel before it (computed, not measured).
+_MIN_WEIGHT_ELEMENTS = 1 << 19
 _MAX_SPLIT_TILES = 4096  # of weight rows: what is cut into more keeps the device busy as it is
 # Largest shared memory of a block, KiB, by compute capability: CUDA C++ programming guide, "technical specifications".
 _SHARED_KIB = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (10, 0): 227, (10, 3): 227}

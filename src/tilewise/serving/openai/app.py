@@ -126,9 +126,9 @@ async def tokenize(request: Request, body: TokenizeRequest) -> Response:
         built = await service.engine.build(body.conversation, GenerationConfig(), request.state.namespace)
         ids = list(built.token_ids)
     else:
-        # Nobody can use more ids than a session holds, and encoding takes 0.3 s a megabyte.
-        if builder.tokenizer.count_at_least(body.prompt) > builder.session_len:
-            most = builder.session_len
+        # Nobody can use more ids than a session holds, and encoding takes up to 1 s and 330 MiB a megabyte.
+        most = builder.session_len
+        if await asyncio.to_thread(builder.tokenizer.is_far_longer, body.prompt, most):
             raise InputError(f"The text takes more than the {most} tokens of a session; cut it.", param="prompt")
         ids = await asyncio.to_thread(builder.tokenizer.encode, body.prompt)
     return json_response({"count": len(ids), "max_model_len": builder.session_len, "tokens": ids})

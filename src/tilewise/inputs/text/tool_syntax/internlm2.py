@@ -18,6 +18,7 @@ from tilewise.types import GenerationConfig
 OPENING, _PLUGIN = "<|action_start|>", "<|plugin|>"
 START = f"{OPENING}{_PLUGIN}\n"
 _GROUNDING = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
+SPECIAL_NAMES = (OPENING, _PLUGIN, *_GROUNDING)
 HEAD = re.compile(r'\{"name": "([\w-]+)", "parameters": ')
 
 
