@@ -118,8 +118,10 @@ def run_server(*flags: str, keys: tuple[str, ...] = (), model: str | None = None
     with start_server(*flags, keys=keys, model=model) as server:
         server.wait_for_address()
         server.wait_for("ready")
-        yield server
-        server.stop()
+        try:
+            yield server
+        finally:  # told to end after a failure too, it takes its files along
+            server.stop()
 
 
 @pytest.fixture(scope="session")

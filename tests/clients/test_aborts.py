@@ -28,6 +28,7 @@ pytestmark = [
 ]
 
 NUM_CLIENTS, NUM_AT_ONCE, NUM_FIRST = 1000, 32, 100
+NUM_PROCESSES = 3  # at rest: the server, the engine, a decoder of pictures
 RESET = struct.pack("ii", 1, 0)  # for SO_LINGER: no last words, and what was not read is thrown away
 MOMENTS = ("in the request", "before the first byte", "at the first byte", "in the middle", "after the last byte")
 
@@ -119,11 +120,14 @@ def count_open_files(server: RunningServer) -> list[int]:
 
 
 def wait_until_as_at_rest(server: RunningServer) -> None:
-    """Nothing runs, nothing waits, and every block is free or held by the cache alone."""
+    """Nothing runs, nothing waits, every block is free or held by the cache alone, and one decoder is kept."""
     server.wait_until_idle()
     deadline = time.monotonic() + PATIENCE_S
     while server.metric("vllm:kv_cache_usage_perc"):
         assert time.monotonic() < deadline, "blocks are still held, though nothing runs"
+        time.sleep(0.05)
+    while len(family(server.process.pid)) > NUM_PROCESSES:
+        assert time.monotonic() < deadline, "decoders are still there, though no picture comes"
         time.sleep(0.05)
 
 
@@ -135,7 +139,7 @@ def test_a_thousand_aborted_requests_leave_nothing_behind_and_the_next_is_answer
         wait_until_as_at_rest(server)
         assert ask(server) == before  # and whatever is started when it is first needed runs by now
         files, num_opened = count_open_files(server), server.metric("tilewise:requests_opened_total")
-        assert len(files) == 3
+        assert len(files) == NUM_PROCESSES
 
         clients = [create_client(chance) for _ in range(NUM_CLIENTS)]
         statuses = asyncio.run(visit_all(server, clients))

@@ -50,3 +50,23 @@ def test_what_was_read_to_its_end_is_dropped_by_nobody() -> None:
         assert not link.is_aborted.is_set()
 
     asyncio.run(run())
+
+
+def test_a_connection_is_closed_once_however_often_it_is_finished() -> None:
+    class OnceClosed(Link):
+        num_closes = 0
+
+        def is_closing(self) -> bool:
+            return self.num_closes > 0
+
+        def close(self) -> None:
+            self.num_closes += 1
+
+    async def run() -> None:
+        link = OnceClosed(0)
+        lingering = LingeringTransport(link, LingerLimits(), lambda: False, lambda: None)
+        lingering.finish()
+        lingering.finish()
+        assert link.num_closes == 1
+
+    asyncio.run(run())

@@ -73,6 +73,8 @@ class LingeringTransport(asyncio.Transport):
 
     def finish(self) -> None:
         """End the connection without waiting for the client to send; what is unsent it may still read."""
+        if self._transport.is_closing():  # QUIRK: closed twice, asyncio's TLS transport has no buffer to look at
+            return
         self.forget()
         self._transport.close()
         self._await_reading()
