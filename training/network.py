@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import DeviceConfig, EngineConfig, ModelConfig, resolve
+from tilewise.inputs.text.profiles import PROFILES
 from tilewise.kernels import apply_rope, rms_norm, silu_and_multiply
 from tilewise.model.internvl import InternVL
 
@@ -71,6 +72,7 @@ def describe(vocab_size: int, **changes: dict) -> dict[str, object]:
         "min_dynamic_patch": 1,
         "ps_version": "v2",
         "select_layer": -1,
+        "system_message": PROFILES["internvl-internlm2"].meta_instruction,
         "template": "internlm2-chat",
         "torch_dtype": "bfloat16",
         "use_thumbnail": True,

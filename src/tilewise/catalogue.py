@@ -7,6 +7,7 @@ published ones: a model runs by its own config.json alone.
 from dataclasses import dataclass
 
 from tilewise.config import DecoderConfig, ModelConfig, VisionConfig
+from tilewise.errors import UnsupportedModelError
 
 _INTERNLM2_VOCAB = 92553
 # Of the tokenizer with the family's nine added tokens; Qwen3's heads keep rows beyond it.
@@ -53,9 +54,14 @@ class Release:
         return LANGUAGE_MODELS[self.language_model].decoder is not None
 
     def create_model(self) -> ModelConfig:
-        """Its configuration as far as sizes go; of a served one only."""
+        """Its configuration as far as sizes go.
+
+        Raises:
+            UnsupportedModelError: it is not served.
+        """
         decoder = LANGUAGE_MODELS[self.language_model].decoder
-        assert decoder is not None, f"{self.name} is not served"
+        if decoder is None:
+            raise UnsupportedModelError(f"{self.name} is not served yet; tilewise list names the checkpoints that are.")
         return ModelConfig("InternVLChatModel", TOWERS[self.tower], decoder, template=self.template)
 
 
@@ -124,7 +130,7 @@ MODEL_TYPES = {
 }
 
 _V1_5, _V2, _HERMES, _V2_5 = "internvl-internlm2", "internvl2-internlm2", "internvl2-hermes-2", "internvl2_5"
-# Its config.json is read and planned, and two layers of its kind run with random weights; the ids of its prompt are
+# Its config.json is read and planned, and two layers of its shapes run with random weights; the ids of its prompt are
 # checked with its own vocabulary.
 _IDS = "shapes, ids"
 # Beside that the prompt and answer of a published run to the id, and speed in full size on a GPU, with random weights.
@@ -172,7 +178,7 @@ def find_releases(architecture: str) -> tuple[Release, ...]:
 
 
 def find_candidates(model: ModelConfig) -> tuple[Release, ...]:
-    """The releases that a checkpoint may be by its template, tower and sizes; none where it is another's work.
+    """The releases that a checkpoint may be by its template, tower and sizes; none where it fits no release.
 
     Where it names no template, its vocabulary tells generations of a backbone apart.
     """
@@ -181,13 +187,11 @@ def find_candidates(model: ModelConfig) -> tuple[Release, ...]:
 
 def _is_alike(model: ModelConfig, release: Release) -> bool:
     listed = release.create_model()
-    if model.template is None:
-        is_of_its_words = model.decoder.vocab_size == listed.decoder.vocab_size
-    else:
-        is_of_its_words = model.template == release.template
-    return is_of_its_words and _measure(model) == _measure(listed)
+    has_same_vocabulary = model.decoder.vocab_size == listed.decoder.vocab_size
+    has_same_template = has_same_vocabulary if model.template is None else model.template == release.template
+    return has_same_template and _list_sizes(model) == _list_sizes(listed)
 
 
-def _measure(model: ModelConfig) -> tuple[object, ...]:
+def _list_sizes(model: ModelConfig) -> tuple[object, ...]:
     decoder, vision = model.decoder, model.vision
     return decoder.family, decoder.hidden_size, decoder.num_layers, vision.hidden_size, vision.num_layers

@@ -34,7 +34,7 @@ ROOM_LINES = {
     "engine": 850,
     "inputs": 375,
     "inputs/media": 1010,  # a pool of decoders, so that one client's pictures do not stop another's
-    "inputs/text": 1050,  # byte-level BPE beside SentencePiece, its files, refusals, bounds; the family's prompts
+    "inputs/text": 1080,  # byte-level BPE beside SentencePiece, its files, refusals, bounds; the family's prompts
     "inputs/text/tool_syntax": 75,
     "kernels": 480,  # layer norms behind a branch, q/k norms with rope
     "kernels/triton": 1000,  # the same, and contexts of few KV heads in more shares

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _GIB = 1 << 30
 _LEGEND = (
     "GiB: weights in bf16, computed from the shapes; tilewise plan MODEL --gpu SIZE adds what serving takes.",
-    "tested: shapes: its config.json loads and plans, and two layers of its kind run, with random weights.",
+    "tested: shapes: its config.json loads and plans, and two layers of its shapes run, with random weights.",
     "ids: its prompt's ids are checked with its own vocabulary. answer: so are those of a published answer and its",
     "prompt, and its speed was measured on a GPU in full size. No test here has seen the trained weights of any.",
 )
@@ -46,12 +46,12 @@ def _create_family_table() -> "Table":
         if release.version != version:
             table.add_section()
             version = release.version
-        table.add_row(release.name, release.language_model, _measure(release), release.tested or "not yet")
+        table.add_row(release.name, release.language_model, _count_gib(release), release.tested or "not yet")
     return table
 
 
-def _measure(release: Release) -> str:
-    """Weights in GiB."""
+def _count_gib(release: Release) -> str:
+    """The size of the weights in GiB."""
     if not release.is_served:
         return ""
     return f"{count_weights(release.create_model()).total * DTYPE_BYTES['bfloat16'] / _GIB:.1f}"

@@ -15,7 +15,7 @@ from tilewise.catalogue import RELEASES
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import ChatTemplateConfig
 from tilewise.errors import ConfigError
-from tilewise.inputs.text.profile_choice import choose_profile
+from tilewise.inputs.text.profile_choice import choose_profile, fit_profile
 from tilewise.inputs.text.profiles import PROFILES
 
 BY_NAME = {release.name: release for release in RELEASES}
@@ -128,3 +128,54 @@ def test_only_internvl2_5_and_lmdeploys_form_have_a_line_break_behind_a_turn():
 def test_a_template_that_nobody_knows_is_refused_by_name():
     with pytest.raises(ConfigError, match=mentions("phi3-chat", "--chat-template", "internvl2_5")):
         choose_profile(dataclasses.replace(load("InternVL3-8B"), template="phi3-chat"))
+
+
+def test_unlisted_sizes_of_internlm2_chat_are_said_to_be_a_guess(caplog):
+    model = load("InternVL2-8B")
+    pruned = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, num_layers=24))
+    assert choose_profile(pruned).name == "internvl-internlm2"
+    (record,) = caplog.records
+    assert "internvl2-internlm2" in record.getMessage()
+
+
+def test_internlm2_chat_over_another_language_model_is_refused_with_the_remedy():
+    model = dataclasses.replace(load("InternVL3-8B"), template="internlm2-chat")
+    with pytest.raises(ConfigError, match=mentions("internlm2-chat", "qwen2", "--chat-template")):
+        choose_profile(model)
+
+
+@pytest.mark.parametrize("name", ["internvl-internlm2", "internvl2-internlm2"])
+def test_a_sentence_of_the_checkpoints_own_ends_the_doubt(caplog, name):
+    model = dataclasses.replace(load("InternVL2-26B"), system_message=PROFILES[name].meta_instruction)
+    assert choose_profile(model).name == name
+    assert not caplog.records
+
+
+def test_a_json_template_keeps_the_checkpoints_sentence_unless_it_has_its_own(tmp_path):
+    model = dataclasses.replace(load("InternVL3-8B"), system_message="The checkpoint's.")
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"base": "internvl2_5", "after_image": " "}))
+    assert choose_profile(model, ChatTemplateConfig(str(path))).meta_instruction == "The checkpoint's."
+    path.write_text(json.dumps({"base": "internvl2_5", "meta_instruction": "Mine."}))
+    assert choose_profile(model, ChatTemplateConfig(str(path))).meta_instruction == "Mine."
+
+
+def test_a_json_template_without_a_base_changes_the_checkpoints_own_profile(tmp_path):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"after_image": " "}))
+    chosen = choose_profile(load("InternVL3-8B"), ChatTemplateConfig(str(path)))
+    assert chosen == dataclasses.replace(PROFILES["internvl2_5"], name="own", after_image=" ")
+
+
+def test_tools_of_the_users_own_are_refused_where_the_tokenizer_lacks_them_and_built_in_ones_go(tmp_path):
+    names = {"<|im_start|>", "<|im_end|>", "<img>", "</img>"}
+    built_in = fit_profile(PROFILES["internvl-internlm2"], names)
+    assert (built_in.tools, built_in.stop_words) == ("", ("<|im_end|>",))
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"tools": "<|plugin|>", "stop_words": ["</s>"]}))
+    own = choose_profile(load("InternVL3-8B"), ChatTemplateConfig(str(path)))
+    with pytest.raises(ConfigError, match="tools"):
+        fit_profile(own, names)
+    path.write_text(json.dumps({"stop_words": ["</s>"]}))
+    own = choose_profile(load("InternVL3-8B"), ChatTemplateConfig(str(path)))
+    assert fit_profile(own, names).stop_words == ("</s>",)

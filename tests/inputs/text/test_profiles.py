@@ -36,7 +36,7 @@ PLAIN = PromptProfile("plain", "", system="", user="U:", assistant="A:", turn_en
 
 
 def test_default_follows_the_template(model):
-    assert choose_profile(model) is PROFILES["internvl-internlm2"]
+    assert choose_profile(model) == PROFILES["internvl-internlm2"]
 
 
 def test_profile_can_be_chosen_and_changed(model):
@@ -145,3 +145,23 @@ def test_a_pipe_or_a_huge_profile_file_is_refused_for_what_it_is(model, tmp_path
     for name, match in (("pipe.json", "pipe"), ("huge.json", "1024 KiB")):
         with pytest.raises(ConfigError, match=mentions(name, match, "--chat-template")):
             choose_profile(model, ChatTemplateConfig(str(tmp_path / name)))
+
+
+def test_labels_of_a_later_turn_change_nothing_of_an_earlier_one_and_numbers_go_on():
+    profile = dataclasses.replace(PLAIN, image_label="Image-{n}: ")
+    first = user(A, "one?")
+    later = [*first, Message("assistant", ("yes",)), Message("user", (B, "two?"))]
+    written = flat(render(profile, later, NAMES))
+    assert written.startswith(flat(render(profile, first, NAMES)))
+    assert "Image-1" not in written
+    assert "Image-2: «<img>»" in written
+
+
+def test_a_label_behind_text_begins_a_line():
+    profile = dataclasses.replace(PLAIN, image_label="Image-{n}: ")
+    assert "see\nImage-2: «<img>»" in flat(render(profile, user(A, "see", B, "which?"), NAMES))
+
+
+def test_a_users_label_leaves_what_follows_a_picture():
+    profile = dataclasses.replace(PLAIN, image_label="Picture {n}: ")
+    assert flat(render(profile, user(A, B, "which?"), NAMES)).count("«</img>»\n") == 2

@@ -1,4 +1,4 @@
-"""A conversation laid out by a profile: segments of words, special tokens and places of pictures.
+"""A conversation laid out by a profile: segments of text, special tokens and places of pictures.
 
 Special tokens come from the profile alone: what users and answers say stays text, whatever it looks like.
 """
@@ -36,8 +36,10 @@ Segment = str | Special | ImageSlot
 def render(profile: PromptProfile, messages: Sequence[Message], special_names: Collection[str]) -> tuple[Segment, ...]:
     """Lay a conversation out, ending with the assistant's opening; BOS is not part of it.
 
-    Pictures are numbered in the order in which they appear. Neighbouring texts are one segment. Of the profile's
-    templates, and of nothing else, `special_names` become special tokens.
+    Pictures are numbered in the order in which they appear. Labels are written in a turn where it and the turns before
+    it have more than one picture: a later turn changes nothing of an earlier one, so that the prefix cache still hits.
+    Neighbouring texts are one segment. Of the profile's templates, and of nothing else, `special_names` become special
+    tokens.
 
     Raises:
         InputError: the turns are out of order, or of tools that the profile knows nothing of.
@@ -45,8 +47,7 @@ def render(profile: PromptProfile, messages: Sequence[Message], special_names: C
     check_turns(messages)
     if not profile.tools and any(message.role in ("tools", "tool") or message.call_ids for message in messages):
         raise InputError(f"The prompt profile {profile.name} has no syntax for tools; leave them out.", param="tools")
-    num_images = sum(len(message.images) for message in messages)
-    layout = _Layout(profile, num_images, special_names)
+    layout = _Layout(profile, special_names)
     has_own_system = messages[0].role == "system"
     system_text = messages[0].text if has_own_system else profile.meta_instruction
     if system_text:
@@ -58,17 +59,18 @@ def render(profile: PromptProfile, messages: Sequence[Message], special_names: C
 
 
 class _Layout:
-    def __init__(self, profile: PromptProfile, num_images: int, special_names: Collection[str]) -> None:
+    def __init__(self, profile: PromptProfile, special_names: Collection[str]) -> None:
         self._parts: list[Segment] = []
         # The longest first: one name may begin with another.
         names = sorted(special_names, key=len, reverse=True)
         self._special_names = re.compile("(" + ("|".join(map(re.escape, names)) or "(?!)") + ")")
         self._profile = profile
-        self._label = profile.image_label if num_images > 1 else ""
         self._num_placed = 0
 
     def add_turn(self, opening: str, parts: Sequence[Part]) -> None:
         self.add_template(opening)
+        num_images = self._num_placed + sum(isinstance(part, ImagePart) for part in parts)
+        label = self._profile.image_label if num_images > 1 else ""
         previous: Part | None = None
         for number, part in enumerate(parts):
             if isinstance(part, str):
@@ -78,8 +80,11 @@ class _Layout:
                 self._parts.append(internlm2.write_call(part))
                 self.add_template(self._profile.call_end)
             else:
+                # A label begins a line of its own.
+                if label and isinstance(previous, str):
+                    self._parts.append("\n")
                 following = parts[number + 1] if number + 1 < len(parts) else None
-                self._add_image(is_last_of_row=not isinstance(following, ImagePart))
+                self._add_image(label, is_last_of_row=not isinstance(following, ImagePart))
             previous = part
         self.add_template(self._profile.turn_end)
 
@@ -94,12 +99,15 @@ class _Layout:
             segments += ["".join(cast(list[str], parts))] if is_text else parts
         return tuple(segment for segment in segments if segment != "")
 
-    def _add_image(self, *, is_last_of_row: bool) -> None:
+    def _add_image(self, label: str, *, is_last_of_row: bool) -> None:
         # Not str.format: a template file must not reach into objects.
-        self._parts.append(self._label.replace("{n}", str(self._num_placed + 1)))
+        self._parts.append(label.replace("{n}", str(self._num_placed + 1)))
         self.add_template(self._profile.image_start)
         self._parts.append(ImageSlot(self._num_placed))
         self.add_template(self._profile.image_end)
-        is_followed = self._label and not is_last_of_row
-        self.add_template(self._profile.between_images if is_followed else self._profile.after_image)
+        between_images = self._profile.between_images
+        if is_last_of_row or between_images is None:
+            self.add_template(self._profile.after_image)
+        else:
+            self.add_template(between_images)
         self._num_placed += 1

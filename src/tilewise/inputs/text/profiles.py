@@ -3,7 +3,7 @@
 Knows no checkpoint (`profile_choice`) and no conversation (`layout`).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,12 +12,12 @@ class PromptProfile:
 
     `meta_instruction` is the system sentence (empty: no system block); a system message takes its place.
     `system`, `user` and `assistant` open a turn and `turn_end` closes it. A picture stands between `image_start`
-    and `image_end`, and `after_image` follows it; where `image_label` is set and there are several pictures, each
-    is preceded by it with {n} counted from 1, `between_images` stands between those of a row, and `after_image`
-    follows the last.
+    and `image_end`, and `after_image` follows it; between neighbouring pictures stands `between_images` instead, unless
+    it is None. Where a conversation has several pictures so far, `image_label` precedes each of a turn, with {n}
+    counted from 1 through the conversation.
     `tools` and `tool` open the turns that describe tools and that hold a result, and a call stands between
     `call_start` and `call_end`; where `tools` is empty, or the tokenizer lacks these tokens, the model knows none.
-    `stop_words` end an answer.
+    `stop_words` end an answer. `user_fields` names the fields that the user set: nothing changes these silently.
     """
 
     name: str
@@ -30,13 +30,14 @@ class PromptProfile:
     image_end: str = "</img>"
     after_image: str = "\n"
     image_label: str = ""
-    between_images: str = ""
+    between_images: str | None = None
     # Source: InternLM/InternLM chat/chat_format.md, "Function Call".
     tools: str = "<|im_start|>system name=<|plugin|>\n"
     tool: str = "<|im_start|>environment name=<|plugin|>\n"
     call_start: str = "<|action_start|><|plugin|>\n"
     call_end: str = "<|action_end|>"
     stop_words: tuple[str, ...] = ("<|im_end|>", "<|action_end|>", "</s>")
+    user_fields: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 _INTERNLM2 = PromptProfile("internvl-internlm2", "You are an AI assistant whose name is InternLM (书生·浦语).")
@@ -64,14 +65,14 @@ _INTERNVL2_5 = replace(
 
 def _number_images(profile: PromptProfile) -> PromptProfile:
     """The form in which the model cards write several pictures: `Image-1: <image>`, one a line."""
-    return replace(profile, name=f"{profile.name}-numbered", image_label="Image-{n}: ", between_images="\n")
+    return replace(profile, name=f"{profile.name}-numbered", image_label="Image-{n}: ")
 
 
 # Source: OpenGVLab/InternVL, conversation.py at 2410d1d for the templates; at a08ba33 for V1-5's numbered pictures.
 _ALL_PROFILES = (
     _INTERNLM2,
     _OFFICIAL,
-    replace(_OFFICIAL, name="internvl-official-numbered", image_label="<image {n}> (图{n}):"),
+    replace(_OFFICIAL, name="internvl-official-numbered", image_label="<image {n}> (图{n}):", between_images=""),
     *(_INTERNVL2, _number_images(_INTERNVL2)),
     *(_HERMES_2, _number_images(_HERMES_2)),
     *(_INTERNVL2_5, _number_images(_INTERNVL2_5)),
