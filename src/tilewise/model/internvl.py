@@ -54,7 +54,12 @@ class InternVL(nn.Module):
         return slots
 
     def is_unused(self, stored: str) -> bool:
-        """Tell whether a tensor belongs to a tower layer behind `select_layer`, which is not built."""
+        """Tell whether a tensor belongs to a tower layer behind `select_layer`, which is not built, or can be computed.
+
+        Older savers wrote the frequencies of rotary positions, too.
+        """
+        if stored.endswith(".rotary_emb.inv_freq"):
+            return True
         found = re.match(rf"{re.escape(self._layers)}\.([0-9]{{1,4}})\.", stored)
         return found is not None and self.tower.num_used_layers <= int(found[1]) < self.config.vision.num_layers
 
