@@ -1,8 +1,8 @@
 """Times every kernel of a step against its plain twin and against what the device can do.
 
-    python benchmarks/kernels.py [--kin qwen2-0.5b,qwen3-8b] [--device cpu --rows 2]
+    python benchmarks/kernels.py [--decoders qwen2-0.5b,qwen3-8b] [--device cpu --rows 2]
 
-Shapes are a 26B's, and behind them those of the decoders that --kin names, with the 300M tower's norm.
+Shapes are a 26B's, and behind them those of the decoders that --decoders names, with the 300M tower's norm.
 
 Prints a table for people and one JSON line. The ceilings are the rates of a large copy and of a large matrix product,
 measured first; the copy's may be given with --bandwidth. Each call finds the L2 cache flushed. --rows bounds the rows
@@ -255,7 +255,7 @@ KERNELS: list[Kernel] = [
 ]  # fmt: skip
 
 
-def list_kin(name: str) -> Iterator[Kernel]:
+def list_decoder_kernels(name: str) -> Iterator[Kernel]:
     """The kernels of a decode step of one decoder, whose names begin with its own."""
     decoder = DECODERS[name]
     heads = Heads(decoder.num_heads, decoder.num_kv_heads, decoder.head_dim, decoder.use_qk_norm)
@@ -338,7 +338,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--rows", type=int, help="at most so many rows in every case")
-    parser.add_argument("--kin", default="qwen2-0.5b,qwen3-8b", help=f"decoders of {', '.join(DECODERS)}")
+    parser.add_argument("--decoders", default="qwen2-0.5b,qwen3-8b", help=f"decoders of {', '.join(DECODERS)}")
     parser.add_argument("--bandwidth", type=float, help="bytes a second to compare with; measured by default")
     options = parser.parse_args()
 
@@ -352,8 +352,8 @@ def main() -> None:
     print(f"{'kernel':26} {'rows':>5} {'us':>9} {'G/s':>8} {'share':>6} {'twin us':>9} {'x':>6}")
     results: list[dict[str, object]] = []
     seen: set[tuple[str, int]] = set()
-    kin = [kernel for name in options.kin.split(",") if name for kernel in list_kin(name)]
-    for kernel in [*KERNELS, SMALL_TOWER_NORM, *kin]:
+    decoders = [kernel for name in options.decoders.split(",") if name for kernel in list_decoder_kernels(name)]
+    for kernel in [*KERNELS, SMALL_TOWER_NORM, *decoders]:
         rows = min(kernel.rows, options.rows or kernel.rows)
         if (kernel.name, rows) in seen:
             continue

@@ -1,9 +1,9 @@
 """Searches configurations for the products of kernels/triton/skinny.py and times them against cuBLAS.
 
-    python benchmarks/skinny.py [--shapes qkv,o,gate_up,gate_up_silu,down,head] [--kin qwen3-8b,qwen2-0.5b]
+    python benchmarks/skinny.py [--shapes qkv,o,gate_up,gate_up_silu,down,head] [--decoders qwen3-8b,qwen2-0.5b]
                                 [--rows 1,4,16,32,64] [--budget-s 100] [--write] [--dry]
 
-Shapes are a 26B's; `--kin` takes those of other decoders in shapes.py, each of which may be named, too, as in
+Shapes are a 26B's; `--decoders` takes those of other decoders in shapes.py, each of which may be named, too, as in
 `qwen3-8b.qkv`. `gate_up_silu` is the product with SwiGLU in it, against cuBLAS and the kernel of SwiGLU. Every
 candidate is held to an fp32 product first, then timed in a CUDA graph over weights that no L2 holds, twelve or more, so
 that launch gaps and reuse do not count. Prints a table and one JSON line; `--write` renews the winners' lines in
@@ -44,14 +44,14 @@ SHAPES = {
     "down": (6144, 16384),
     "head": (92672, 6144),
 }
-KIN = {
+DECODER_SHAPES = {
     f"{name}.{product}": shape
     for name, decoder in DECODERS.items()
     for product, shape in list_products(decoder).items()
 }
 TABLES = Path(skinny.__file__).parents[1] / "tables"
 DRY_SHAPES = {"narrow": (48, 256), "wide": (130, 128), "gated": (260, 128)}
-GATED = {"gate_up_silu", "gated", *(name for name in KIN if name.endswith("gate_up_silu"))}
+GATED = {"gate_up_silu", "gated", *(name for name in DECODER_SHAPES if name.endswith("gate_up_silu"))}
 GATED_ROUNDINGS = 4  # gate, up, SiLU and their product, where a plain product has one
 BEYOND_L2_BYTES = 256 << 20
 MAX_CANDIDATES = 48
@@ -268,16 +268,16 @@ def create_bench(is_dry: bool) -> Bench:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default="", help="comma-separated names; all unless given")
-    parser.add_argument("--kin", default="", help=f"comma-separated decoders of {', '.join(DECODERS)}")
+    parser.add_argument("--decoders", default="", help=f"comma-separated decoders of {', '.join(DECODERS)}")
     parser.add_argument("--rows", default="", help="comma-separated numbers of rows of x; 1,4,16,32,64 unless given")
     parser.add_argument("--budget-s", type=float, default=100.0, help="seconds for compiling and timing")
     parser.add_argument("--write", action="store_true", help="renew the table of such devices in kernels/tables")
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU under TRITON_INTERPRET=1")
     arguments = parser.parse_args()
-    known = DRY_SHAPES if arguments.dry else SHAPES | KIN
+    known = DRY_SHAPES if arguments.dry else SHAPES | DECODER_SHAPES
     wanted = arguments.shapes.split(",") if arguments.shapes else []
-    for name in arguments.kin.split(",") if arguments.kin else []:
-        wanted += [shape for shape in KIN if shape.startswith(f"{name}.")]
+    for name in arguments.decoders.split(",") if arguments.decoders else []:
+        wanted += [shape for shape in DECODER_SHAPES if shape.startswith(f"{name}.")]
     arguments.shapes = wanted or list(DRY_SHAPES if arguments.dry else SHAPES)
     rows = arguments.rows or ("1,17" if arguments.dry else "1,4,16,32,64")
     arguments.rows = [int(number) for number in rows.split(",")]

@@ -1,8 +1,8 @@
 """What takes how much memory, computed from the configuration alone before anything is allocated.
 
-Weights are the checkpoint's own; padding and tables add less than 20 MiB to a 26B. Workspaces are upper bounds of
-the activations that live at once in one step, from the shapes at the step's budgets; the KV cache takes its share
-of what is left.
+Weights are the checkpoint's own; padding and tables add at most 21 MB to a member of the family, whose sessions are as
+long as its training's (computed: Qwen3's table of rotary positions). Workspaces are upper bounds of the activations
+that live at once in one step, from the shapes at the step's budgets; the KV cache takes its share of what is left.
 """
 
 from collections.abc import Mapping

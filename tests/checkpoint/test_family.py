@@ -32,6 +32,8 @@ def test_what_is_not_served_yet_is_refused_by_name_with_what_is(release: Release
     assert all(word in said for word in (release.name, release.architecture, "not served yet", "tilewise list"))
     assert "InternLM2ForCausalLM" in said
     assert "config.json" in said
+    assert "only" not in said
+    assert said.count(". ") == 0, "one sentence"
 
 
 @pytest.mark.parametrize("release", NOT_YET, ids=name_release)

@@ -136,10 +136,6 @@ def test_unknown_keys_and_auto_map_are_ignored_and_nothing_of_the_folder_runs(tm
 
 
 REFUSED_BY_NAME = [
-    ({"quantization_config": {"quant_method": "awq"}}, "quantization_config", "unquantised"),
-    ({"llm_config.quantization_config": {"quant_method": "awq"}}, "llm_config.quantization_config", "unquantised"),
-    ({"use_llm_lora": 64}, "use_llm_lora=64", "0"),
-    ({"use_backbone_lora": 64}, "use_backbone_lora=64", "0"),
     ({"architectures": ["LlavaForConditionalGeneration"]}, "LlavaForConditionalGeneration", "InternVLChatModel"),
     ({"architectures": ..., "model_type": "llava"}, "llava", "InternVLChatModel"),
     ({"architectures": ...}, "None", "InternVLChatModel"),
@@ -153,6 +149,12 @@ REFUSED_BY_NAME = [
     ({"torch_dtype": "int8"}, "int8", "bfloat16"),
     ({"force_image_size": 448}, "448", "224"),
     ({"pad2square": True}, "True", "false"),
+    ({"llm_config.rope_scaling": {"foo": 1}}, "rope_scaling", "type and factor"),
+    ({"quantization_config": {"bits": 8}}, "config.json: quantization_config", "not served yet"),
+    ({"llm_config.quantization_config": {"quant_method": "awq"}}, "llm_config.quantization_config", "not served yet"),
+    ({"vision_config.quantization_config": {"bits": 8}}, "vision_config.quantization_config", "not served yet"),
+    ({"use_backbone_lora": 16}, "use_backbone_lora=16", "merge them"),
+    ({"use_llm_lora": 16}, "use_llm_lora=16", "merge them"),
 ]
 
 
@@ -164,6 +166,19 @@ def test_what_the_model_code_cannot_honour_is_refused_by_name(
         load_model_config(write_config(tmp_path, changes))
     assert given in str(refusal.value)
     assert supported in str(refusal.value)
+
+
+@pytest.mark.parametrize(("changes", "given"), [(changes, given) for changes, given, _ in REFUSED_BY_NAME])
+def test_it_is_refused_before_a_weight_is_looked_at(tmp_path: Path, changes: dict[str, Any], given: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UnsupportedModelError) as refusal:
+        load_model_config(write_config(tmp_path, {"llm_config.tie_word_embeddings": True, **changes}))
+    assert given in str(refusal.value)
+
+
+def test_adapters_that_are_none_and_a_null_quantisation_are_accepted(tmp_path: Path) -> None:
+    none = {"use_backbone_lora": 0, "use_llm_lora": 0, "llm_config.quantization_config": None}
+    assert load_model_config(write_config(tmp_path, none)) == load_model_config(write_config(tmp_path))
 
 
 MALFORMED = [

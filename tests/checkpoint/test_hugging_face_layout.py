@@ -122,6 +122,23 @@ def test_a_processor_that_would_make_other_pixels_is_refused_by_name(
         load_model_config(tmp_path)
 
 
+@pytest.mark.parametrize("field", ["image_mean", "image_std", "size"])
+def test_what_a_processor_leaves_to_another_models_defaults_is_refused_by_name(field: str, tmp_path: Path) -> None:
+    write_config(tmp_path, HUGGING_FACE)
+    own = save_processor(tmp_path)
+    fields = json.loads(own.read_text())
+    del fields[field]
+    own.write_text(json.dumps(fields))
+    with pytest.raises(CheckpointError, match=rf"^preprocessor_config\.json: {field} is missing"):
+        load_model_config(tmp_path)
+
+
+def test_a_rescale_factor_of_few_digits_is_the_same(tmp_path: Path) -> None:
+    write_config(tmp_path, HUGGING_FACE)
+    save_processor(tmp_path, rescale_factor=0.00392156863)
+    assert load_model_config(tmp_path).max_dynamic_patch == 12
+
+
 @pytest.mark.parametrize(("names", "layout"), [(FLAT, "hf_flat"), (NESTED, "hf_nested")])
 def test_the_weights_say_which_names_they_have_and_whether_a_head_is_their_own(
     names: tuple[str, ...], layout: str, tmp_path: Path
@@ -152,12 +169,15 @@ def test_the_weights_say_which_names_they_have_and_whether_a_head_is_their_own(
         ({"vision_feature_select_strategy": "full"}, "full", "default"),
         ({"projector_hidden_act": "relu"}, "relu", "gelu"),
         ({"image_seq_length": 64}, "64", "256"),
+        ({"text_config.quantization_config": {"bits": 4}}, "text_config.quantization_config", "not served yet"),
+        ({"quantization_config": {"bits": 4}}, "config.json: quantization_config", "not served yet"),
     ],
     ids=str,
 )
 def test_what_cannot_be_honoured_is_refused_by_name(
     changes: dict[str, Any], given: str, supported: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")  # which would be another refusal, if it were opened
     with pytest.raises(UnsupportedModelError) as refusal:
         load_model_config(write_config(tmp_path, HUGGING_FACE, changes))
     assert given in str(refusal.value)

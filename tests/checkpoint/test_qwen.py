@@ -1,5 +1,6 @@
 """Qwen2Config and Qwen3Config as the official layout holds them, against the classes of transformers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from transformers import Qwen2Config, Qwen3Config
 
 from tests.checkpoint.configs import OFFICIAL, write_config
 from tilewise.checkpoint.hf_config import load_model_config
-from tilewise.config import DecoderConfig, RopeScaling
-from tilewise.errors import CheckpointError, UnsupportedModelError
+from tilewise.config import DecoderConfig, DeviceConfig, EngineConfig, RopeScaling, resolve
+from tilewise.errors import CheckpointError, ConfigError, UnsupportedModelError
 
 CLASSES = {"Qwen2ForCausalLM": Qwen2Config, "Qwen3ForCausalLM": Qwen3Config}
 
@@ -64,11 +65,6 @@ def test_an_explicit_head_size_is_no_share_of_the_width(tmp_path: Path) -> None:
         ),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e6}}, 5e6, None),
         ({"rope_parameters": {"rope_theta": 5e6}}, 5e6, None),
-        (
-            {"rope_scaling": {}, "rope_parameters": {"rope_theta": 5e6, "rope_type": "dynamic", "factor": 2}},
-            5e6,
-            RopeScaling("dynamic", 2.0),
-        ),
         ({"rope_parameters": {"rope_type": "linear", "factor": 4, "rope_theta": 5e6}}, 5e6, RopeScaling("linear", 4.0)),
         (
             {"rope_theta": 3.0, "rope_parameters": {"rope_type": "dynamic", "factor": 2}},
@@ -83,6 +79,16 @@ def test_an_explicit_head_size_is_no_share_of_the_width(tmp_path: Path) -> None:
             1e4,
             RopeScaling("linear", 2.0),
         ),
+        (
+            {
+                "rope_scaling": {},
+                "rope_parameters": {"rope_theta": 1e6, "rope_type": "dynamic", "factor": 2},
+            },
+            1e6,
+            RopeScaling("dynamic", 2.0),
+        ),
+        ({"rope_theta": 1e6, "rope_scaling": {}, "rope_parameters": {}}, 1e6, None),
+        ({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 1.0}}, 1e6, None),
     ],
     ids=str,
 )
@@ -104,17 +110,47 @@ def test_rope_is_read_in_both_spellings_as_transformers_reads_it(
         {"sliding_window": 16},
         {"sliding_window": None, "use_sliding_window": False},
         {"sliding_window": 16, "use_sliding_window": False, "max_window_layers": 0},
-        {"sliding_window": 512, "use_sliding_window": True, "max_window_layers": 0},
+        {"sliding_window": None, "use_sliding_window": True, "max_window_layers": 0, "max_position_embeddings": 8192},
         {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 2},
         {"sliding_window": 16, "use_sliding_window": True},
         {"sliding_window": 16, "use_sliding_window": True, "layer_types": ["full_attention"] * 2},
         {"layer_types": ["full_attention"] * 2, "sliding_window": None},
-        {"sliding_window": None, "use_sliding_window": True, "max_window_layers": 0},
     ],
     ids=str,
 )
 def test_a_window_that_hides_nothing_is_not_refused(changes: dict[str, Any], tmp_path: Path) -> None:
-    assert read(tmp_path, changes) == read(tmp_path)
+    limits = {key: value for key, value in changes.items() if key == "max_position_embeddings"}
+    assert read(tmp_path, changes) == read(tmp_path, limits)
+    theirs = Qwen2Config(num_hidden_layers=2, **changes)
+    assert theirs.sliding_window is None or "sliding_attention" not in theirs.layer_types
+
+
+def test_a_window_of_all_trained_positions_bounds_the_session_whatever_the_rotary_base(tmp_path: Path) -> None:
+    changes = {"sliding_window": 512, "use_sliding_window": True, "max_window_layers": 0}
+    assert read(tmp_path, changes) == replace(read(tmp_path), sliding_window=512)
+    model = load_model_config(tmp_path)
+    model = replace(model, decoder=read(tmp_path, changes))
+    assert resolve(EngineConfig(), model, DeviceConfig("cpu")).session_len == 512
+    with pytest.raises(ConfigError, match=r"session_len=513 .*window of 512 ") as refusal:
+        resolve(EngineConfig(session_len=513, rope_scaling_factor=2.0), model, DeviceConfig("cpu"))
+    assert refusal.value.param == "session_len"
+
+
+def test_an_absent_window_is_4096_and_null_none(tmp_path: Path) -> None:
+    windowed = {"use_sliding_window": True, "max_window_layers": 0}
+    assert read(tmp_path, windowed).sliding_window == Qwen2Config(**windowed).sliding_window == 4096
+    assert read(tmp_path, {**windowed, "sliding_window": None}).sliding_window is None
+    with pytest.raises(UnsupportedModelError, match="max_position_embeddings=8192"):
+        read(tmp_path, {**windowed, "max_position_embeddings": 8192})
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_null_key_value_heads_are_as_many_as_heads_and_absent_ones_32(name: str, tmp_path: Path) -> None:
+    null = {"architectures": [name], "num_attention_heads": 64, "hidden_size": 256, "num_key_value_heads": None}
+    absent = {**null, "num_key_value_heads": ...}
+    theirs = CLASSES[name](num_attention_heads=64, num_key_value_heads=None)
+    assert read(tmp_path, null).num_kv_heads == theirs.num_key_value_heads == 64
+    assert read(tmp_path, absent).num_kv_heads == CLASSES[name](num_attention_heads=64).num_key_value_heads == 32
 
 
 @pytest.mark.parametrize(
@@ -135,6 +171,9 @@ def test_a_window_that_hides_nothing_is_not_refused(changes: dict[str, Any], tmp
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "longrope"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, "llama3"),
         ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}}, "rope_parameters"),
+        ({"rope_parameters": {"rope_theta": 1e6, "rope_typ": "dynamic"}}, "rope_parameters"),
+        ({"rope_scaling": {"foo": 1}}, "rope_scaling"),
         ({"hidden_act": "gelu"}, "gelu"),
     ],
     ids=str,
@@ -159,8 +198,6 @@ def test_what_would_compute_something_else_is_refused_by_name(
         ({"layer_types": "full_attention"}, "layer_types"),
         ({"use_sliding_window": 1}, "use_sliding_window"),
         ({"rope_scaling": {"factor": 2.0}}, "rope_scaling"),
-        ({"rope_scaling": {"kind": "linear"}}, "rope_scaling"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 1e6}}}, "rope_parameters"),
         ({"rope_parameters": [1]}, "rope_parameters"),
         ({"rope_parameters": {"rope_type": "linear"}}, "factor"),
         ({"architectures": ["Qwen3ForCausalLM"], "attention_bias": "yes"}, "attention_bias"),
@@ -175,13 +212,6 @@ def test_a_malformed_field_is_an_error_that_names_it(changes: dict[str, Any], fi
     assert len(str(refusal.value)) < 300
 
 
-@pytest.mark.parametrize("architecture", CLASSES)
-def test_null_kv_heads_are_as_many_as_heads_as_in_transformers(architecture: str, tmp_path: Path) -> None:
-    decoder = read(tmp_path, {"num_key_value_heads": None, "architectures": [architecture]})
-    theirs = CLASSES[architecture](num_attention_heads=decoder.num_heads, num_key_value_heads=None)
-    assert decoder.num_kv_heads == decoder.num_heads == theirs.num_key_value_heads
-
-
 @pytest.mark.parametrize("head", ["language_model.lm_head.weight", None])
 @pytest.mark.parametrize("is_asked", [False, True])
 def test_a_head_is_tied_only_where_config_asks_for_it_and_the_file_has_none(
@@ -192,8 +222,13 @@ def test_a_head_is_tied_only_where_config_asks_for_it_and_the_file_has_none(
     assert read(tmp_path, {"tie_word_embeddings": is_asked}).is_head_tied == (is_asked and head is None)
 
 
-def test_without_weights_to_look_at_a_head_is_its_own(tmp_path: Path) -> None:
+def test_without_weights_to_look_at_a_head_is_its_own_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not read(tmp_path, {"tie_word_embeddings": False}).is_head_tied
+    assert not caplog.messages
     assert not read(tmp_path, {"tie_word_embeddings": True}).is_head_tied
+    assert "a head of its own is counted" in caplog.text
 
 
 def test_damaged_weights_are_told_by_name_where_a_head_is_looked_for(tmp_path: Path) -> None:

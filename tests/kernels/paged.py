@@ -31,7 +31,8 @@ class DecodeCase:
     @property
     def name(self) -> str:
         sizes = f"group{self.group}x{self.num_kv_heads}-block{self.block_size}-dim{self.head_dim}"
-        return f"{self.dtype}-{sizes}{f'-padding{self.num_padding}' if self.num_padding else ''}"
+        longest = "" if self.lengths == LENGTHS else f"-length{max(self.lengths)}"
+        return f"{self.dtype}-{sizes}{f'-padding{self.num_padding}' if self.num_padding else ''}{longest}"
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,25 @@ def compare_decodes(case: DecodeCase, device: str) -> float:
     return measure_error(out[:number, 1].cpu(), reference.attend_decodes(*wide).cpu())
 
 
+def count_shares(num_blocks: int, device: str) -> int:
+    """Say how many programs of the many that may share a long context take part in one of so many blocks."""
+    from tilewise.kernels.triton import decode_attention as attention
+
+    num_splits = attention.choose_num_splits(1, 1)
+    q, out = torch.ones(1, 1, 16, device=device), torch.empty(1, 1, 16, device=device)
+    cache = torch.ones(1, 16, 1, 16, device=device)
+    table = torch.zeros(1, num_blocks, dtype=torch.int32, device=device)
+    lengths = torch.full((1,), 16 * num_blocks, dtype=torch.int32, device=device)
+    partial = torch.empty(num_splits, 16, device=device)
+    stats = torch.full((2, num_splits), math.nan, device=device)
+    attention.kernel()[(1, 1, num_splits)](
+        q, cache, cache, table, lengths, out, partial, stats, attention.get_arrivals(q.device), 1.0,
+        16, 16, num_blocks, *cache.stride()[:3],
+        NUM_SPLITS=num_splits, MERGED_SPLITS=16, GROUP=1, ROWS=16, MERGED_ROWS=1, BLOCK=16, DIM=16, IS_DEPENDENT=False,
+    )  # fmt: skip
+    return max(1, int(stats[0].isfinite().sum()))  # one alone has nothing to hand over
+
+
 # The model's group is 6; 1, 4 and 8 are its kin's. One KV head but once: every program of the grid costs 5 ms. A wide
 # batch has one program a context.
 SHAPES = ((1, 64, 1, 3), (4, 16, 1, 3), (6, 64, 2, 1), (6, 16, 1, 60), (8, 64, 1, 3), (6, 16, 1, 300))
@@ -119,6 +139,7 @@ FAMILY = tuple(
     )
     for number, (group, head_dim) in enumerate(itertools.product(GROUPS, HEAD_SIZES))
 )
+NUM_BLOCKS = (1, 2, 4, 8, 16, 17, 32, 33, 128, 129)
 INTERPRETED = (
     *(
         DecodeCase(group, block_size, dtype, num_kv_heads, num_padding=num_padding)
@@ -135,4 +156,5 @@ if __name__ == "__main__":
     assert os.environ["TRITON_INTERPRET"] == "1"
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)  # so that new tensors are NaN until they are written
-    print(json.dumps({case.name: compare_decodes(case, "cpu") for case in INTERPRETED}))
+    errors = {case.name: compare_decodes(case, "cpu") for case in INTERPRETED}
+    print(json.dumps([errors, {number: count_shares(number, "cpu") for number in NUM_BLOCKS}]))

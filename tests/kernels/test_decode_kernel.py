@@ -28,6 +28,10 @@ COMPILED = [
     for head_dim in HEAD_SIZES
     for num_kv_heads in (1, 2, 4)  # 64, 16 and 16 programs a context
 ]
+COMPILED += [  # more shares than are merged at once
+    DecodeCase(7, 64, dtype, num_kv_heads=1, head_dim=64, lengths=(4096, 1100, 2049))
+    for dtype in ("bfloat16", "float16")
+]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
@@ -38,7 +42,9 @@ def test_interpreted_kernel_equals_its_twin_and_no_poison_leaks(repository: Path
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths}
     command = [sys.executable, "-m", "tests.kernels.paged"]
     done = run_command(command, cwd=repository, env=environment, check=True)
-    errors = json.loads(done.stdout.splitlines()[-1])
+    errors, shares = json.loads(done.stdout.splitlines()[-1])
+    # Up to 16 blocks one each, as where fewer programs share a context; then two each, or more where 64 are too few.
+    assert shares == {"1": 1, "2": 2, "4": 4, "8": 8, "16": 16, "17": 9, "32": 16, "33": 17, "128": 64, "129": 43}
     assert errors.keys() == {case.name for case in INTERPRETED}
     wrong = {case.name: errors[case.name] for case in INTERPRETED if not errors[case.name] < TOLERANCES[case.dtype]}
     assert not wrong
@@ -53,8 +59,9 @@ def test_compiled_kernel_equals_its_twin_and_no_poison_leaks(case: DecodeCase) -
 
 @pytest.mark.gpu
 @needs_triton
-def test_the_last_of_many_programs_finds_what_all_others_wrote_and_repeats_its_bits() -> None:
-    length, group, num_kv_heads = 64 * 64, 6, 8
+@pytest.mark.parametrize("num_kv_heads", [1, 8])  # 64 and 16 programs a context
+def test_the_last_of_many_programs_finds_what_all_others_wrote_and_repeats_its_bits(num_kv_heads: int) -> None:
+    length, group = 64 * 64, 6
     q = torch.randn(2, num_kv_heads * group, 128, device="cuda").bfloat16()
     k_cache, v_cache = (torch.randn(128, 64, num_kv_heads, 128, device="cuda").bfloat16() for _ in range(2))
     table = torch.randperm(128, device="cuda", dtype=torch.int32).view(2, 64)
@@ -68,7 +75,7 @@ def test_the_last_of_many_programs_finds_what_all_others_wrote_and_repeats_its_b
         out[0] = torch.nan
         graph.replay()
         assert torch.equal(out, expected)
-    for number in (1, 60, 64, 65, 64 * 17, length):  # the grid stays, the number of shares does not
+    for number in (1, 60, 64, 65, 64 * 17, 2049, length):  # the grid stays, the number of shares does not
         lengths[0] = number
         graph.replay()
         wide = q[:1].float(), k_cache.float(), v_cache.float(), table[:1], lengths[:1]

@@ -24,7 +24,7 @@ def test_a_layer_of_every_decoder_is_eight_launches_and_of_every_tower_at_most_n
     found = {(result["shape"], result["rows"]): result["layer"] for result in line["results"]}
     assert found.pop(("300m", 1)) == TOWER_LAYER
     assert found.pop(("6b", 1)) == {**TOWER_LAYER, "normalize": 1}
-    assert {"qwen2-0.5b", "qwen2-72b", "qwen3-0.6b", "qwen3-32b", "internlm2-20b"} <= {name for name, _ in found}
+    assert {"qwen2-0.5b", "qwen2.5-72b", "qwen3-0.6b", "qwen3-32b", "internlm2-20b"} <= {name for name, _ in found}
     assert all(layer == DECODER_LAYER for layer in found.values()), found
     alone = [result for result in line["results"] if result["rows"] == 1 and result["shape"] not in ("300m", "6b")]
     assert all(result["dependent_a_layer"] == 8 for result in alone), "each starts in the end of the one before it"

@@ -27,7 +27,7 @@ ROOM_LINES = {
     "": 910,  # the catalogue: a row for each of the family's 33 releases and 24 language models
     "cache": 180,
     "checkpoint": 320,
-    "checkpoint/hf_config": 460,  # +240: Qwen2, Qwen3, the Hugging Face layout, and what is not served yet
+    "checkpoint/hf_config": 480,  # +260: Qwen2, Qwen3, the Hugging Face layout, and what is not served yet, by name
     "cli": 830,
     "config": 360,
     "demo": 28,

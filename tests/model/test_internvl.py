@@ -69,6 +69,15 @@ def test_a_stray_name_is_not_taken_for_an_unused_layer(name: str, tmp_path: Path
     assert not build_model(create_twin(select_layer=-2), tmp_path).is_unused(name)
 
 
+@pytest.mark.parametrize("prefix", ["language_model.model.layers.0.self_attn", "language_model.model"])
+def test_frequencies_that_older_savers_wrote_are_unused_and_other_names_like_theirs_are_not(
+    prefix: str, tmp_path: Path
+) -> None:
+    model = build_model(create_twin(), tmp_path)
+    assert model.is_unused(f"{prefix}.rotary_emb.inv_freq")
+    assert not model.is_unused(f"{prefix}.inv_freq")
+
+
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_the_planned_number_of_weights_is_what_is_allocated(flavour: str, tmp_path: Path) -> None:
     model = build_model(create_twin(flavour, has_decoder_bias=True, select_layer=-2), tmp_path)

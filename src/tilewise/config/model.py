@@ -54,6 +54,7 @@ class DecoderConfig:
     keys, before they are rotated. With `is_head_tied` the head's rows are the embedding's.
     `num_tokens` is how many of the vocabulary's rows the tokenizer has, where they are known to be fewer: Qwen's heads
     have rows beyond it. Those are never sampled.
+    `sliding_window` is how many positions some layers see, None where all see everything: no session is longer.
     """
 
     family: str
@@ -73,6 +74,7 @@ class DecoderConfig:
     use_qk_norm: bool = False
     is_head_tied: bool = False
     num_tokens: int | None = None
+    sliding_window: int | None = None
 
     @property
     def num_logits(self) -> int:

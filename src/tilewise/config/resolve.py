@@ -132,6 +132,13 @@ def resolve(config: EngineConfig, model: ModelConfig, device: DeviceConfig) -> R
     """
     on_cpu = device.type == "cpu"
     session_len = config.session_len or model.decoder.max_position_embeddings
+    window = model.decoder.sliding_window
+    if window is not None and session_len > window:
+        raise ConfigError(
+            f"session_len={session_len} is beyond the sliding window of {window} positions that this model's layers "
+            "see; lower it.",
+            param="session_len",
+        )
     rope_base, rope_position_scale = _resolve_rope(config.rope_scaling_factor, model.decoder, session_len)
     image_cache_bytes = 64 * MIB if on_cpu else 512 * MIB
     max_step_tokens = config.max_prefill_token_num or max(1024 if on_cpu else 2048, config.max_batch_size)

@@ -87,12 +87,12 @@ class Decoder(nn.Module):
         return self.head(self.norm(x))
 
     def names(self) -> Iterator[tuple[str, str, str | None]]:
-        """Yield (official name, module path, piece) of every module that holds tensors of its own."""
+        """Yield (the family's name, module path, piece) of every module that holds tensors of its own."""
         family = FAMILIES[self.config.family]
-        for official, module in family.ends.items():
+        for stored, module in family.ends.items():
             if module == "head" and self.config.is_head_tied:
                 continue
-            yield official, module, None
+            yield stored, module, None
         for number in range(self.config.num_layers):
-            for official, (module, piece) in family.layer.items():
-                yield f"{family.layers}.{number}.{official}", f"layers.{number}.{module}", piece
+            for stored, (module, piece) in family.layer.items():
+                yield f"{family.layers}.{number}.{stored}", f"layers.{number}.{module}", piece

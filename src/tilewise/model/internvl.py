@@ -54,7 +54,10 @@ class InternVL(nn.Module):
         return slots
 
     def is_unused(self, stored: str) -> bool:
-        """Tell whether a tensor is not loaded: of a tower layer behind `select_layer`, or an old file's rope table."""
+        """Tell whether a tensor belongs to a tower layer behind `select_layer`, which is not built, or can be computed.
+
+        Older savers wrote the frequencies of rotary positions, too.
+        """
         if stored.endswith(".rotary_emb.inv_freq"):
             return True
         found = re.match(rf"{re.escape(self._layers)}\.([0-9]{{1,4}})\.", stored)

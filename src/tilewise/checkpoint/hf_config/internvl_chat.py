@@ -5,13 +5,15 @@ a key is absent. Reads JSON and names of tensors: `auto_map` and unknown keys ar
 model code could not honour is refused here by name, before any weight is touched.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
 from tilewise.checkpoint.hf_config.intern_vision import read_vision
 from tilewise.checkpoint.hf_config.language_models import read_language_model, tie_head
+from tilewise.checkpoint.hf_config.not_yet import check_weights
 from tilewise.checkpoint.hf_config.section import Section
-from tilewise.checkpoint.hf_config.shared_fields import MAX_TILES, check_is_plain, read_downsample_ratio, read_dtype
+from tilewise.checkpoint.hf_config.shared_fields import MAX_TILES, read_downsample_ratio, read_dtype
 from tilewise.checkpoint.shards import list_tensor_names
 from tilewise.config import ModelConfig
 
@@ -27,12 +29,7 @@ def read_model(top: Section, folder: Path) -> ModelConfig:
     vision_section, decoder_section = top.section("vision_config"), top.section("llm_config")
     vision = read_vision(vision_section)
     decoder = read_language_model(decoder_section)
-    check_is_plain(top, decoder_section)
-    for key in ("use_backbone_lora", "use_llm_lora"):
-        top.only(key, 0)
-    # QUIRK: the official class unties the head whatever this says, and checkpoints with a head of their own say true.
-    if decoder_section.flag("tie_word_embeddings", False):
-        decoder = tie_head(decoder, True, list_tensor_names(folder))
+    check_weights(top, vision_section, decoder_section)
     if top.count("force_image_size", vision.image_size) != vision.image_size:
         raise top.unsupported("force_image_size", f"vision_config.image_size={vision.image_size}")
     if top.flag("pad2square", False):
@@ -41,7 +38,7 @@ def read_model(top: Section, folder: Path) -> ModelConfig:
     max_tiles = top.count("max_dynamic_patch", 6, high=MAX_TILES)
     min_tiles = top.count("min_dynamic_patch", 1, high=max_tiles)
     is_dynamic = top.flag("dynamic_image_size", False)
-    return ModelConfig(
+    model = ModelConfig(
         architecture=ARCHITECTURE,
         layout="official",
         vision=vision,
@@ -57,3 +54,7 @@ def read_model(top: Section, folder: Path) -> ModelConfig:
         system_message=top.word("system_message", None),
         is_random=top.flag("random_weights", False),
     )
+    # QUIRK: the official class unties the head whatever this says, and checkpoints with a head of their own say true.
+    if decoder_section.flag("tie_word_embeddings", False):
+        model = replace(model, decoder=tie_head(decoder, True, list_tensor_names(folder)))
+    return model

@@ -4,6 +4,7 @@ Its resampler is torchvision's, which differs from Pillow's in 0.5 % of the valu
 which the weights were trained with.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,12 @@ _COMBINED_NAME, _OWN_NAME = "processor_config.json", "preprocessor_config.json"
 # What our own pixels are made with; the first is Pillow's number of its bicubic filter.
 _PIXELS = {
     "resample": 3,
-    "rescale_factor": 1 / 255,
     "image_mean": [0.485, 0.456, 0.406],
     "image_std": [0.229, 0.224, 0.225],
 }
+# Where the file leaves these out, the processor's class has CLIP's and 384 pixels.
+_REQUIRED = ("image_mean", "image_std", "size")
+_RESCALE_FACTOR = 1 / 255
 _STEPS = ("do_resize", "do_rescale", "do_normalize")
 
 
@@ -47,14 +50,18 @@ def read_tiling(folder: Path, image_size: int) -> Tiling:
     QUIRK: `crop_to_patches` is false in published files, and the processor sets it to true; it is not read.
 
     Raises:
-        CheckpointError: a file is malformed.
+        CheckpointError: a file is malformed, or lacks what would then be another model's.
         UnsupportedModelError: pixels would be made in another way than ours.
     """
     section = _find_section(folder)
     if section is None:
         return Tiling()
+    for key in _REQUIRED:
+        section.get(key)
     for key, value in _PIXELS.items():
         section.only(key, value)
+    if not math.isclose(section.number("rescale_factor", _RESCALE_FACTOR), _RESCALE_FACTOR, rel_tol=1e-6):
+        raise section.unsupported("rescale_factor", "1/255")
     for key in _STEPS:
         section.only(key, True)
     section.only("size", {"height": image_size, "width": image_size})

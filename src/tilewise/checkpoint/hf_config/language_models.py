@@ -1,5 +1,6 @@
 """The language models that can be served, by the names that config.json gives them, and whether a head is tied."""
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -7,6 +8,8 @@ from tilewise.checkpoint.hf_config import internlm2, qwen2, qwen3
 from tilewise.checkpoint.hf_config.not_yet import check_language_model
 from tilewise.checkpoint.hf_config.section import Section
 from tilewise.config import DecoderConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,12 @@ def tie_head(decoder: DecoderConfig, is_asked: bool, tensor_names: frozenset[str
     """Tie the head to the embedding where config.json asks for it and the weights hold no head.
 
     A head in the file is used whatever config.json says. Where there are no weights to look at, the head is taken to
-    be its own, so that a plan never promises too much.
+    be its own, so that a plan never promises too much; the log then says so.
     """
+    if is_asked and not tensor_names:
+        logger.warning(
+            "config.json ties the head to the embedding, which only weights can confirm, and the folder holds none: a "
+            "head of its own is counted"
+        )
     has_head = not tensor_names or not _HEADS.isdisjoint(tensor_names)
     return replace(decoder, is_head_tied=is_asked and not has_head)

@@ -1,4 +1,4 @@
-"""Members of the family that cannot be served yet: refused by name, before any weight is touched."""
+"""Members of the family, and forms of them, that cannot be served yet: refused by name, before a weight is touched."""
 
 from collections.abc import Iterable
 
@@ -19,7 +19,28 @@ def check_language_model(section: Section, served: Iterable[str]) -> None:
     key = "architectures" if section.get("architectures", []) else "model_type"
     releases = ", ".join(release.name for release in find_releases(name))
     raise UnsupportedModelError(
-        f"{section.unsupported(key, ', '.join(served))} {name}, as in {releases}, is not served yet; tilewise list "
-        "names the checkpoints that are.",
+        f"{section.quote(key)} is not served yet ({name}, as in {releases}); {', '.join(served)} are, and tilewise "
+        "list names their checkpoints.",
         param=key,
     )
+
+
+def check_weights(top: Section, *parts: Section) -> None:
+    """Refuse weights that are quantised, in whichever section says so, or that adapters change.
+
+    Raises:
+        UnsupportedModelError: names the field and the remedy.
+    """
+    for section in (top, *parts):
+        if section.get("quantization_config", None) is not None:
+            raise UnsupportedModelError(
+                f"{section.quote('quantization_config')}: quantised checkpoints are not served yet; take the one that "
+                "it was made from.",
+                param="quantization_config",
+            )
+    for key in ("use_backbone_lora", "use_llm_lora"):
+        if top.get(key, 0):
+            raise UnsupportedModelError(
+                f"{top.quote(key)}: adapters are not served yet; merge them into the weights, and set it to 0.",
+                param=key,
+            )

@@ -6,12 +6,11 @@ from tilewise.checkpoint.hf_config.section import Section
 from tilewise.config import RopeScaling
 
 _DEFAULT_THETA = 10000.0
-# What says nothing of scaling.
-_WITHOUT_TYPE = {"rope_theta", "partial_rotary_factor"}
+_WITHOUT_TYPE = frozenset({"rope_theta", "partial_rotary_factor"})
 
 
 def read_rope(section: Section) -> tuple[float, RopeScaling | None]:
-    """Return the base and the scaling; where both spellings occur `rope_scaling` counts, as in transformers."""
+    """Return the base and the scaling; where both spellings say something `rope_scaling` counts, as in transformers."""
     theta = section.number("rope_theta", _DEFAULT_THETA)
     key = "rope_scaling" if section.get("rope_scaling", None) else "rope_parameters"
     if not section.get(key, None):
@@ -21,8 +20,9 @@ def read_rope(section: Section) -> tuple[float, RopeScaling | None]:
     parameters.only("partial_rotary_factor", 1.0)
     kind_key = "type" if parameters.get("rope_type", None) is None else "rope_type"
     if parameters.word(kind_key, None) is None:
-        if not parameters.keys() <= _WITHOUT_TYPE:
-            raise section.error(key, "an object with type and factor")
+        # Also parameters a layer type, which would otherwise count as none.
+        if not parameters.given() <= _WITHOUT_TYPE:
+            raise section.unsupported(key, "an object with type and factor, or with rope_theta alone")
         return theta, None
     kind = parameters.choice(kind_key, "", ("default", "linear", "dynamic"))
     if kind == "default":

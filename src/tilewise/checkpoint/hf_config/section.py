@@ -38,16 +38,19 @@ class Section:
 
     def unsupported(self, key: str, supported: str) -> UnsupportedModelError:
         """What to raise where `key` is well-formed and Tilewise cannot honour it."""
-        given = _shown(self._data.get(key))
-        return UnsupportedModelError(f"{self._path}{key}={given} is not supported; only {supported}.", param=key)
+        return UnsupportedModelError(f"{self.quote(key)} is not supported; only {supported}.", param=key)
 
-    def keys(self) -> set[str]:
-        """The names of all fields that are not null."""
+    def quote(self, key: str) -> str:
+        """A field and its value, as a refusal shows them."""
+        return f"{self._path}{key}={_shown(self._data.get(key))}"
+
+    def is_null(self, key: str) -> bool:
+        """Whether the key is there and says null, for the fields where that is not the default of an absent one."""
+        return key in self._data and self._data[key] is None
+
+    def given(self) -> set[str]:
+        """The keys that have a value."""
         return {key for key, value in self._data.items() if value is not None}
-
-    def has(self, key: str) -> bool:
-        """Whether the field is there, null or not."""
-        return key in self._data
 
     def get(self, key: str, default: Any = _REQUIRED) -> Any:
         """The value as it is, or the default where there is none."""

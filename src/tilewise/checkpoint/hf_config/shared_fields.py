@@ -23,10 +23,3 @@ def read_downsample_ratio(top: Section, vision: VisionConfig) -> float:
     if not step or step * ratio != 1.0 or side % step:
         raise top.error("downsample_ratio", f"1/n, with n a divisor of the {side} patches of a tile's side")
     return ratio
-
-
-def check_is_plain(*sections: Section) -> None:
-    """Refuse a checkpoint whose weights are quantised, which the top or the language model's section may say."""
-    for section in sections:
-        if section.get("quantization_config", None) is not None:
-            raise section.unsupported("quantization_config", "unquantised checkpoints are, so far")

@@ -21,8 +21,8 @@ from tilewise.kernels.triton.launch import await_inputs, depend, has_triton
 
 _MAX_SPLITS = 16
 _NUM_PROGRAMS = 512  # a few for every multiprocessor
-# Where a few sequences of few KV heads would leave most multiprocessors without a program. No share is then shorter
-# than two blocks, so that a short context does not pay for what a long one gains (computed, not measured).
+# Where a few sequences of few KV heads would leave most multiprocessors without a program. More than _MAX_SPLITS shares
+# are then of two blocks at least: a short context has as many as without them (computed, not measured).
 _MANY_SPLITS = 64
 _FEW_PROGRAMS = 128
 _MIN_ROWS = 16  # smallest M of a Triton dot

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How one language model names its tensors: official name -> (module, piece or None).
+    """How one language model names its tensors: name -> (module, piece or None).
 
-    `ends` are those outside of the layers; a layer's are in `layer`, below `layers` and its number.
+    Each layout puts a beginning of its own before the name. `ends` are those outside of the layers; a layer's are in
+    `layer`, below `layers` and its number.
     """
 
     ends: Mapping[str, str]
