@@ -14,7 +14,6 @@ from tests.conversations import CONVERSATIONS, write_segments
 from tests.family import FOLDER, HUGGING_FACE, NOT_YET, SERVED, find_folder
 from tests.qwen_vocabulary import find_special_ids
 from tilewise.catalogue import Release, find_candidates
-from tilewise.checkpoint.hf_config import SERVED as SERVED_PAIRS
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.inputs.media.tiling import choose_grid, count_tiles
 from tilewise.inputs.text.layout import render
@@ -112,13 +111,13 @@ def find_vocabulary(release: Release) -> str:
 
 
 def _describe(release: Release, words: Words) -> tuple[str, ...]:
-    layouts = {architecture for architecture, decoder in SERVED_PAIRS if decoder == release.architecture}
+    is_in_both = f"{release.name}-hf".lower() in {name.lower() for name in HUGGING_FACE}
     vocabulary = find_vocabulary(release)
     stops = (f"`{name}` {_find_ids(vocabulary)[name]}" for name in PROFILES[release.profile].stop_words)
     return (
         f"[{release.name}](https://huggingface.co/{release.hub_id})",
         release.language_model,
-        words.both_layouts if len(layouts) > 1 else words.official,
+        words.both_layouts if is_in_both else words.official,
         f"`{release.profile}`",
         vocabulary,
         ", ".join(stops),

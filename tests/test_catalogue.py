@@ -7,6 +7,7 @@ from tilewise.catalogue import LANGUAGE_MODELS, RELEASES, TOWERS, Release, find_
 from tilewise.checkpoint.hf_config import SERVED as SERVED_PAIRS
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import DecoderConfig, VisionConfig
+from tilewise.errors import UnsupportedModelError
 from tilewise.inputs.text.profiles import PROFILES
 from tilewise.plan import count_weights
 
@@ -56,6 +57,11 @@ def test_every_language_model_and_tower_belongs_to_a_release() -> None:
     assert {release.language_model for release in RELEASES} == LANGUAGE_MODELS.keys()
     assert {release.tower for release in RELEASES} == TOWERS.keys()
     assert len({release.hub_id for release in RELEASES}) == len(RELEASES)
+
+
+def test_what_is_not_served_yet_has_no_sizes_and_says_so_by_name() -> None:
+    with pytest.raises(UnsupportedModelError, match=NOT_YET[0].name):
+        NOT_YET[0].create_model()
 
 
 @pytest.mark.parametrize("release", NOT_YET, ids=name_release)

@@ -1,5 +1,3 @@
-import copy
-import json
 import os
 import sys
 from pathlib import Path
@@ -10,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tilewise
+from tests.checkpoint import configs
 from tests.processes import run_command
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import RopeScaling
@@ -33,16 +32,8 @@ SMALL: dict[str, Any] = {
 
 
 def write_config(folder: Path, changes: dict[str, Any] | None = None) -> Path:
-    """Write SMALL with `changes`, whose keys are dotted paths; ... deletes."""
-    data = copy.deepcopy(SMALL)
-    for path, value in (changes or {}).items():
-        *parents, key = path.split(".")
-        section = data
-        for parent in parents:
-            section = section[parent]
-        section.pop(key, None) if value is ... else section.update({key: value})
-    (folder / "config.json").write_text(json.dumps(data))
-    return folder
+    """Write SMALL with changes."""
+    return configs.write_config(folder, SMALL, changes)
 
 
 def test_official_config_reads_as_the_published_facts() -> None:

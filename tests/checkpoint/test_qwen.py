@@ -1,5 +1,6 @@
 """Qwen2Config and Qwen3Config as the official layout holds them, against the classes of transformers."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,7 @@ def test_a_head_is_tied_only_where_config_asks_for_it_and_the_file_has_none(
 def test_without_weights_to_look_at_a_head_is_its_own_and_the_log_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, logger="tilewise")
     assert not read(tmp_path, {"tie_word_embeddings": False}).is_head_tied
     assert not caplog.messages
     assert not read(tmp_path, {"tie_word_embeddings": True}).is_head_tied

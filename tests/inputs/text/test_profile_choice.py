@@ -14,8 +14,8 @@ from tilewise import demo
 from tilewise.catalogue import RELEASES
 from tilewise.checkpoint.hf_config import load_model_config
 from tilewise.config import ChatTemplateConfig
-from tilewise.errors import ConfigError
-from tilewise.inputs.text.profile_choice import choose_profile, fit_profile
+from tilewise.errors import CheckpointError, ConfigError
+from tilewise.inputs.text.profile_choice import check_profile, choose_profile, fit_profile
 from tilewise.inputs.text.profiles import PROFILES
 
 BY_NAME = {release.name: release for release in RELEASES}
@@ -99,9 +99,9 @@ def test_the_users_own_sentence_wins_over_the_checkpoints(tmp_path):
 
 @pytest.mark.parametrize("name", HUGGING_FACE)
 def test_the_hugging_face_layout_gets_the_official_sentence_and_the_log_says_so(caplog, name):
-    caplog.set_level(logging.INFO, logger="tilewise")
     model = load_model_config(FOLDER / name)
     assert model.template is None
+    caplog.set_level(logging.INFO, logger="tilewise")
     assert choose_profile(model) == PROFILES["internvl2_5"]
     (record,) = caplog.records
     assert re.search(mentions("template", "internvl2_5", "--chat-template"), record.getMessage())
@@ -179,3 +179,29 @@ def test_tools_of_the_users_own_are_refused_where_the_tokenizer_lacks_them_and_b
     path.write_text(json.dumps({"stop_words": ["</s>"]}))
     own = choose_profile(load("InternVL3-8B"), ChatTemplateConfig(str(path)))
     assert fit_profile(own, names).stop_words == ("</s>",)
+
+
+def test_a_json_template_for_a_checkpoint_without_a_profile_needs_a_base(tmp_path):
+    model = dataclasses.replace(load("InternVL3-8B"), template="phi3-chat")
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"user": "U:"}))
+    with pytest.raises(ConfigError, match="base"):
+        choose_profile(model, ChatTemplateConfig(str(path)))
+    path.write_text(json.dumps({"base": "internvl2_5", "user": "U:"}))
+    assert choose_profile(model, ChatTemplateConfig(str(path))).user == "U:"
+
+
+def test_a_json_template_cannot_say_which_fields_are_the_users(tmp_path):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"user_fields": "tools"}))
+    with pytest.raises(ConfigError, match="unknown key 'user_fields'"):
+        choose_profile(load("InternVL3-8B"), ChatTemplateConfig(str(path)))
+
+
+@pytest.mark.parametrize("field", ["image_label", "between_images"])
+def test_special_tokens_around_several_pictures_are_needed_too(field):
+    names = {"<|im_start|>", "<|im_end|>", "<img>", "</img>"}
+    profile = dataclasses.replace(PROFILES["internvl2_5"], **{field: "<|sep|>"})
+    with pytest.raises(CheckpointError, match=re.escape("<|sep|>")):
+        check_profile(profile, names)
+    check_profile(profile, {*names, "<|sep|>"})

@@ -43,7 +43,7 @@ def tie_head(decoder: DecoderConfig, is_asked: bool, tensor_names: frozenset[str
     be its own, so that a plan never promises too much; the log then says so.
     """
     if is_asked and not tensor_names:
-        logger.warning(
+        logger.info(
             "config.json ties the head to the embedding, which only weights can confirm, and the folder holds none: a "
             "head of its own is counted"
         )
